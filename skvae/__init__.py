@@ -1,0 +1,7 @@
+"""skvae: the variational autoencoder as a scikit-learn estimator."""
+
+from . import callbacks, likelihoods
+from ._transformer import VAETransformer
+
+__all__ = ["VAETransformer", "callbacks", "likelihoods"]
+__version__ = "0.1.0"

@@ -1,0 +1,259 @@
+"""The skorch net: how a VAE is trained. Whole-tensor batches, own random streams, one synchronisation an epoch."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.model_selection import KFold
+from skorch import NeuralNet
+from skorch.callbacks import Callback, PassthroughScoring
+from skorch.helper import predefined_split
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from .callbacks import BestState
+
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
+INIT_STREAM, SCORE_STREAM, SPLIT_STREAM, _VALIDATION_STREAM = range(2**31, 2**31 + 4)  # epochs count from 1
+N_FOLDS = 5
+_BUDGET, _PATIENCE = 2000, 200  # optimizer steps
+_VALIDATION_ROWS = 512  # a smaller held-out set is repeated, with other noise, up to about this many rows
+_VALIDATION_BATCH = 2048
+
+
+class StopTraining(KeyboardInterrupt):
+    """Raised by a callback to end training; skorch knows no other way."""
+
+
+def generator(seed: int, *key: int) -> torch.Generator:
+    """An own stream for each (seed, key), so that neither torch's nor numpy's global stream is read or moved."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1))
+
+
+class TrainBatches:
+    """Shuffled passes over a tensor of rows. The noise comes with the batch, so that the step itself draws nothing;
+    the streams belong to (seed, epoch), so that epoch k is the same however training was cut into calls."""
+
+    def __init__(self, net: "Net", x: Tensor) -> None:
+        self.net, self.x = net, x
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
+        x, batch_size, rng = self.x, self.net.batch_size, generator(self.net.seed, len(self.net.history))
+        order = torch.randperm(len(x), generator=rng).to(x.device)
+        noise = torch.randn(len(x), self.net.z_dim, generator=rng).to(x.device)
+        for rows, eps in zip(order.split(batch_size), noise.split(batch_size), strict=True):
+            yield {"x": x.index_select(0, rows), "eps": eps}, None
+
+
+class ValidationBatches:
+    """The same rows with the same noise at every epoch, so that epochs are compared on equal terms."""
+
+    def __init__(self, net: "Net", x: Tensor) -> None:
+        n_repeats = min(-(-_VALIDATION_ROWS // len(x)), 16)
+        rng = generator(net.seed, _VALIDATION_STREAM)
+        self.x = x.repeat(n_repeats, 1) if n_repeats > 1 else x
+        self.noise = torch.randn(len(self.x), net.z_dim, generator=rng).to(x.device)
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
+        for rows, eps in zip(self.x.split(_VALIDATION_BATCH), self.noise.split(_VALIDATION_BATCH), strict=True):
+            yield {"x": rows, "eps": eps}, None
+
+
+class Net(NeuralNet):
+    """Trains a VAE on its objective, which stands where skorch has a criterion.
+
+    `seed` decides all that is random; `offset` and `scale` (n_features,) lead from the model's units to those of X.
+    """
+
+    def __init__(self, *args, seed: int = 0, offset=0.0, scale=1.0, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.seed = seed
+        self.offset = offset
+        self.scale = scale
+
+    @property
+    def _default_callbacks(self) -> list:
+        return [
+            ("train_loss", PassthroughScoring(name="train_loss", on_train=True)),
+            ("valid_loss", PassthroughScoring(name="valid_loss")),
+        ]
+
+    def get_iterator(self, dataset: TensorDataset, training: bool = False):
+        return (TrainBatches if training else ValidationBatches)(self, *dataset.tensors)
+
+    @property
+    def z_dim(self) -> int:
+        return self.module_.prior.z_dim
+
+    @property
+    def log_jacobian(self) -> float:
+        """What a log-likelihood in the model's units gains in those of X, in nats per row."""
+        return -float(np.sum(np.log(self.scale)))
+
+    def on_epoch_begin(self, net, **kwargs) -> None:
+        super().on_epoch_begin(net, **kwargs)
+        self.module_.train()
+
+    def _step(self, batch) -> dict[str, Tensor]:
+        value, bound = self.criterion_(self.module_, **batch[0])
+        return {"loss": -value.mean(), "y_pred": bound.detach()}
+
+    def train_step(self, batch, **fit_params) -> dict[str, Tensor]:
+        """skorch's step without its closure and its `train()` at every batch."""
+        self.optimizer_.zero_grad()
+        step = self._step(batch)
+        step["loss"].backward()
+        if self._overridden("on_grad_computed"):
+            self.notify("on_grad_computed", named_parameters=list(self.module_.named_parameters()), batch=batch)
+        self.optimizer_.step()
+        return step
+
+    @torch.no_grad()
+    def validation_step(self, batch, **fit_params) -> dict[str, Tensor]:
+        self.module_.eval()
+        step = self._step(batch)
+        self.module_.train()
+        return step
+
+    def _overridden(self, *hooks: str) -> bool:
+        return any(
+            getattr(type(cb), hook) is not getattr(Callback, hook) for _, cb in self.callbacks_ for hook in hooks
+        )
+
+    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params) -> None:
+        """One pass with sums kept on the device; a history row per batch only where a callback listens to batches."""
+        if iterator is None:
+            return
+        per_batch = self._overridden(*_BATCH_HOOKS)
+        loss = bound = n_rows = 0
+        for batch in iterator:
+            if per_batch:
+                self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            n = len(batch[0]["x"])
+            n_rows, loss, bound = n_rows + n, loss + n * step["loss"].detach(), bound + step["y_pred"].sum()
+            if per_batch:
+                self._record_batch(prefix, step["loss"].item(), n)
+                self.notify("on_batch_end", batch=batch, training=training, **step)
+        mean_loss = float(loss) / n_rows
+        if not np.isfinite(mean_loss):
+            raise ValueError(
+                f"Training diverged in epoch {len(self.history)}: the {prefix} loss is {mean_loss}. Lower `learning_rate`, "
+                "or look for outliers in X and scale or clip them."
+            )
+        if not per_batch:
+            self.history.new_batch()
+            self._record_batch(prefix, mean_loss, n_rows)
+        self.history.record(prefix + "_bound", float(bound) / n_rows)
+
+    def _record_batch(self, prefix: str, loss: float, n: int) -> None:
+        self.history.record_batch(prefix + "_loss", loss)
+        self.history.record_batch(prefix + "_batch_size", n)
+
+    def evaluate(self, dataset: TensorDataset) -> float:
+        """Validation loss of the net as it stands, without a trace in the history."""
+        steps = [(self.validation_step(batch), len(batch[0]["x"])) for batch in self.get_iterator(dataset)]
+        return float(sum(step["loss"] * n for step, n in steps)) / sum(n for _, n in steps)
+
+    def notify(self, method_name: str, **cb_kwargs) -> None:
+        try:
+            super().notify(method_name, **cb_kwargs)
+        except KeyboardInterrupt as stop:  # a callback's way to end training, to be told from the user's Ctrl-C
+            raise StopTraining from stop
+
+    def fit_loop(self, *args, **kwargs):
+        try:
+            return super().fit_loop(*args, **kwargs)
+        except StopTraining:
+            return self
+        except KeyboardInterrupt:
+            warnings.warn("Training interrupted by user.", stacklevel=2)
+            return self
+
+
+def build_net(module, objective, *, optimizer, **params) -> Net:
+    """An initialised `Net`; `params` are skorch's."""
+    optimizer = OPTIMIZERS.get(optimizer, optimizer)
+    if optimizer in _FUSED:
+        params = {"optimizer__fused": True} | params
+    return Net(module, criterion=objective, optimizer=optimizer, verbose=0, **params).initialize()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train: `n_epochs` passes in batches of `batch_size`, fewer where `patience` epochs bring nothing."""
+
+    n_epochs: int
+    batch_size: int
+    patience: int
+    tol: float
+
+    @classmethod
+    def resolve(
+        cls, n_rows: int, *, max_iter="auto", batch_size="auto", n_iter_no_change="auto", tol=1e-4
+    ) -> "Schedule":
+        """Fill in what is "auto": budget and patience are counted in optimizer steps, whatever the number of rows."""
+        if batch_size == "auto":
+            batch_size = 2 ** round(math.log2(min(256, max(32, n_rows / 20))))
+        batch_size = min(batch_size, n_rows)
+        steps_per_epoch = math.ceil(n_rows / batch_size)
+        if max_iter == "auto":
+            max_iter = max(20, math.ceil(_BUDGET / steps_per_epoch))
+        if n_iter_no_change == "auto":
+            n_iter_no_change = max(3, math.ceil(_PATIENCE / steps_per_epoch))
+        return cls(max_iter, batch_size, n_iter_no_change, tol)
+
+
+def train(net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None, callbacks=()) -> None:
+    """Train `net` on the rows of `x`; with `x_valid`, keep the state that does best there."""
+    split = None
+    if x_valid is not None:
+        split = predefined_split(TensorDataset(x_valid.to(net.device)))
+        callbacks = [*callbacks, BestState(schedule.patience, schedule.tol)]
+    net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size, train_split=split)
+    kept = net.callbacks_
+    net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
+    try:
+        net.partial_fit(TensorDataset(x.to(net.device)))
+    finally:
+        net.callbacks_ = kept  # the fitted net keeps no reference to X, to the best state or to an estimator
+        net.train_split = None
+
+
+def hold_out(x: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split the rows at random into those to train on and those to validate on."""
+    n_valid = math.ceil(fraction * len(x))
+    if n_valid >= len(x):
+        raise ValueError(
+            f"The validation set is too small: X has {len(x)} sample(s). Increase 'validation_fraction' or the size of "
+            "your dataset, or set early_stopping=False."
+        )
+    order = torch.randperm(len(x), generator=generator(seed, SPLIT_STREAM))
+    return x[order[n_valid:]], x[order[:n_valid]]
+
+
+def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray, int]:
+    """Mean validation bound after each epoch over the folds, and the number of epochs that did best.
+
+    A held-out tenth of a small table is noise, and the rows are needed for training: so the table is trained on as
+    often as there are folds, to learn how long to train on all of it.
+    """
+    curves = []
+    for train_rows, valid_rows in KFold(N_FOLDS, shuffle=True, random_state=0).split(x):
+        net = make_net(x[train_rows])
+        train(net, x[train_rows], schedule, x[valid_rows])
+        curves.append(net.history[:, "valid_bound"])
+    n_epochs = max(map(len, curves))
+    scores = np.mean([np.pad(curve, (0, n_epochs - len(curve)), mode="edge") for curve in curves], axis=0)
+    return scores, int(np.argmax(scores)) + 1

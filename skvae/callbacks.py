@@ -1,0 +1,180 @@
+"""skorch callbacks that skorch lacks."""
+
+import copy
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from skorch.callbacks import Callback
+
+__all__ = ["BestState", "Report", "SampleGrid"]
+
+
+class BestState(Callback):
+    """Keep the state with the least validation loss, the starting state included, and stop when none better comes.
+
+    Each time the loss has not fallen by `tol` for more than `patience` epochs, training goes back to the best state
+    and on from there with a smaller learning rate; after `n_decays` such turns it ends.
+
+    Parameters
+    ----------
+    patience : int, default=10
+        Epochs without progress that are borne.
+    tol : float, default=1e-4
+        Progress is a validation loss lower than the best by this much, in nats per row.
+    n_decays : int, default=2
+        How often the learning rate falls before training ends.
+    factor : float, default=0.3
+        What the learning rate is multiplied by.
+    """
+
+    def __init__(self, patience=10, tol=1e-4, n_decays=2, factor=0.3):
+        self.patience = patience
+        self.tol = tol
+        self.n_decays = n_decays
+        self.factor = factor
+
+    def on_train_begin(self, net, **kwargs):
+        self.loss_, self.reference_, self.n_stale_, self.n_decays_ = math.inf, math.inf, 0, 0
+        self.state_ = None
+
+    def on_epoch_begin(self, net, dataset_valid=None, **kwargs):
+        if self.state_ is None:  # the start is a candidate
+            self._keep(net, net.evaluate(dataset_valid))
+            self.reference_ = self.loss_
+
+    def _keep(self, net, loss):
+        self.loss_, self.state_ = loss, copy.deepcopy(net.module_.state_dict())
+
+    def on_epoch_end(self, net, **kwargs):
+        loss = net.history[-1, "valid_loss"]
+        if loss < self.loss_:
+            self._keep(net, loss)
+        self.n_stale_ = 0 if loss < self.reference_ - self.tol else self.n_stale_ + 1
+        self.reference_ = min(self.reference_, loss)
+        if self.n_stale_ > self.patience:
+            self._turn(net)
+
+    def _turn(self, net):
+        if self.n_decays_ == self.n_decays:
+            raise KeyboardInterrupt
+        self.n_decays_, self.n_stale_ = self.n_decays_ + 1, 0
+        net.module_.load_state_dict(self.state_)
+        for group in net.optimizer_.param_groups:
+            group["lr"] *= self.factor
+
+    def on_train_end(self, net, **kwargs):
+        if self.state_ is not None:
+            net.module_.load_state_dict(self.state_)
+        self.state_ = None
+
+
+def _is_report(epoch):
+    """1, 2, 5, 10, 20, 50, ...: about three reports for each tenfold of epochs."""
+    return epoch in (1, 2, 5) or epoch % 10 == 0 and _is_report(epoch // 10)
+
+
+class Report(Callback):
+    """Print a line at epochs 1, 2, 5, 10, 20, 50, ... and at the last: iteration, loss, validation score, seconds."""
+
+    def on_train_begin(self, net, **kwargs):
+        self.start_, self.reported_ = time.perf_counter(), len(net.history)
+
+    def on_epoch_end(self, net, **kwargs):
+        if _is_report(len(net.history)):
+            self._print(net)
+
+    def on_train_end(self, net, **kwargs):
+        if len(net.history) > self.reported_:
+            self._print(net)
+
+    def _print(self, net):
+        self.reported_, row = len(net.history), net.history[-1]
+        if "train_bound" not in row:  # interrupted in mid-epoch
+            return
+        valid = row.get("valid_bound")
+        score = "" if valid is None else f", validation score = {valid + net.log_jacobian:.4f}"
+        seconds = time.perf_counter() - self.start_
+        print(
+            f"Iteration {self.reported_}, loss = {-row['train_bound'] - net.log_jacobian:.4f}{score}, {seconds:.1f} s"
+        )
+
+
+class SampleGrid(Callback):
+    """Every `every` training steps, print the step and its loss and write a grid of images to a numbered PNG file.
+
+    Files are called ``000.png``, ``001.png``, ...; with ``grid="both"`` the reconstructions are ``000r.png``, ...
+
+    Parameters
+    ----------
+    out : str or Path, default="out"
+        Folder for the files; it is made if it is missing.
+    every : int, default=1000
+        Training steps between two files.
+    grid : {"prior", "reconstruction", "both"}, default="prior"
+        Decode draws from the prior, the posterior draws of the current batch's rows, or write a file of each.
+    image_shape : tuple of int, default=None
+        Height and width of a row of X as an image; None takes the square root of the number of features.
+    shape : tuple of int, default=(4, 4)
+        Rows and columns of the grid.
+    seed : int, default=0
+        Seed of the prior draws, which are the same in every file.
+
+    Attributes
+    ----------
+    n_steps_ : int
+        Training steps seen.
+    paths_ : list of Path
+        Files written.
+    """
+
+    def __init__(self, out="out", every=1000, grid="prior", image_shape=None, shape=(4, 4), seed=0):
+        self.out = out
+        self.every = every
+        self.grid = grid
+        self.image_shape = image_shape
+        self.shape = shape
+        self.seed = seed
+
+    def initialize(self):
+        if self.grid not in ("prior", "reconstruction", "both"):
+            raise ValueError(f"grid must be 'prior', 'reconstruction' or 'both'. Got {self.grid!r} instead.")
+        self.n_steps_, self.paths_ = 0, []
+        return self
+
+    def on_batch_end(self, net, batch=None, training=False, loss=None, **kwargs):
+        if not training:
+            return
+        if self.n_steps_ % self.every == 0:
+            print(f"iteration {self.n_steps_}, loss {float(loss):.4f}")
+            self._write(net, batch[0])
+        self.n_steps_ += 1
+
+    @torch.no_grad()
+    def _write(self, net, batch):
+        module, name = net.module_, f"{self.n_steps_ // self.every:03d}"
+        if self.grid != "reconstruction":
+            draws = module.prior.sample(math.prod(self.shape), torch.Generator().manual_seed(self.seed))
+            self._save(net, draws.to(batch["x"].device), name)
+        if self.grid != "prior":
+            mean, log_scale = module.encode(batch["x"])
+            z = mean + log_scale.exp() * batch["eps"]
+            self._save(net, z, name + ("r" if self.grid == "both" else ""))
+
+    def _save(self, net, z, name):
+        from matplotlib.image import imsave
+
+        (n_rows, n_columns), module = self.shape, net.module_
+        mean = module.likelihood.mean(module.decode(z[: n_rows * n_columns]))
+        flat = mean.cpu().numpy() * net.scale + net.offset
+        side = math.isqrt(flat.shape[1])
+        height, width = self.image_shape or (side, side)
+        images = np.zeros((n_rows * n_columns, height, width))  # black where the batch has too few rows
+        images[: len(flat)] = flat.reshape(-1, height, width)
+        tiled = images.reshape(n_rows, n_columns, height, width).swapaxes(1, 2).reshape(n_rows * height, -1)
+        folder = Path(self.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.paths_.append(folder / f"{name}.png")
+        imsave(self.paths_[-1], tiled, cmap="gray")

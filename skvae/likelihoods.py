@@ -1,0 +1,328 @@
+"""Likelihoods p(x | z): what the decoder's raw outputs mean; LIKELIHOODS names them.
+
+Shapes: ``raw`` is (..., n_raw, n_features), ``x`` is (..., n_features), a log-probability is (...,).
+Link and log-density are written together, so that each is stable for raw outputs of any size.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from sklearn.utils.validation import check_non_negative
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+class Likelihood(nn.Module, ABC):
+    """Base of all likelihoods, and of your own: write `log_prob`, `mean` and `sample`.
+
+    Attributes
+    ----------
+    n_raw : int
+        Raw decoder outputs per feature.
+    standardize : bool
+        Whether the family is closed under shift and scale, so that the model may train on standardised features. `x`
+        and the means and samples are then in standardised units.
+    non_negative : bool
+        Whether negative values are outside the support.
+    """
+
+    n_raw = 1
+    standardize = False
+    non_negative = False
+
+    def check(self, X: np.ndarray, whom: str) -> None:  # noqa: B027 (the default: every real number is allowed)
+        """Raise ValueError, naming `whom`, where `X` (n_samples, n_features) leaves the support."""
+
+    def build(self, n_features: int) -> None:  # noqa: B027 (the default: nothing is shared)
+        """Create the parameters and buffers shared by all rows."""
+
+    def start(self, x: Tensor) -> Tensor:
+        """Set the parameters shared by all rows from `x` and return the raw outputs at its mean.
+
+        Parameters
+        ----------
+        x : Tensor of shape (n_samples, n_features)
+            The training data.
+
+        Returns
+        -------
+        raw : Tensor of shape (n_raw, n_features)
+            Where the decoder starts: its output bias.
+        """
+        return x.new_zeros(self.n_raw, x.shape[-1])
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """What the encoder sees of `x`: (..., n_features) -> (..., n_features)."""
+        return x
+
+    @abstractmethod
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        """Log-probability of each row, in nats, summed over the features: (...,)."""
+
+    @abstractmethod
+    def mean(self, raw: Tensor) -> Tensor:
+        """E[x | z]: (..., n_features)."""
+
+    @abstractmethod
+    def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x from p(x | z): (..., n_features)."""
+
+
+def _uniform_like(raw: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(raw.shape, generator=generator, device=generator.device).to(raw.device)
+
+
+def _normal_like(raw: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(raw.shape, generator=generator, device=generator.device).to(raw.device)
+
+
+class Gaussian(Likelihood):
+    """Normal distribution with a learned noise scale, for real-valued features.
+
+    Domain: real numbers. Raw outputs: the mean, in standardised units, and with ``noise="row"`` the logarithm of the
+    free part of the noise scale. Noise variance: ``noise_floor + exp(2 * raw)``.
+
+    Parameters
+    ----------
+    noise : {"feature", "shared", "row"}, default="feature"
+        One noise scale per feature (as FactorAnalysis), one for all features (as PCA; sigma-VAE, Rybkin et al., 2021),
+        or one for each row and feature, decoded from z.
+    noise_floor : float, default=1e-3
+        Least noise variance, as a fraction of a feature's variance. It keeps constant and duplicated columns from
+        being a singularity of the density.
+    """
+
+    standardize = True
+
+    def __init__(self, noise: str = "feature", noise_floor: float = 1e-3) -> None:
+        super().__init__()
+        if noise not in ("feature", "shared", "row"):
+            raise ValueError(f"noise must be 'feature', 'shared' or 'row'. Got {noise!r} instead.")
+        if not noise_floor > 0:
+            raise ValueError(f"noise_floor must be positive. Got {noise_floor!r} instead.")
+        self.noise = noise
+        self.noise_floor = noise_floor
+        self.n_raw = 2 if noise == "row" else 1
+
+    def extra_repr(self) -> str:
+        return f"noise={self.noise!r}, noise_floor={self.noise_floor}"
+
+    def build(self, n_features: int) -> None:
+        if self.noise != "row":
+            self.log_noise = nn.Parameter(torch.zeros(1 if self.noise == "shared" else n_features))
+
+    def nearest_noise(self, variance: Tensor) -> Tensor:
+        """The noise variance (n_features,) nearest to `variance` that the model can have for every row."""
+        if self.noise == "shared":
+            variance = variance.mean(0, keepdim=True).expand_as(variance)
+        return variance.clamp(min=1.01 * self.noise_floor)
+
+    def set_noise(self, variance: Tensor, raw: Tensor) -> None:
+        """Make `variance` (n_features,), in standardised units, the noise at z = 0; `raw` is the decoder's bias."""
+        log_noise = 0.5 * (self.nearest_noise(variance) - self.noise_floor).log()
+        if self.noise == "row":
+            raw[1] = log_noise
+        else:
+            self.log_noise.data.copy_(log_noise[: len(self.log_noise)])
+
+    def _loc_variance(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        log_noise = raw[..., 1, :] if self.noise == "row" else self.log_noise
+        return raw[..., 0, :], (2 * log_noise).exp() + self.noise_floor
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        loc, variance = self._loc_variance(raw)
+        log_norm = (variance.log() + _LOG_2PI).expand(x.shape[-1:] if self.noise != "row" else loc.shape).sum(-1)
+        return -0.5 * (((x - loc).square() / variance).sum(-1) + log_norm)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return raw[..., 0, :]
+
+    def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+        loc, variance = self._loc_variance(raw)
+        return loc + variance.sqrt() * _normal_like(loc, generator)
+
+
+def _check_unit_interval(X: np.ndarray, whom: str) -> None:
+    check_non_negative(X, whom)
+    if np.max(X).astype(np.float32) > 1:  # float32: a MinMaxScaler's 1 + 2e-16 is a one
+        raise ValueError(
+            f"Values above 1 in data passed to {whom}. Scale X to [0, 1], for instance with "
+            "sklearn.preprocessing.MinMaxScaler."
+        )
+
+
+class Bernoulli(Likelihood):
+    """Binary features; the raw output is the logit.
+
+    Domain: {0, 1}. Grey values in [0, 1] are accepted, with the cross-entropy as their pseudo-likelihood: useful for
+    images, but not a density, so do not compare its score with another likelihood's.
+    """
+
+    non_negative = True
+
+    def check(self, X: np.ndarray, whom: str) -> None:
+        _check_unit_interval(X, whom)
+
+    def start(self, x: Tensor) -> Tensor:
+        return x.mean(0, keepdim=True).clamp(1e-3, 1 - 1e-3).logit()
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        logits = raw[..., 0, :]
+        return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return raw[..., 0, :].sigmoid()
+
+    def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+        mean = self.mean(raw)
+        return (_uniform_like(mean, generator) < mean).to(mean.dtype)
+
+
+class ContinuousBernoulli(Likelihood):
+    """Density on the unit interval (Loaiza-Ganem & Cunningham, 2019); the raw output is the logit.
+
+    Domain: [0, 1]. Density ``C(l) * exp(l * x) / (1 + exp(l))`` with ``C(l) = l / tanh(l / 2)`` (their equation 7,
+    written in the logit l). Its mean is ``1 / (1 - exp(-l)) - 1 / l``.
+    """
+
+    non_negative = True
+    _SERIES = 0.3  # below this |logit| the closed forms cancel, above it the series to l^6 is too short
+
+    def check(self, X: np.ndarray, whom: str) -> None:
+        _check_unit_interval(X, whom)
+
+    def start(self, x: Tensor) -> Tensor:
+        target = x.mean(0, keepdim=True).double().clamp(1e-2, 1 - 1e-2)
+        low, high = torch.full_like(target, -200), torch.full_like(target, 200)
+        for _ in range(60):  # bisection: the mean grows with the logit
+            middle = (low + high) / 2
+            below = self.mean(middle[..., None, :]) < target
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return low.to(x.dtype)
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        logits = raw[..., 0, :]
+        return (x * logits - F.softplus(logits) + self._log_norm(logits)).sum(-1)
+
+    def _log_norm(self, logits: Tensor) -> Tensor:
+        """log C(l); `where` on the input too, since the closed form's gradient is NaN at 0."""
+        size = logits.abs()
+        small = size < self._SERIES
+        square = torch.where(small, size, 0).square()
+        series = math.log(2) + square * (1 / 12 + square * (-7 / 1440 + square * 31 / 90720))
+        size = torch.where(small, 1, size)
+        return torch.where(small, series, size.log() + torch.log1p((-size).exp()) - (-torch.expm1(-size)).log())
+
+    def mean(self, raw: Tensor) -> Tensor:
+        logits = raw[..., 0, :]
+        small = logits.abs() < self._SERIES
+        near = torch.where(small, logits, 0)
+        series = 0.5 + near / 12 - near**3 / 720 + near**5 / 30240
+        far = torch.where(small, 1, logits)
+        return torch.where(small, series, -1 / torch.expm1(-far) - 1 / far)
+
+    def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+        logits = raw[..., 0, :]
+        u = _uniform_like(logits, generator)
+        size = logits.abs().clamp(min=1e-4)  # the inverse CDF below 1e-4 is u to float32's precision
+        draw = -torch.log1p(u * torch.expm1(-size)) / size  # decreasing density
+        return torch.where(logits > 0, 1 - draw, draw).clamp(0, 1)
+
+
+_MAX_LOG_RATIO = 5.0
+
+
+def _log_rate(raw: Tensor) -> Tensor:
+    """Log link whose rate goes on linearly above exp(5), so that no raw output overflows; smooth to first order."""
+    low = raw.clamp(max=_MAX_LOG_RATIO)
+    return low + torch.log1p(raw - low)
+
+
+class _Counts(Likelihood):
+    """What the count likelihoods share: rate = typical count of the feature x link(raw)."""
+
+    non_negative = True
+
+    def check(self, X: np.ndarray, whom: str) -> None:
+        check_non_negative(X, whom)
+
+    log_mean: Tensor
+    inputs_mean: Tensor
+    inputs_scale: Tensor
+
+    def build(self, n_features: int) -> None:
+        for name in ("log_mean", "inputs_mean", "inputs_scale"):
+            self.register_buffer(name, torch.ones(n_features))
+
+    def start(self, x: Tensor) -> Tensor:
+        inputs = x.log1p()
+        self.log_mean.copy_(x.mean(0).clamp(min=0.5 / len(x)).log())  # a column of zeros: a rate that explains it
+        self.inputs_mean.copy_(inputs.mean(0))
+        self.inputs_scale.copy_(inputs.std(0, correction=0).clamp(min=1e-3))
+        return super().start(x)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return (x.log1p() - self.inputs_mean) / self.inputs_scale
+
+    def _log_rate(self, raw: Tensor) -> Tensor:
+        return _log_rate(raw[..., 0, :]) + self.log_mean
+
+    def mean(self, raw: Tensor) -> Tensor:
+        return self._log_rate(raw).exp()
+
+
+class Poisson(_Counts):
+    """Counts whose variance is their mean; the raw output is the logarithm of rate / mean count of the feature.
+
+    Domain: non-negative integers. Non-negative reals are accepted, as in PoissonRegressor, with the formula's value as
+    their quasi-likelihood. Above a ratio of exp(5) the rate goes on linearly.
+    """
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        log_rate = self._log_rate(raw)
+        return (x * log_rate - log_rate.exp() - torch.lgamma(x + 1)).sum(-1)
+
+    def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.poisson(self.mean(raw).to(generator.device), generator=generator).to(raw.device)
+
+
+class NegativeBinomial(_Counts):
+    """Counts with variance ``mean + mean^2 / total_count``, `total_count` learned for each feature.
+
+    Domain and link as for `Poisson`.
+    """
+
+    def build(self, n_features: int) -> None:
+        super().build(n_features)
+        self.log_total_count = nn.Parameter(torch.zeros(n_features))
+
+    def start(self, x: Tensor) -> Tensor:
+        mean, variance = x.mean(0), x.var(0, correction=0)
+        total_count = (mean.square() / (variance - mean).clamp(min=1e-6)).clamp(0.1, 100)  # method of moments
+        self.log_total_count.data.copy_(total_count.log())
+        return super().start(x)
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        log_rate, log_count = self._log_rate(raw), self.log_total_count
+        log_sum, count = torch.logaddexp(log_rate, log_count), self.log_total_count.exp()
+        log_choose = torch.lgamma(x + count) - torch.lgamma(count) - torch.lgamma(x + 1)
+        return (log_choose + count * (log_count - log_sum) + x * (log_rate - log_sum)).sum(-1)
+
+    def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+        count = self.log_total_count.exp().expand_as(raw[..., 0, :]).to(generator.device)
+        gamma = torch._standard_gamma(count, generator=generator)  # a Poisson whose rate is gamma-distributed
+        rate = gamma / count * self.mean(raw).to(generator.device)
+        return torch.poisson(rate, generator=generator).to(raw.device)
+
+
+LIKELIHOODS = {
+    "gaussian": Gaussian,
+    "bernoulli": Bernoulli,
+    "continuous_bernoulli": ContinuousBernoulli,
+    "poisson": Poisson,
+    "negative_binomial": NegativeBinomial,
+}
