@@ -2,44 +2,48 @@
 
 Gaussian data: factor analysis, or probabilistic PCA when the noise is shared (Tipping & Bishop, 1999). Other
 likelihoods: the log-likelihood is expanded to second order around the mean of the data, which makes it a factor
-analysis of the scores with known noise.
+analysis with known noise of the scores over their curvature.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
-from torch import Tensor, nn
+from torch import Tensor
 
 _MAX_ELEMENTS = 20_000_000  # rows are subsampled beyond this many values of x
 _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not formed
 _ALIVE = 1e-3  # least signal-to-noise ratio of a unit: without any, its gradient would be zero
+_SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
+_SHRINKAGE_ROWS = 1_000
 
 
 class _Factors:
     """Principal factors of centred data y (n_samples, n_features) under a given noise variance."""
 
     def __init__(self, y: Tensor, z_dim: int, seed: int) -> None:
-        self.n_factors, self.seed = min(z_dim, *y.shape), seed
+        self.y, self.seed, self.n_factors = y, seed, min(z_dim, *y.shape)
         self.variance = y.double().square().mean(0)
-        small = y.shape[1] <= _MAX_COVARIANCE
-        self.y = None if small else y
-        self.covariance = (y.T @ y).double() / len(y) if small else None
+        self.covariance = (y.T @ y).double() / len(y) if y.shape[1] <= _MAX_COVARIANCE else None
 
     def __call__(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Largest eigenvalues and their vectors, of the covariance of y / sqrt(noise): (k,) and (n_features, k)."""
         scale = noise.sqrt()
-        if self.y is None:
+        if self.covariance is not None:
             values, vectors = torch.linalg.eigh(self.covariance / scale / scale[:, None])
             return values.flip(0)[: self.n_factors], vectors.flip(1)[:, : self.n_factors]
         whitened = (self.y / scale).float().numpy()
-        _, singular, vectors = randomized_svd(whitened, self.n_factors, random_state=self.seed)
-        return torch.from_numpy(singular).double() ** 2 / len(self.y), torch.from_numpy(vectors.T.copy()).double()
+        _, singular, rows = randomized_svd(whitened, self.n_factors, random_state=self.seed)
+        return torch.from_numpy(singular).double() ** 2 / len(self.y), torch.from_numpy(rows.T.copy()).double()
 
 
-def _fit_noise(factors: _Factors, nearest_noise, *, tol: float = 1e-4) -> Tensor:
-    """Maximum-likelihood noise of factor analysis (Barber, 2012, algorithm 21.1), for the noises the model can have."""
+def _fit_noise(factors: _Factors, nearest_noise: Callable[[Tensor], Tensor], tol: float = 1e-4) -> Tensor:
+    """Likeliest noise of factor analysis (Barber, 2012, algorithm 21.1), among those that `nearest_noise` allows."""
     noise = nearest_noise(factors.variance)
-    n_iter = int(min(500, max(5, 3e8 / len(noise) ** 3)))
+    n_iter = int(min(500, max(5, 3e8 / len(noise) ** 3)))  # a second at most
     for _ in range(n_iter):
         values, vectors = factors(noise)
         explained = noise * (vectors.square() * (values - 1).clamp(min=0)).sum(1)
@@ -49,8 +53,11 @@ def _fit_noise(factors: _Factors, nearest_noise, *, tol: float = 1e-4) -> Tensor
     return noise
 
 
-def _scores(likelihood: nn.Module, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """First derivative of log p(x | raw) in each raw output (n_samples, n_features), minus the mean second (n_features,)."""
+def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope of log p(x | raw) in the first raw output (n_samples, n_features), and minus its mean curvature.
+
+    The squared slope has the same mean under the model; where the data spread wider than that, it is the larger one.
+    """
     scores, curvature = [], torch.zeros(x.shape[1])
     for block in x.split(4096):
         point = raw.expand(len(block), *raw.shape).clone().requires_grad_()
@@ -58,59 +65,103 @@ def _scores(likelihood: nn.Module, raw: Tensor, x: Tensor) -> tuple[Tensor, Tens
         (bend,) = torch.autograd.grad(slope.sum(), point)
         scores.append(slope.detach()[:, 0])
         curvature -= bend[:, 0].sum(0)
-    return torch.cat(scores), (curvature / len(x)).clamp(min=1e-3)
+    slopes = torch.cat(scores)
+    curvature = torch.maximum(curvature / len(x), slopes.square().mean(0))
+    return slopes, curvature.clamp(min=likelihood.min_curvature)
 
 
-def _set_linear(vae: nn.Module, encoder_weight: Tensor, encoder_bias: Tensor, decoder_weight: Tensor, raw: Tensor):
-    """Put the linear maps where they belong: beside the networks, or into networks that are linear themselves."""
-    z_dim, n_features = encoder_weight.shape
-    for layer, bias in ((vae.encoder.head, encoder_bias), (vae.decoder.head, raw.flatten())):
-        layer.weight.zero_()
-        layer.bias.copy_(bias)
-    encoder = vae.linear_encoder or vae.encoder.head
-    decoder = vae.linear_decoder or vae.decoder.head
-    for layer in (encoder, decoder):
-        layer.weight.zero_()
-    encoder.weight[:z_dim] = encoder_weight.to(encoder.weight)
-    decoder.weight[:n_features] = decoder_weight.to(decoder.weight)
+@dataclass(frozen=True)
+class _LinearModel:
+    """y ~ N(loadings z, noise), by the principal values and directions of y / sqrt(noise)."""
 
+    y: Tensor  # (n_samples, n_features), centred
+    noise: Tensor  # (n_features,)
+    values: Tensor  # (z_dim,)
+    directions: Tensor  # (n_features, z_dim)
 
-def linear_start(vae: nn.Module, x: Tensor, *, beta: float, seed: int) -> None:
-    """Set `vae` to the optimum of the linear model for `x` (n_samples, n_features), in place.
-
-    The loadings are rotated so that the posterior is diagonal. With ``beta != 1`` it is the optimum of the weighted
-    bound: the posterior sees the noise `beta` times larger. Units without signal get a signal-to-noise ratio of 1e-3.
-    """
-    likelihood, z_dim = vae.likelihood, vae.prior.z_dim
-    with torch.no_grad():
-        raw = likelihood.start(x)
-    x = x.cpu()
-    n_rows = max(1000, _MAX_ELEMENTS // x.shape[1])
-    if len(x) > n_rows:
-        x = x[torch.from_numpy(np.random.default_rng(seed).choice(len(x), n_rows, replace=False))]
-    if hasattr(likelihood, "set_noise"):
-        gradient = x - x.mean(0)
-        factors = _Factors(gradient, z_dim, seed)
-        noise = _fit_noise(factors, likelihood.nearest_noise)
-    else:
-        gradient, curvature = _scores(likelihood, raw, x)
-        gradient = (gradient - gradient.mean(0)) / curvature
-        factors = _Factors(gradient, z_dim, seed)
-        noise = (1 / curvature).double()
-    values, vectors = factors(noise)
-    with torch.no_grad():
-        signal = torch.full((z_dim,), _ALIVE, dtype=torch.float64)
-        signal[: len(values)] = (values - beta).clamp(min=_ALIVE)
-        directions = torch.eye(x.shape[1], z_dim, dtype=torch.float64)
+    @classmethod
+    def fit(cls, factors: _Factors, noise: Tensor, z_dim: int) -> "_LinearModel":
+        values, vectors = factors(noise)
+        directions = torch.eye(len(noise), z_dim, dtype=torch.float64)  # for units beyond the rank of y
         directions[:, : len(values)] = vectors
-        loadings = directions * signal.sqrt() * noise.sqrt()[:, None]  # (n_features, z_dim)
-        weight = (loadings / noise[:, None] / (beta + signal)).T  # (z_dim, n_features)
+        return cls(factors.y, noise, torch.cat([values, values.new_zeros(z_dim - len(values))]), directions)
+
+    def put_into(self, vae: Any, x: Tensor, raw: Tensor, *, beta: float, shrinkage: float = 1.0) -> None:
+        """Set `vae` to the optimum for the weighted bound, whose posterior sees the noise `beta` times larger.
+
+        The loadings are rotated so that the posterior is diagonal.
+        """
+        signal = ((self.values - beta) * shrinkage).clamp(min=_ALIVE)
+        loadings = self.directions * signal.sqrt() * self.noise.sqrt()[:, None]  # (n_features, z_dim)
+        weight = (loadings / self.noise[:, None] / (beta + signal)).T  # (z_dim, n_features)
         log_scale = 0.5 * (max(beta, 1e-4) / (beta + signal)).log()
-        inputs = likelihood.inputs(x)
+        inputs = vae.likelihood.inputs(x)
         centre = inputs.mean(0)
         spread = (inputs - centre).square().mean(0).clamp(min=1e-12)
-        weight = weight * (((inputs - centre) * gradient).mean(0) / spread)  # one where the inputs are x itself
-        if hasattr(likelihood, "set_noise"):
-            likelihood.set_noise(noise.to(raw), raw)
+        weight = weight * (((inputs - centre) * self.y).mean(0) / spread)  # y as a linear function of the inputs
         bias = torch.cat([-weight @ centre.double(), log_scale])
-        _set_linear(vae, weight, bias, loadings, raw)
+        _set_linear_maps(vae, weight, bias, loadings, raw.flatten())
+
+
+def _set_linear_maps(vae: Any, weight: Tensor, bias: Tensor, loadings: Tensor, raw: Tensor) -> None:
+    """Put the linear maps where they belong: beside the networks, or into networks that are linear themselves."""
+    encoder = vae.linear_encoder or vae.encoder.head
+    decoder = vae.linear_decoder or vae.decoder.head
+    for layer in (encoder, decoder, vae.encoder.head, vae.decoder.head):
+        layer.weight.zero_()
+    vae.encoder.head.bias.copy_(bias)
+    vae.decoder.head.bias.copy_(raw)
+    encoder.weight[: len(weight)] = weight.to(encoder.weight)
+    decoder.weight[: len(loadings)] = loadings.to(decoder.weight)
+
+
+def _subsample(x: Tensor, n_rows: int, seed: int) -> Tensor:
+    if len(x) <= n_rows:
+        return x
+    return x[torch.from_numpy(np.random.default_rng(seed).choice(len(x), n_rows, replace=False))]
+
+
+def _best_shrinkage(model: _LinearModel, vae: Any, x: Tensor, raw: Tensor, beta: float, seed: int) -> float:
+    """The expansion holds near the mean only: how far the signal must shrink for the bound itself to be best."""
+    rows = _subsample(x, _SHRINKAGE_ROWS, seed)
+    eps = torch.randn(len(rows), vae.prior.z_dim, generator=torch.Generator().manual_seed(seed))
+
+    def bound(shrinkage: float) -> float:
+        model.put_into(vae, x, raw, beta=beta, shrinkage=shrinkage)
+        log_prob, kl = vae(rows, eps)
+        return float((log_prob - beta * kl).mean())
+
+    return max(_SHRINKAGES, key=bound)
+
+
+def linear_start(vae: Any, x: Tensor, raw: Tensor, *, beta: float, seed: int) -> None:
+    """Set `vae` to the optimum of the linear model, in place.
+
+    Parameters
+    ----------
+    vae : VAE
+        Its networks end in a linear layer called ``head``, which is set to a constant.
+    x : Tensor of shape (n_samples, n_features)
+        The training data.
+    raw : Tensor of shape (n_raw, n_features)
+        Raw outputs at the mean of the data: what `vae.likelihood.start` returned.
+    beta : float
+        Weight of the KL term.
+    seed : int
+        Decides which rows are taken where all would be too many.
+    """
+    likelihood, z_dim = vae.likelihood, vae.prior.z_dim
+    x = _subsample(x, max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // x.shape[1]), seed)
+    if hasattr(likelihood, "set_noise"):
+        factors = _Factors(x - x.mean(0), z_dim, seed)
+        noise = _fit_noise(factors, likelihood.nearest_noise)
+        likelihood.set_noise(noise.to(raw), raw)
+    else:
+        scores, curvature = _scores(likelihood, raw, x)
+        factors = _Factors((scores - scores.mean(0)) / curvature, z_dim, seed)
+        noise = 1 / curvature.double()
+    model = _LinearModel.fit(factors, noise, z_dim)
+    with torch.no_grad():
+        exact = hasattr(likelihood, "set_noise")
+        shrinkage = 1.0 if exact else _best_shrinkage(model, vae, x, raw, beta, seed)
+        model.put_into(vae, x, raw, beta=beta, shrinkage=shrinkage)

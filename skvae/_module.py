@@ -1,8 +1,12 @@
 """The variational autoencoder as a torch module: encoder, decoder, likelihood and prior, and nothing about training."""
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
+
+_MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
+_MAX_Z = 4.0  # left to the linear model
 
 
 class VAE(nn.Module):
@@ -20,6 +24,13 @@ class VAE(nn.Module):
         Linear paths beside the networks, (..., n_features) -> (..., z_dim) and (..., z_dim) -> (..., n_raw *
         n_features); None leaves the networks alone.
     """
+
+    encoder: nn.Module  # annotated, since nn.Module's __getattr__ hides types
+    decoder: nn.Module
+    likelihood: Any
+    prior: Any
+    linear_encoder: nn.Linear | None
+    linear_decoder: nn.Linear | None
 
     def __init__(
         self,
@@ -41,16 +52,18 @@ class VAE(nn.Module):
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-scale of q(z | x): two tensors (..., z_dim)."""
         inputs = self.likelihood.inputs(x)
-        mean, log_scale = self.encoder(inputs).chunk(2, dim=-1)
-        if self.linear_encoder is not None:
-            mean = mean + self.linear_encoder(inputs)
-        return mean, log_scale
+        if self.linear_encoder is None:
+            mean, log_scale = self.encoder(inputs).chunk(2, dim=-1)
+            return mean, log_scale
+        mean, log_scale = self.encoder(inputs.clamp(-_MAX_INPUT, _MAX_INPUT)).chunk(2, dim=-1)
+        return mean + self.linear_encoder(inputs), log_scale
 
     def decode(self, z: Tensor) -> Tensor:
         """Raw outputs of the likelihood: (..., n_raw, n_features)."""
-        raw = self.decoder(z)
-        if self.linear_decoder is not None:
-            raw = raw + self.linear_decoder(z)
+        if self.linear_decoder is None:
+            raw = self.decoder(z)
+        else:
+            raw = self.decoder(z.clamp(-_MAX_Z, _MAX_Z)) + self.linear_decoder(z)
         return raw.unflatten(-1, (self.likelihood.n_raw, -1))
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:

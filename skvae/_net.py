@@ -1,9 +1,11 @@
 """The skorch net: how a VAE is trained. Whole-tensor batches, own random streams, one synchronisation an epoch."""
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +13,8 @@ from sklearn.model_selection import KFold
 from skorch import NeuralNet
 from skorch.callbacks import Callback, PassthroughScoring
 from skorch.helper import predefined_split
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
 from .callbacks import BestState
@@ -27,7 +30,8 @@ _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
 INIT_STREAM, SCORE_STREAM, SPLIT_STREAM, _VALIDATION_STREAM = range(2**31, 2**31 + 4)  # epochs count from 1
 N_FOLDS = 5
-_BUDGET, _PATIENCE = 2000, 200  # optimizer steps
+CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
+_FEW_ROWS, _MANY_ROWS = (2_000, 300), (10_000, 1_000)  # budget and patience, in optimizer steps
 _VALIDATION_ROWS = 512  # a smaller held-out set is repeated, with other noise, up to about this many rows
 _VALIDATION_BATCH = 2048
 
@@ -74,13 +78,36 @@ class Net(NeuralNet):
     """Trains a VAE on its objective, which stands where skorch has a criterion.
 
     `seed` decides all that is random; `offset` and `scale` (n_features,) lead from the model's units to those of X.
+    With `ema_decay`, an exponential moving average of the weights is kept beside them, and is what gets validated and
+    used: it takes the noise of the last steps out, as a falling learning rate would.
     """
 
-    def __init__(self, *args, seed: int = 0, offset=0.0, scale=1.0, **kwargs) -> None:
+    def __init__(self, *args, seed: int = 0, offset=0.0, scale=1.0, ema_decay: float = 0.0, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.seed = seed
         self.offset = offset
         self.scale = scale
+        self.ema_decay = ema_decay
+        self.interrupted = False
+
+    def initialize_module(self):
+        super().initialize_module()
+        if self.ema_decay:
+            self.average_ = copy.deepcopy(self.module_).requires_grad_(False)
+        return self
+
+    @property
+    def trained_module(self) -> nn.Module:
+        """The averaged module, or the last one where nothing is averaged."""
+        return self.average_ if self.ema_decay else self.module_
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`, and average from there."""
+        self.module_.load_state_dict(state)
+        self.trained_module.load_state_dict(state)
+
+    def get_all_learnable_params(self):
+        return self.module_.named_parameters()
 
     @property
     def _default_callbacks(self) -> list:
@@ -105,24 +132,31 @@ class Net(NeuralNet):
         super().on_epoch_begin(net, **kwargs)
         self.module_.train()
 
-    def _step(self, batch) -> dict[str, Tensor]:
-        value, bound = self.criterion_(self.module_, **batch[0])
+    def _step(self, module: nn.Module, batch) -> dict[str, Tensor]:
+        value, bound = self.criterion_(module, **batch[0])
         return {"loss": -value.mean(), "y_pred": bound.detach()}
 
     def train_step(self, batch, **fit_params) -> dict[str, Tensor]:
         """skorch's step without its closure and its `train()` at every batch."""
         self.optimizer_.zero_grad()
-        step = self._step(batch)
+        step = self._step(self.module_, batch)
         step["loss"].backward()
         if self._overridden("on_grad_computed"):
             self.notify("on_grad_computed", named_parameters=list(self.module_.named_parameters()), batch=batch)
         self.optimizer_.step()
         return step
 
+    def _averager(self):
+        """What takes the moving average on after a step; made once an epoch, since listing parameters takes time."""
+        if not self.ema_decay:
+            return None
+        parameters = list(self.average_.parameters()), list(self.module_.parameters())
+        return partial(get_ema_multi_avg_fn(self.ema_decay), *parameters, None)
+
     @torch.no_grad()
     def validation_step(self, batch, **fit_params) -> dict[str, Tensor]:
-        self.module_.eval()
-        step = self._step(batch)
+        module = self.trained_module.eval()
+        step = self._step(module, batch)
         self.module_.train()
         return step
 
@@ -135,27 +169,34 @@ class Net(NeuralNet):
         """One pass with sums kept on the device; a history row per batch only where a callback listens to batches."""
         if iterator is None:
             return
-        per_batch = self._overridden(*_BATCH_HOOKS)
+        per_batch, average = self._overridden(*_BATCH_HOOKS), self._averager() if training else None
         loss = bound = n_rows = 0
-        for batch in iterator:
-            if per_batch:
-                self.notify("on_batch_begin", batch=batch, training=training)
-            step = step_fn(batch, **fit_params)
-            n = len(batch[0]["x"])
-            n_rows, loss, bound = n_rows + n, loss + n * step["loss"].detach(), bound + step["y_pred"].sum()
-            if per_batch:
-                self._record_batch(prefix, step["loss"].item(), n)
-                self.notify("on_batch_end", batch=batch, training=training, **step)
-        mean_loss = float(loss) / n_rows
-        if not np.isfinite(mean_loss):
+        try:
+            for batch in iterator:
+                if per_batch:
+                    self.notify("on_batch_begin", batch=batch, training=training)
+                step = step_fn(batch, **fit_params)
+                if average:
+                    average()
+                n = len(batch[0]["x"])
+                n_rows, loss, bound = n_rows + n, loss + n * step["loss"].detach(), bound + step["y_pred"].sum()
+                if per_batch:
+                    self._record_batch(prefix, step["loss"].item(), n)
+                    self.notify("on_batch_end", batch=batch, training=training, **step)
+        finally:  # an epoch that is cut short counts for the rows it saw
+            if n_rows:
+                self._record_epoch(prefix, float(loss) / n_rows, float(bound) / n_rows, None if per_batch else n_rows)
+
+    def _record_epoch(self, prefix: str, loss: float, bound: float, n_rows: int | None) -> None:
+        if not np.isfinite(loss):
             raise ValueError(
-                f"Training diverged in epoch {len(self.history)}: the {prefix} loss is {mean_loss}. Lower `learning_rate`, "
+                f"Training diverged in epoch {len(self.history)}: the {prefix} loss is {loss}. Lower `learning_rate`, "
                 "or look for outliers in X and scale or clip them."
             )
-        if not per_batch:
+        if n_rows is not None:
             self.history.new_batch()
-            self._record_batch(prefix, mean_loss, n_rows)
-        self.history.record(prefix + "_bound", float(bound) / n_rows)
+            self._record_batch(prefix, loss, n_rows)
+        self.history.record(prefix + "_bound", bound)
 
     def _record_batch(self, prefix: str, loss: float, n: int) -> None:
         self.history.record_batch(prefix + "_loss", loss)
@@ -178,13 +219,17 @@ class Net(NeuralNet):
         except StopTraining:
             return self
         except KeyboardInterrupt:
+            self.interrupted = True
             warnings.warn("Training interrupted by user.", stacklevel=2)
             return self
 
 
-def build_net(module, objective, *, optimizer, **params) -> Net:
-    """An initialised `Net`; `params` are skorch's."""
+def build_net(module, objective, *, optimizer, weight_decay: float, **params) -> Net:
+    """An initialised `Net`; `params` are skorch's. Weight decay shrinks the networks' weights and nothing else."""
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
+    if "optimizer__weight_decay" not in params:  # else the user has chosen, for all parameters
+        groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay}), ("*", {"weight_decay": 0.0})]
+        params = {"optimizer__param_groups": groups} | params
     if optimizer in _FUSED:
         params = {"optimizer__fused": True} | params
     return Net(module, criterion=objective, optimizer=optimizer, verbose=0, **params).initialize()
@@ -208,19 +253,20 @@ class Schedule:
             batch_size = 2 ** round(math.log2(min(256, max(32, n_rows / 20))))
         batch_size = min(batch_size, n_rows)
         steps_per_epoch = math.ceil(n_rows / batch_size)
+        budget, patience = _FEW_ROWS if n_rows < CROSS_FIT_ROWS else _MANY_ROWS
         if max_iter == "auto":
-            max_iter = max(20, math.ceil(_BUDGET / steps_per_epoch))
+            max_iter = max(20, math.ceil(budget / steps_per_epoch))
         if n_iter_no_change == "auto":
-            n_iter_no_change = max(3, math.ceil(_PATIENCE / steps_per_epoch))
+            n_iter_no_change = max(3, math.ceil(patience / steps_per_epoch))
         return cls(max_iter, batch_size, n_iter_no_change, tol)
 
 
-def train(net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None, callbacks=()) -> None:
+def train(net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None, callbacks=(), n_decays=2) -> None:
     """Train `net` on the rows of `x`; with `x_valid`, keep the state that does best there."""
     split = None
     if x_valid is not None:
         split = predefined_split(TensorDataset(x_valid.to(net.device)))
-        callbacks = [*callbacks, BestState(schedule.patience, schedule.tol)]
+        callbacks = [*callbacks, BestState(schedule.patience, schedule.tol, n_decays)]
     net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size, train_split=split)
     kept = net.callbacks_
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
@@ -243,8 +289,8 @@ def hold_out(x: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return x[order[n_valid:]], x[order[:n_valid]]
 
 
-def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray, int]:
-    """Mean validation bound after each epoch over the folds, and the number of epochs that did best.
+def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray | None, int]:
+    """Mean validation bound after each epoch over the folds, and the number of epochs that did best; none after Ctrl-C.
 
     A held-out tenth of a small table is noise, and the rows are needed for training: so the table is trained on as
     often as there are folds, to learn how long to train on all of it.
@@ -252,7 +298,9 @@ def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray, int]
     curves = []
     for train_rows, valid_rows in KFold(N_FOLDS, shuffle=True, random_state=0).split(x):
         net = make_net(x[train_rows])
-        train(net, x[train_rows], schedule, x[valid_rows])
+        train(net, x[train_rows], schedule, x[valid_rows], n_decays=0)
+        if net.interrupted:
+            return None, 0
         curves.append(net.history[:, "valid_bound"])
     n_epochs = max(map(len, curves))
     scores = np.mean([np.pad(curve, (0, n_epochs - len(curve)), mode="edge") for curve in curves], axis=0)

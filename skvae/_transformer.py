@@ -6,22 +6,23 @@ import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Integral, Real
+from typing import ClassVar
 
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 from skorch.callbacks import Callback
 from torch import nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from ._blocks import BLOCK, PAD, apply, location_scale, padded, row_blocks, scaled
 from ._linear import linear_start
 from ._module import VAE
 from ._net import (
+    CROSS_FIT_ROWS,
     INIT_STREAM,
     N_FOLDS,
     OPTIMIZERS,
@@ -35,7 +36,7 @@ from ._net import (
 )
 from .architectures import ACTIVATIONS, MLP
 from .callbacks import Report
-from .likelihoods import LIKELIHOODS
+from .likelihoods import LIKELIHOODS, Likelihood
 from .objectives import ELBO
 from .priors import StandardNormal
 
@@ -47,11 +48,8 @@ except ImportError:  # scikit-learn < 1.9
         """Stands in for the mixin that older versions of scikit-learn lack."""
 
 
-_BLOCK, _PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `_blocks`)
-_MIN_OUTPUTS = 16  # of a linear layer at inference (see `_RowwiseLinear`)
 _SCORE_ELEMENTS = 2**22  # values of x that one chunk of `score_samples` holds
 _DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
-_CROSS_FIT_ROWS = 2000  # fewer rows than this: the number of epochs is cross-fitted and no row is held out
 _REPORT_ROWS = 10_000
 _ACTIVE_VARIANCE = 0.01  # of E[z | x] (Burda, Grosse & Salakhutdinov, 2016, section 5)
 
@@ -88,13 +86,139 @@ class _SklearnCallbacks(Callback):
 
 
 class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Variational autoencoder."""
+    """Variational autoencoder: a generative dimensionality reducer.
 
-    _parameter_constraints = {
+    A neural network with one latent vector z per row of X: z has the prior N(0, I), a decoder network maps it to the
+    distribution of x given z, and an encoder network to the approximate posterior of z given x. Both are trained
+    together, by maximising a lower bound on the log-likelihood of X [1]_.
+
+    The linear model (``hidden_layer_sizes=()``) is factor analysis, or probabilistic PCA when the noise is shared [2]_.
+    Every model starts at that solution (``init="linear"``) and training goes on from there, for as long as held-out
+    rows confirm it. Scaling X is not needed: real-valued features are standardised inside, and the scores are in the
+    units of X.
+
+    Parameters
+    ----------
+    z_dim : int, default=10
+        Number of latent units: the number of columns of `transform`'s output.
+    hidden_layer_sizes : int or array-like of int, default=(128,)
+        Widths of the encoder's hidden layers; the decoder mirrors them. ``()`` is the linear model.
+    activation : {"relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh"}, default="relu"
+        Nonlinearity of the hidden layers.
+    likelihood : {"auto", "gaussian", "bernoulli", "continuous_bernoulli", "poisson", "negative_binomial"} or \
+            Likelihood, default="auto"
+        Distribution of a feature given z, from `skvae.likelihoods`, or an object of your own
+        class derived from `skvae.likelihoods.Likelihood`.
+        "auto" reads the training data: all 0 or 1 is "bernoulli", all inside [0, 1] is "continuous_bernoulli",
+        anything else is "gaussian". Counts are never guessed.
+    init : {"linear", "random"}, default="linear"
+        "linear" adds linear paths beside the two networks and starts at the optimum of the linear model, in closed
+        form; the networks start at zero output. "random" leaves the networks alone and draws their weights from a
+        normal distribution with variance 2 / fan_in [3]_.
+    beta : float, default=1.0
+        Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder.
+    learning_rate : float, default=1e-3
+        Step size of the optimizer. With ``batch_size="auto"`` it grows in proportion to batches beyond 64 rows. With a
+        held-out set it falls, twice, when the validation score stops rising.
+    batch_size : int or "auto", default="auto"
+        Rows per training step; "auto" is about a twentieth of the rows, at least 32 and at most 256. A batch is never
+        larger than the table.
+    max_iter : int or "auto", default="auto"
+        Most passes over the rows (epochs). "auto" allows 2000 steps on tables of fewer than 1000 rows, 10,000 on
+        others, and at least 20 passes.
+    early_stopping : bool or "auto", default="auto"
+        How the number of epochs is chosen. True holds out rows and keeps the state that scores best on them, the start
+        included. "auto" does so too from 1000 rows on; on smaller tables, where a tenth is too few rows to judge by, it
+        finds the number of epochs by 5-fold cross-validation and then trains on all rows. False runs `max_iter`
+        epochs.
+    validation_fraction : float, default=0.1
+        Share of the rows to hold out.
+    n_iter_no_change : int or "auto", default="auto"
+        Epochs without a rise of the validation score by `tol` after which the learning rate falls and, at the third
+        time, training stops. "auto" is 300 steps, on 1000 rows or more 1000, and at least 3 epochs.
+    tol : float, default=1e-4
+        Least rise of the validation score that counts, in nats per row.
+    optimizer : {"adamw", "adam", "nadam", "rmsprop", "sgd"} or callable, default="adamw"
+        Optimizer, or a class with the interface of `torch.optim`.
+    weight_decay : float, default=300.0
+        Shrinkage of the networks' weights beside the linear paths, divided by the number of rows as a prior's would
+        be. Linear paths and biases are not shrunk, so that a strong decay leads back to the linear model; without
+        linear paths nothing is.
+    ema_decay : float, default=0.99
+        Decay, per training step, of the moving average of the weights that is validated and used. 0 uses the last
+        weights.
+    n_draws : int, default=100
+        Posterior draws per row in `score_samples`.
+    device : str or torch.device, default="auto"
+        Where to train; "auto" takes an accelerator where there is one.
+    callbacks : list, default=None
+        skorch callbacks, as instances or (name, instance) pairs; copies of them are used.
+    net_params : dict, default=None
+        Further parameters of the skorch net, such as ``{"optimizer__weight_decay": 1e-4}``.
+    warm_start : bool, default=False
+        Whether `fit` goes on from the last fit, if there is one, with its scaling and linear start.
+    random_state : int, RandomState instance or None, default=None
+        Decides all that is random in `fit` and `score_samples`. Neither torch's nor, given an int, numpy's global
+        stream is read or moved.
+    verbose : int, default=0
+        Whether to print the loss at iterations 1, 2, 5, 10, 20, ...
+
+    Attributes
+    ----------
+    net_ : skorch.NeuralNet
+        The net that was trained, with its `history`.
+    module_ : torch.nn.Module
+        The trained model: encoder, decoder, likelihood and prior.
+    likelihood_ : str or Likelihood
+        What `likelihood` stood for.
+    loss_curve_ : list of float
+        Negative evidence lower bound of each epoch, in nats per row and the units of X.
+    validation_scores_ : list of float or None
+        Evidence lower bound of held-out rows after each epoch, in nats per row and the units of X; with
+        cross-validation the mean over the folds, before the training on all rows.
+    n_iter_ : int
+        Number of epochs run.
+    kl_per_unit_ : ndarray of shape (z_dim,)
+        Mean KL divergence of each latent unit's posterior from the prior over the training rows (10,000 at most), in
+        nats.
+    active_units_ : ndarray of shape (z_dim,)
+        Whether the variance of the unit's posterior mean over these rows exceeds 0.01 [5]_.
+    n_features_in_ : int
+        Number of features seen during `fit`.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of features seen during `fit`. Defined only when X has feature names that are all strings.
+
+    See Also
+    --------
+    sklearn.decomposition.PCA : The linear model with noise shared by all features; no samples.
+    sklearn.decomposition.FactorAnalysis : The linear model with a noise of each feature.
+    sklearn.mixture.GaussianMixture : Density model with samples and scores, without latent coordinates.
+
+    References
+    ----------
+    .. [1] Kingma & Welling (2014). "Auto-encoding variational Bayes", equation 3. ICLR.
+    .. [2] Lucas, Tucker, Grosse & Norouzi (2019). "Don't blame the ELBO!", section 4. NeurIPS.
+    .. [3] He, Zhang, Ren & Sun (2015). "Delving deep into rectifiers", equation 10. ICCV.
+    .. [4] Higgins et al. (2017). "beta-VAE", equation 4. ICLR.
+    .. [5] Burda, Grosse & Salakhutdinov (2016). "Importance weighted autoencoders", section 5.2. ICLR.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> X, _ = load_iris(return_X_y=True)
+    >>> vae = VAETransformer(z_dim=2, max_iter=20, random_state=0).fit(X)
+    >>> vae.transform(X).shape
+    (150, 2)
+    >>> vae.sample(3, random_state=0).shape
+    (3, 4)
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
         "z_dim": [Interval(Integral, 1, None, closed="left")],
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
-        "likelihood": [StrOptions({"auto", *LIKELIHOODS}), HasMethods(["log_prob", "mean", "sample"])],
+        "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood],
         "init": [StrOptions({"linear", "random"})],
         "beta": [Interval(Real, 0, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -105,6 +229,8 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         "n_iter_no_change": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "ema_decay": [Interval(Real, 0, 1, closed="left")],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
         "callbacks": [list, tuple, None],
@@ -130,7 +256,9 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         validation_fraction=0.1,
         n_iter_no_change="auto",
         tol=1e-4,
-        optimizer="adam",
+        optimizer="adamw",
+        weight_decay=300.0,
+        ema_decay=0.99,
         n_draws=100,
         device="auto",
         callbacks=None,
@@ -153,6 +281,8 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.ema_decay = ema_decay
         self.n_draws = n_draws
         self.device = device
         self.callbacks = callbacks
@@ -163,25 +293,93 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
-        """Train the model."""
+        """Fit the model to X.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        self : VAETransformer
+            The fitted estimator.
+
+        Raises
+        ------
+        ValueError
+            Before training, if X or a parameter is not valid or X leaves the support of the likelihood; during
+            training, if the loss is no longer finite.
+        """
         return self._fit(X, y, fresh=not (self.warm_start and hasattr(self, "net_")))
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None):
-        """Train for one epoch."""
+        """Train for one more epoch, without held-out rows; the first call sets scaling and start from its X.
+
+        Calling it k times with the same X is the same, to the bit, as a `fit` with ``max_iter=k`` and
+        ``early_stopping=False``.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Training data.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        self : VAETransformer
+            The fitted estimator.
+        """
         return self._fit(X, y, fresh=not hasattr(self, "net_"), one_epoch=True)
 
     def transform(self, X):
-        """Mean of the posterior q(z | x)."""
-        return self._encode(X)[0]
+        """Reduce X to latent coordinates: the mean of the posterior q(z | x).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to encode.
+
+        Returns
+        -------
+        Z : ndarray of shape (n_samples, z_dim)
+            Posterior means, float32.
+        """
+        return self._encode(self._check_X(X))[0]
 
     def posterior(self, X):
-        """Mean and standard deviation of the posterior q(z | x)."""
-        mean, log_scale = self._encode(X)
+        """Mean and standard deviation of the posterior q(z | x).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to encode.
+
+        Returns
+        -------
+        mean, std : ndarray of shape (n_samples, z_dim)
+            Parameters of the diagonal Gaussian, float32.
+        """
+        mean, log_scale = self._encode(self._check_X(X))
         return mean, np.exp(log_scale)
 
     def inverse_transform(self, X):
-        """E[x | z], in the units of X."""
+        """Map latent coordinates back to features: E[x | z].
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, z_dim)
+            Latent coordinates.
+
+        Returns
+        -------
+        X_original : ndarray of shape (n_samples, n_features)
+            Means of p(x | z) in the units of X, float32.
+        """
         check_is_fitted(self)
         X = check_array(X, dtype=np.float32, input_name="X", estimator=self)
         if X.shape[1] != self._n_features_out:
@@ -189,11 +387,26 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
                 f"X has {X.shape[1]} features, but {type(self).__name__}.inverse_transform is expecting "
                 f"{self._n_features_out} features as input."
             )
-        vae, blocks = self.module_, _padded(_row_blocks(X), self.net_.device)
-        return self._in_units_of_X(_apply(lambda z: vae.likelihood.mean(vae.decode(z)), blocks))
+        vae, blocks = self.module_, padded(row_blocks(X), self.net_.device)
+        return self._in_units_of_X(apply(lambda z: vae.likelihood.mean(vae.decode(z)), blocks))
 
     def sample(self, n_samples=1, *, noise=False, random_state=None):
-        """Draw rows from the model."""
+        """Draw rows from the model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        noise : bool, default=False
+            Whether to draw x from p(x | z), as the model has it, or return E[x | z] for z drawn from the prior.
+        random_state : int, RandomState instance or None, default=None
+            Source of the draws. None takes numpy's global stream.
+
+        Returns
+        -------
+        X : ndarray of shape (n_samples, n_features)
+            Rows in the units of X, float32.
+        """
         check_is_fitted(self)
         if n_samples < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples}. The sampling requires at least one sample.")
@@ -203,34 +416,61 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
             z = vae.prior.sample(n_samples, rng).cpu().numpy()
         if not noise:
             return self.inverse_transform(z)
-        blocks = _padded(_row_blocks(z), self.net_.device)
-        return self._in_units_of_X(_apply(lambda z: vae.likelihood.sample(vae.decode(z), rng), blocks))
+        blocks = padded(row_blocks(z), self.net_.device)
+        return self._in_units_of_X(apply(lambda z: vae.likelihood.sample(vae.decode(z), rng), blocks))
 
     def score_samples(self, X):
-        """Importance-weighted estimate of the log-likelihood of each row."""
+        """Log-likelihood of each row, estimated with `n_draws` importance-weighted posterior draws.
+
+        The estimate is a lower bound in expectation, and tight where the posterior is exact, as for the linear model.
+        The draws are the same for every row and every call.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to score.
+
+        Returns
+        -------
+        log_likelihood : ndarray of shape (n_samples,)
+            In nats per row and the units of X: the Jacobian of the internal scaling is included.
+        """
         X = self._check_X(X)
         vae, eps = (
             self.module_,
             torch.randn(self.n_draws, 1, self._n_features_out, generator=generator(self.net_.seed, SCORE_STREAM)),
         )
         eps = eps.to(self.net_.device)
-        n_rows = int(np.clip(_SCORE_ELEMENTS // (self.n_draws * X.shape[1]) // _PAD, 1, _BLOCK // _PAD)) * _PAD
+        n_rows = int(np.clip(_SCORE_ELEMENTS // (self.n_draws * X.shape[1]) // PAD, 1, BLOCK // PAD)) * PAD
         n_draws = max(1, _SCORE_ELEMENTS // (n_rows * X.shape[1]))
 
         def log_likelihood(x):
             weights = torch.cat([vae.log_weights(x, part) for part in eps.split(n_draws)])
             return weights.logsumexp(0) - math.log(self.n_draws)
 
-        return _apply(log_likelihood, self._scaled_blocks(X, n_rows)).astype(np.float64) + self.net_.log_jacobian
+        return apply(log_likelihood, self._scaled_blocks(X, n_rows)).astype(np.float64) + self.net_.log_jacobian
 
     def score(self, X, y=None):
-        """Mean log-likelihood per row."""
+        """Mean log-likelihood of the rows: what GridSearchCV maximises where no `scoring` is given.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows to score.
+        y : Ignored
+            Not used, present for API consistency by convention.
+
+        Returns
+        -------
+        score : float
+            Mean of `score_samples`, in nats per row.
+        """
         return float(np.mean(self.score_samples(X)))
 
     @property
     def module_(self):
         """The trained VAE, a torch module."""
-        return self.net_.module_
+        return self.net_.trained_module
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")
@@ -269,10 +509,11 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
     def _fit(self, X, y, *, fresh, one_epoch=False):
         if fresh:
             values, likelihood = self._check_first(X)
-            make_net, x = self._prepare(values, likelihood)
+            seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+            make_net, x = self._prepare(values, likelihood, seed)
         else:
-            values, likelihood, net = self._check_X(X), self.likelihood_, self.net_
-            x = _scaled(values, net.offset, net.scale)
+            values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
+            x = scaled(values, self.net_.offset, self.net_.scale)
         schedule = Schedule.resolve(
             len(x),
             max_iter=1 if one_epoch else self.max_iter,
@@ -281,27 +522,30 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
             tol=self.tol,
         )
         x_valid = scores = None
-        if self.early_stopping and not one_epoch:
-            if self.early_stopping == "auto" and fresh and len(x) < _CROSS_FIT_ROWS:
-                if len(x) >= 2 * N_FOLDS:
-                    scores, n_epochs = cross_fit(make_net, x, schedule)
-                    schedule = replace(schedule, n_epochs=n_epochs)
-            else:
-                x, x_valid = hold_out(x, self.validation_fraction, 0 if fresh else self.net_.seed)
-        if fresh:
-            net = make_net(x, callbacks=_copies(self.callbacks))
+        select = self.early_stopping and not one_epoch
+        cross = fresh and self.early_stopping == "auto" and len(x) < CROSS_FIT_ROWS
+        if select and cross and len(x) >= 2 * N_FOLDS:
+            scores, n_epochs = cross_fit(make_net, x, schedule)
+            schedule = replace(schedule, n_epochs=n_epochs)
+        if select and not cross:
+            x, x_valid = hold_out(x, self.validation_fraction, seed)
+        net = make_net(x, callbacks=_copies(self.callbacks)) if fresh else self.net_
         with self._task(net, likelihood, schedule.n_epochs, X, y) as bridge:
             train(net, x, schedule, x_valid, [*bridge, *([Report()] if self.verbose else [])])
         self._set_fitted(net, likelihood, X)
         self._report(values, scores)
         return self
 
-    def _prepare(self, X, likelihood):
+    def _prepare(self, X, likelihood, seed):
         """A function of training rows that makes a net at its start, and all rows in the model's units."""
         device = _resolve_device(self.device)
         likelihood = _likelihood(likelihood)
-        offset, scale = _location_scale(X) if likelihood.standardize else (0.0, 1.0)
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+        offset, scale = location_scale(X) if likelihood.standardize else (0.0, 1.0)
+        all_rows = scaled(X, offset, scale)
+        sizes = _check_hidden_layer_sizes(self.hidden_layer_sizes)
+        learning_rate = self.learning_rate
+        if self.batch_size == "auto":
+            learning_rate *= max(1, Schedule.resolve(len(X)).batch_size / 64)
 
         def make_net(x, callbacks=None):
             net = build_net(
@@ -309,7 +553,9 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
                 ELBO,
                 criterion__beta=self.beta,
                 optimizer=self.optimizer,
-                lr=self.learning_rate,
+                lr=learning_rate,
+                ema_decay=self.ema_decay,
+                weight_decay=self.weight_decay / len(x) if sizes and self.init == "linear" else 0.0,
                 callbacks=callbacks,
                 device=device,
                 seed=seed,
@@ -317,26 +563,22 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
                 scale=scale,
                 module__n_features=X.shape[1],
                 module__z_dim=self.z_dim,
-                module__hidden_layer_sizes=tuple(np.atleast_1d(self.hidden_layer_sizes).astype(int).tolist()),
+                module__hidden_layer_sizes=sizes,
                 module__activation=self.activation,
                 module__likelihood=likelihood,
                 module__init=self.init,
                 module__seed=seed,
                 **(self.net_params or {}),
             )
-            self._start(net, x)
+            vae = net.module_.cpu()
+            with torch.no_grad():
+                raw = vae.likelihood.start(all_rows)  # statistics of single features, as offset and scale are
+            if self.init == "linear":
+                linear_start(vae, x, raw, beta=self.beta, seed=seed)
+            net.load_state(vae.to(net.device).state_dict())
             return net
 
-        return make_net, _scaled(X, offset, scale)
-
-    def _start(self, net, x):
-        vae = net.module_.cpu()
-        if self.init == "linear":
-            linear_start(vae, x, beta=self.beta, seed=net.seed)
-        else:
-            with torch.no_grad():
-                vae.likelihood.start(x)
-        vae.to(net.device)
+        return make_net, all_rows
 
     @contextmanager
     def _task(self, net, likelihood, n_epochs, X, y):
@@ -378,16 +620,25 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
     # Inference
 
     def _encode(self, X):
-        X = self._check_X(X)
+        """Mean and log-scale of the posterior of each row of a validated X."""
         vae = self.module_
-        return np.split(_apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X)), 2, axis=1)
+        return np.split(apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X)), 2, axis=1)
 
-    def _scaled_blocks(self, X, size=_BLOCK):
+    def _scaled_blocks(self, X, size=BLOCK):
         net = self.net_
-        return _padded(((block - net.offset) / net.scale for block in _row_blocks(X, size)), net.device)
+        return padded(((block - net.offset) / net.scale for block in row_blocks(X, size)), net.device)
 
     def _in_units_of_X(self, x):
         return (x * self.net_.scale + self.net_.offset).astype(np.float32, copy=False)
+
+
+def _check_hidden_layer_sizes(sizes):
+    sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
+    if not all(isinstance(size, Integral) and size > 0 for size in sizes):
+        raise ValueError(
+            f"The 'hidden_layer_sizes' parameter of VAETransformer must hold ints > 0. Got {sizes} instead."
+        )
+    return tuple(map(int, sizes))
 
 
 def _likelihood(likelihood):
@@ -418,51 +669,3 @@ def _resolve_device(device):
 def _copies(callbacks):
     """Copies of skorch callbacks, or of (name, callback) pairs: training leaves the user's own untouched."""
     return [(cb[0], copy.copy(cb[1])) if isinstance(cb, tuple) else copy.copy(cb) for cb in callbacks or ()]
-
-
-def _row_blocks(X, size=_BLOCK):
-    return (X[start : start + size] for start in range(0, len(X), size))
-
-
-def _location_scale(X):
-    """Mean and standard deviation of each feature in float64, block by block; 1 for the scale of a constant one."""
-    mean = X.mean(axis=0, dtype=np.float64)
-    square = sum(((block - mean) ** 2).sum(axis=0) for block in _row_blocks(X))
-    scale = np.sqrt(square / len(X))
-    return mean, np.where(scale > 1e-12 * np.abs(mean), scale, 1.0)
-
-
-def _scaled(X, offset, scale):
-    """X in the model's units: a float32 tensor, always a copy (X may be read-only, or the user's to change)."""
-    x = np.empty(X.shape, dtype=np.float32)
-    for block, out in zip(_row_blocks(X), _row_blocks(x), strict=True):
-        out[...] = (block - offset) / scale
-    return torch.from_numpy(x)
-
-
-def _padded(blocks, device):
-    """Blocks as zero-padded tensors with their numbers of rows: BLAS takes other kernels for a few rows, and a row's
-    result must not depend on its neighbours."""
-    for block in blocks:
-        x = torch.zeros(-(-len(block) // _PAD) * _PAD, block.shape[1])
-        x[: len(block)] = torch.from_numpy(np.asarray(block, dtype=np.float32))
-        yield x.to(device), len(block)
-
-
-class _RowwiseLinear(TorchFunctionMode):
-    """Gives each linear layer at least 16 outputs: with fewer, BLAS takes kernels in which a row's last bits depend on
-    its place in the block. A mode, since it must hold inside a user's own networks too; modes belong to one thread."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is not F.linear or len(args[1]) >= _MIN_OUTPUTS:
-            return function(*args, **(kwargs or {}))
-        x, weight, bias = args
-        n_missing = _MIN_OUTPUTS - len(weight)
-        bias = bias if bias is None else F.pad(bias, (0, n_missing))
-        return F.linear(x, F.pad(weight, (0, 0, 0, n_missing)), bias)[..., : len(weight)]
-
-
-@torch.no_grad()
-def _apply(function, blocks):
-    with _RowwiseLinear():
-        return np.concatenate([function(block)[:n_rows].cpu().numpy() for block, n_rows in blocks])

@@ -15,8 +15,8 @@ __all__ = ["BestState", "Report", "SampleGrid"]
 class BestState(Callback):
     """Keep the state with the least validation loss, the starting state included, and stop when none better comes.
 
-    Each time the loss has not fallen by `tol` for more than `patience` epochs, training goes back to the best state
-    and on from there with a smaller learning rate; after `n_decays` such turns it ends.
+    Each time the loss has not fallen by `tol` for more than `patience` epochs, the learning rate falls; after
+    `n_decays` such turns training ends.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class BestState(Callback):
             self.reference_ = self.loss_
 
     def _keep(self, net, loss):
-        self.loss_, self.state_ = loss, copy.deepcopy(net.module_.state_dict())
+        self.loss_, self.state_ = loss, copy.deepcopy(net.trained_module.state_dict())
 
     def on_epoch_end(self, net, **kwargs):
         loss = net.history[-1, "valid_loss"]
@@ -61,19 +61,22 @@ class BestState(Callback):
         if self.n_decays_ == self.n_decays:
             raise KeyboardInterrupt
         self.n_decays_, self.n_stale_ = self.n_decays_ + 1, 0
-        net.module_.load_state_dict(self.state_)
+        self._set_learning_rate(net, net.lr * self.factor**self.n_decays_)
+
+    def _set_learning_rate(self, net, lr):
         for group in net.optimizer_.param_groups:
-            group["lr"] *= self.factor
+            group["lr"] = lr
 
     def on_train_end(self, net, **kwargs):
         if self.state_ is not None:
-            net.module_.load_state_dict(self.state_)
+            net.load_state(self.state_)
+        self._set_learning_rate(net, net.lr)
         self.state_ = None
 
 
 def _is_report(epoch):
     """1, 2, 5, 10, 20, 50, ...: about three reports for each tenfold of epochs."""
-    return epoch in (1, 2, 5) or epoch % 10 == 0 and _is_report(epoch // 10)
+    return epoch in (1, 2, 5) or (epoch % 10 == 0 and _is_report(epoch // 10))
 
 
 class Report(Callback):
@@ -148,13 +151,13 @@ class SampleGrid(Callback):
         if not training:
             return
         if self.n_steps_ % self.every == 0:
-            print(f"iteration {self.n_steps_}, loss {float(loss):.4f}")
+            print(f"iteration {self.n_steps_}, loss {loss.item():.4f}")
             self._write(net, batch[0])
         self.n_steps_ += 1
 
     @torch.no_grad()
     def _write(self, net, batch):
-        module, name = net.module_, f"{self.n_steps_ // self.every:03d}"
+        module, name = net.trained_module, f"{self.n_steps_ // self.every:03d}"
         if self.grid != "reconstruction":
             draws = module.prior.sample(math.prod(self.shape), torch.Generator().manual_seed(self.seed))
             self._save(net, draws.to(batch["x"].device), name)
@@ -166,7 +169,7 @@ class SampleGrid(Callback):
     def _save(self, net, z, name):
         from matplotlib.image import imsave
 
-        (n_rows, n_columns), module = self.shape, net.module_
+        (n_rows, n_columns), module = self.shape, net.trained_module
         mean = module.likelihood.mean(module.decode(z[: n_rows * n_columns]))
         flat = mean.cpu().numpy() * net.scale + net.offset
         side = math.isqrt(flat.shape[1])

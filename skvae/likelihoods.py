@@ -28,16 +28,20 @@ class Likelihood(nn.Module, ABC):
         and the means and samples are then in standardised units.
     non_negative : bool
         Whether negative values are outside the support.
+    min_curvature : float
+        What the linear start takes for the second derivative of -log p(x | raw) at least. At the mean of a rare feature
+        the derivative is small, but it grows as soon as the feature varies with z.
     """
 
     n_raw = 1
     standardize = False
     non_negative = False
+    min_curvature = 0.1
 
-    def check(self, X: np.ndarray, whom: str) -> None:  # noqa: B027 (the default: every real number is allowed)
+    def check(self, X: np.ndarray, whom: str) -> None:
         """Raise ValueError, naming `whom`, where `X` (n_samples, n_features) leaves the support."""
 
-    def build(self, n_features: int) -> None:  # noqa: B027 (the default: nothing is shared)
+    def build(self, n_features: int) -> None:
         """Create the parameters and buffers shared by all rows."""
 
     def start(self, x: Tensor) -> Tensor:
@@ -80,11 +84,17 @@ def _normal_like(raw: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(raw.shape, generator=generator, device=generator.device).to(raw.device)
 
 
+def _bounded_log(raw: Tensor) -> Tensor:
+    """The logarithm of a link that is exp up to exp(5) and linear above, so that no raw output overflows."""
+    low = raw.clamp(max=5.0)
+    return low + torch.log1p(raw - low)
+
+
 class Gaussian(Likelihood):
     """Normal distribution with a learned noise scale, for real-valued features.
 
     Domain: real numbers. Raw outputs: the mean, in standardised units, and with ``noise="row"`` the logarithm of the
-    free part of the noise scale. Noise variance: ``noise_floor + exp(2 * raw)``.
+    free part of the noise scale (linear above exp(5)). Noise variance: ``floor + exp(2 * raw)``.
 
     Parameters
     ----------
@@ -93,8 +103,12 @@ class Gaussian(Likelihood):
         or one for each row and feature, decoded from z.
     noise_floor : float, default=1e-3
         Least noise variance, as a fraction of a feature's variance. It keeps constant and duplicated columns from
-        being a singularity of the density.
+        being a singularity of the density. Where the variance itself is hardly known, as that of a feature which is
+        constant but for a few rows, the floor is the squared relative variance of its estimate,
+        ``((kurtosis - 1) / n_samples) ** 2``, if that is larger.
     """
+
+    floor: Tensor
 
     standardize = True
 
@@ -112,26 +126,38 @@ class Gaussian(Likelihood):
         return f"noise={self.noise!r}, noise_floor={self.noise_floor}"
 
     def build(self, n_features: int) -> None:
+        self.register_buffer("floor", torch.full((n_features,), float(self.noise_floor)))
         if self.noise != "row":
             self.log_noise = nn.Parameter(torch.zeros(1 if self.noise == "shared" else n_features))
+
+    def start(self, x: Tensor) -> Tensor:
+        if self.noise != "shared":  # which no single feature determines
+            self._raise_floor(x)
+        return super().start(x)
+
+    def _raise_floor(self, x: Tensor) -> None:
+        squares = [(block.square().sum(0), block.square().square().sum(0)) for block in x.split(4096)]
+        variance, fourth = (sum(terms) / len(x) for terms in zip(*squares, strict=True))
+        relative_variance = (fourth / variance.clamp(min=1e-12).square() - 1) / len(x)
+        self.floor.copy_((variance * relative_variance.square()).clamp(min=self.noise_floor))
 
     def nearest_noise(self, variance: Tensor) -> Tensor:
         """The noise variance (n_features,) nearest to `variance` that the model can have for every row."""
         if self.noise == "shared":
             variance = variance.mean(0, keepdim=True).expand_as(variance)
-        return variance.clamp(min=1.01 * self.noise_floor)
+        return torch.maximum(variance, 1.01 * self.floor)
 
     def set_noise(self, variance: Tensor, raw: Tensor) -> None:
         """Make `variance` (n_features,), in standardised units, the noise at z = 0; `raw` is the decoder's bias."""
-        log_noise = 0.5 * (self.nearest_noise(variance) - self.noise_floor).log()
+        log_noise = 0.5 * (self.nearest_noise(variance) - self.floor).log()
         if self.noise == "row":
             raw[1] = log_noise
         else:
             self.log_noise.data.copy_(log_noise[: len(self.log_noise)])
 
     def _loc_variance(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        log_noise = raw[..., 1, :] if self.noise == "row" else self.log_noise
-        return raw[..., 0, :], (2 * log_noise).exp() + self.noise_floor
+        log_noise = _bounded_log(raw[..., 1, :]) if self.noise == "row" else self.log_noise
+        return raw[..., 0, :], (2 * log_noise).exp() + self.floor
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         loc, variance = self._loc_variance(raw)
@@ -190,6 +216,7 @@ class ContinuousBernoulli(Likelihood):
     """
 
     non_negative = True
+    min_curvature = 0.02  # at the middle of the interval it is 1 / 12
     _SERIES = 0.3  # below this |logit| the closed forms cancel, above it the series to l^6 is too short
 
     def check(self, X: np.ndarray, whom: str) -> None:
@@ -233,19 +260,11 @@ class ContinuousBernoulli(Likelihood):
         return torch.where(logits > 0, 1 - draw, draw).clamp(0, 1)
 
 
-_MAX_LOG_RATIO = 5.0
-
-
-def _log_rate(raw: Tensor) -> Tensor:
-    """Log link whose rate goes on linearly above exp(5), so that no raw output overflows; smooth to first order."""
-    low = raw.clamp(max=_MAX_LOG_RATIO)
-    return low + torch.log1p(raw - low)
-
-
 class _Counts(Likelihood):
     """What the count likelihoods share: rate = typical count of the feature x link(raw)."""
 
     non_negative = True
+    min_curvature = 0.5
 
     def check(self, X: np.ndarray, whom: str) -> None:
         check_non_negative(X, whom)
@@ -269,7 +288,7 @@ class _Counts(Likelihood):
         return (x.log1p() - self.inputs_mean) / self.inputs_scale
 
     def _log_rate(self, raw: Tensor) -> Tensor:
-        return _log_rate(raw[..., 0, :]) + self.log_mean
+        return _bounded_log(raw[..., 0, :]) + self.log_mean
 
     def mean(self, raw: Tensor) -> Tensor:
         return self._log_rate(raw).exp()

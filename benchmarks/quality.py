@@ -1,0 +1,359 @@
+"""Is the VAE with its defaults a better density model and feature extractor than the linear models?
+
+    python benchmarks/quality.py                          # everything, into benchmarks/results
+    python benchmarks/quality.py --part density --tables wine,iris --z-dims 2 --splits 1
+    python benchmarks/quality.py --resume                 # go on where a run was cut off
+    python benchmarks/quality.py --summary                # only read what is there
+
+Parts: `density`, the held-out log-likelihood of real tables in nats per row, each feature standardised by the training
+rows' mean and standard deviation; `gmm`, the same of the mixture of Gaussians with the best BIC; `latents`, what the
+latents of digits and MNIST are good for; `mnist`, the test bound of the first epochs. Rows are written as they come.
+"""
+
+import argparse
+import csv
+import os
+import time
+import warnings
+from datetime import date
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA, FactorAnalysis
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import train_test_split
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import Callback, LRScheduler
+from summary import summarise
+from tables import SOURCES, load_all
+from threadpoolctl import threadpool_limits
+
+from skvae import VAETransformer
+from skvae.likelihoods import Gaussian
+
+HERE = Path(__file__).parent
+PARTS = ("density", "gmm", "latents", "mnist")
+NOISE_FLOOR = 1e-3  # of a feature's variance, for FactorAnalysis; the mixtures' reg_covar too
+DENSITY_Z_DIMS = (2, 5, 10, 20)
+LATENT_Z_DIMS = {"digits": (2, 5, 10, 16, 32), "mnist": (2, 5, 10, 16, 32, 64)}
+DIGITS_SEEDS = (42, 0, 1, 2, 3)  # of the split; 42 is the one of UMAP's documentation
+EPOCHS, BATCH_SIZE, MAX_LR = 3, 256, 4e-3
+
+
+class Results:
+    """A CSV of which each row is known by its key columns; with `keep`, rows that are there are not computed again."""
+
+    def __init__(self, path, keys, values, keep):
+        self.path, self.keys, self.columns = path, keys, [*keys, *values, "date", "machine"]
+        self.kept = {self._key(row) for row in self._read()} if keep else ()
+
+    def _key(self, row):
+        return tuple(row[name] for name in self.keys)
+
+    def _read(self):
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def lacks(self, *key):
+        """Whether that row is still to be computed."""
+        return tuple(map(str, key)) not in self.kept
+
+    def add(self, *key, **values):
+        """Replace or append the row, on disk at once."""
+        row = dict(zip(self.keys, map(str, key), strict=True))
+        row |= {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
+        print(*(f"{name}={value}" for name, value in row.items() if value != ""), flush=True)
+        row |= {
+            "date": date.today().isoformat(),
+            "machine": f"{os.cpu_count()} CPU cores, threads: {torch.get_num_threads()}",
+        }
+        self._write([*(old for old in self._read() if self._key(old) != self._key(row)), row])
+
+    def _write(self, rows):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(f".{os.getpid()}")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(self.path)
+
+
+CELLS = (("table", "z_dim", "split", "method"), ("n", "p", "score", "knn", "active", "seconds"))
+FILES = {
+    "density": CELLS,
+    "gmm": CELLS,
+    "latents": (("data", "z_dim", "seed", "method"), ("knn", "logreg", "mse", "active", "seconds")),
+    "mnist": (("init", "schedule", "epoch"), ("elbo", "seconds")),
+}
+
+
+def open_results(name, args):
+    return Results(args.out / f"{name}.csv", *FILES[name], keep=args.resume)
+
+
+def timed(fit, *args):
+    """What `fit` returns, and how many seconds it took."""
+    start = time.perf_counter()
+    return fit(*args), time.perf_counter() - start
+
+
+# Methods: each takes (X, z_dim, seed) and returns a fitted estimator
+
+
+def fit_pca(X, z_dim, seed):
+    return PCA(z_dim, random_state=seed).fit(X)
+
+
+def fit_factors(X, z_dim, seed):
+    """FactorAnalysis of standardised X, with its noise floored: where it has no finite optimum it would fall to 0."""
+    model = FactorAnalysis(z_dim, max_iter=1000, svd_method="lapack", random_state=seed).fit(X)
+    model.noise_variance_ = np.maximum(model.noise_variance_, NOISE_FLOOR)
+    return model
+
+
+def fit_vae(X, z_dim, seed, **params):
+    return VAETransformer(z_dim, random_state=seed, **params).fit(X)
+
+
+def fit_mixture(X, _z_dim, seed):
+    """The best of 20 mixtures by BIC."""
+    shapes = [(k, shape) for k in range(1, 11) for shape in ("full", "diag")]
+    models = [GaussianMixture(k, covariance_type=s, reg_covar=NOISE_FLOOR, random_state=seed) for k, s in shapes]
+    return min((model.fit(X) for model in models), key=lambda model: model.bic(X))
+
+
+DENSITY = {
+    "PCA": fit_pca,
+    "FA": fit_factors,
+    "VAE": fit_vae,
+    "VAE random": partial(fit_vae, init="random"),
+    "VAE row": partial(fit_vae, likelihood=Gaussian(noise="row")),
+}
+MIXTURE = {"GMM": fit_mixture}
+LATENTS = {"PCA": fit_pca, "VAE": fit_vae, "VAE bernoulli": partial(fit_vae, likelihood="bernoulli")}
+
+
+# Densities
+
+
+def split_table(table, split):
+    """Train and test rows and their labels; features standardised by the train rows, those constant there left out."""
+    y = np.zeros(len(table.X)) if table.y is None else table.y
+    x_train, x_test, *labels = train_test_split(table.X, y, test_size=0.3, random_state=split)
+    varies = np.ptp(x_train, axis=0) > 0
+    scaler = StandardScaler().fit(x_train[:, varies])
+    return *(scaler.transform(x[:, varies]) for x in (x_train, x_test)), *labels
+
+
+def accuracy(classifier, model, x_train, x_test, y_train, y_test):
+    """Test accuracy of a classifier of the latents."""
+    return float(classifier.fit(model.transform(x_train), y_train).score(model.transform(x_test), y_test))
+
+
+def n_active(model):
+    return int(model.active_units_.sum()) if hasattr(model, "active_units_") else ""
+
+
+def measure_density(table, z_dim, split, fit):
+    """One row of density.csv."""
+    data = split_table(table, split)
+    model, seconds = timed(fit, data[0], z_dim, split)
+    knn = ""
+    if table.y is not None and hasattr(model, "transform"):
+        knn = accuracy(make_pipeline(StandardScaler(), KNeighborsClassifier(5)), model, *data)
+    score, (n, p) = float(model.score(data[1])), table.X.shape
+    return {"n": n, "p": p, "score": score, "knn": knn, "active": n_active(model), "seconds": seconds}
+
+
+def run_cells(args, name, methods, z_dims_of):
+    results = open_results(name, args)
+    for table in load_all([name for name in args.tables or SOURCES if name in SOURCES]):
+        for z_dim in z_dims_of(table):
+            for split in range(args.splits):
+                for method, fit in methods.items():
+                    if results.lacks(table.name, z_dim, split, method):
+                        row = measure_density(table, z_dim, split, fit)
+                        results.add(table.name, z_dim, split, method, **row)
+
+
+def run_density(args):
+    run_cells(
+        args, "density", DENSITY, lambda table: [z for z in args.z_dims or DENSITY_Z_DIMS if z < table.X.shape[1]]
+    )
+
+
+def run_gmm(args):
+    run_cells(args, "gmm", MIXTURE, lambda table: [0])  # a mixture has no z_dim
+
+
+# Latents
+
+
+def digits_split(seed):
+    X, y = load_digits(return_X_y=True)
+    return train_test_split((X / 16).astype(np.float32), y, stratify=y, random_state=seed)
+
+
+@cache
+def read_mnist(path):
+    with np.load(path) as file:
+        images = [(file[name].reshape(-1, 784) / 255).astype(np.float32) for name in ("X_train", "X_test")]
+        return *images, file["y_train"], file["y_test"]
+
+
+def measure_latents(data, z_dim, seed, fit):
+    """One row of latents.csv."""
+    x_train, x_test, *_ = data
+    model, seconds = timed(fit, x_train, z_dim, seed)
+    logreg = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    mse = np.square(model.inverse_transform(model.transform(x_test)) - x_test).mean()
+    return {
+        "knn": accuracy(KNeighborsClassifier(5), model, *data),
+        "logreg": accuracy(logreg, model, *data),
+        "mse": float(mse),
+        "active": n_active(model),
+        "seconds": seconds,
+    }
+
+
+def latent_data(args):
+    """(name, seed, its data) for each data set and seed; of MNIST, whose split is fixed, one seed."""
+    names = args.tables or LATENT_Z_DIMS
+    if "digits" in names:
+        yield from (("digits", seed, digits_split(seed)) for seed in DIGITS_SEEDS[: args.splits])
+    if "mnist" in names and has_mnist(args):
+        yield "mnist", DIGITS_SEEDS[0], read_mnist(args.mnist)
+
+
+def has_mnist(args):
+    if not args.mnist.exists():
+        print(f"MNIST: skipped (no file {args.mnist})")
+    return args.mnist.exists()
+
+
+def run_latents(args):
+    results = open_results("latents", args)
+    for name, seed, data in latent_data(args):
+        for z_dim in args.z_dims or LATENT_Z_DIMS[name]:
+            for method, fit in LATENTS.items():
+                if results.lacks(name, z_dim, seed, method):
+                    results.add(name, z_dim, seed, method, **measure_latents(data, z_dim, seed, fit))
+
+
+# The first epochs on MNIST
+
+
+class TestBound(Callback):
+    """Records the mean bound of the test rows, one fixed draw each, before the first step and after each epoch."""
+
+    def __init__(self, x):
+        self.x = torch.from_numpy(x)
+        self.bounds = []  # (seconds, bound); shared with the copy that is trained with
+
+    def on_train_begin(self, net, **kwargs):
+        self.seconds_ = 0.0
+        self._record(net)
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.start_ = time.perf_counter()
+
+    def on_epoch_end(self, net, **kwargs):
+        self.seconds_ += time.perf_counter() - self.start_
+        self._record(net)
+
+    @torch.no_grad()
+    def _record(self, net):
+        eps = torch.randn(len(self.x), net.z_dim, generator=torch.Generator().manual_seed(0))
+        log_prob, kl = net.trained_module(self.x.to(net.device), eps.to(net.device))
+        self.bounds.append((self.seconds_, float((log_prob - kl).mean())))
+
+
+def one_cycle(n_rows):
+    """One cycle of the learning rate up to MAX_LR over all steps, moved at every step."""
+    n_steps = EPOCHS * -(-n_rows // BATCH_SIZE)
+    policy = torch.optim.lr_scheduler.OneCycleLR
+    return LRScheduler(policy, max_lr=MAX_LR, total_steps=n_steps, step_every="batch")
+
+
+def measure_bounds(x_train, x_test, init, schedule):
+    """(seconds, bound) before the first step and after each epoch of one fit with the seeds' configuration."""
+    bound = TestBound(x_test)
+    model = VAETransformer(
+        100,
+        hidden_layer_sizes=(128,),
+        likelihood="bernoulli",
+        init=init,
+        batch_size=BATCH_SIZE,
+        max_iter=EPOCHS,
+        early_stopping=False,
+        callbacks=[bound, *([one_cycle(len(x_train))] if schedule == "one-cycle" else [])],
+        random_state=0,
+    )
+    model.fit(x_train)
+    return bound.bounds
+
+
+def run_mnist(args):
+    results = open_results("mnist", args)
+    if not has_mnist(args):
+        return
+    x_train, x_test, *_ = read_mnist(args.mnist)
+    for init, schedule in [(init, s) for init in ("linear", "random") for s in ("default", "one-cycle")]:
+        if results.lacks(init, schedule, EPOCHS):
+            for epoch, (seconds, elbo) in enumerate(measure_bounds(x_train, x_test, init, schedule)):
+                results.add(init, schedule, epoch, elbo=elbo, seconds=seconds)
+
+
+# The command
+
+
+def numbers(text):
+    return [int(part) for part in text.split(",")]
+
+
+def names(text):
+    if unknown := set(text.split(",")) - {*SOURCES, "mnist"}:
+        raise argparse.ArgumentTypeError(f"no table named {', '.join(sorted(unknown))}")
+    return text.split(",")
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, action="append", help="which part; may be repeated; default: all")
+    parser.add_argument("--tables", type=names, help=f"of {', '.join(SOURCES)}; for `latents`: digits, mnist")
+    parser.add_argument("--z-dims", type=numbers, help="default: 2,5,10,20; for `latents` 2,5,10,16,32 (,64)")
+    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--mnist", type=Path, default=HERE.parents[1] / "shared" / "data" / "mnist.npz")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of BLAS and torch; with more, small tables are slow on a busy machine"
+    )
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
+    parser.add_argument("--summary", action="store_true", help="compute nothing")
+    return parser.parse_args(argv)
+
+
+def main():
+    args = parse()
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    torch.set_num_threads(args.threads)
+    threadpool_limits(args.threads)
+    for part in () if args.summary else args.part or PARTS:
+        RUNNERS[part](args)
+    summarise(args.out)
+
+
+RUNNERS = {"density": run_density, "gmm": run_gmm, "latents": run_latents, "mnist": run_mnist}
+
+if __name__ == "__main__":
+    main()

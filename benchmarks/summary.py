@@ -1,0 +1,136 @@
+"""What the CSVs of quality.py say: tables, what is reached of what must be, and a plot of the margins."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+METHODS = ["PCA", "FA", "VAE", "VAE random", "VAE row"]
+COLOURS = ("#440154", "#31688e", "#35b779", "#e6a417", "#d1495b")  # of the z_dims, from small to large
+TARGETS = {  # of the defaults: (data, z_dim, measure) and what it must reach
+    ("digits", 2, "knn"): 0.80,
+    ("digits", 10, "logreg"): 0.94,
+    ("digits", 10, "mse"): 0.0197,
+    ("mnist", 2, "knn"): 0.80,
+    ("mnist", 64, "knn"): 0.979,
+}
+BOUNDS = {0: -165, 3: -112}  # nats, by epoch
+
+
+def read(folder, name):
+    path = folder / f"{name}.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def show(title, frame, digits=2):
+    print(f"\n{title}\n{frame.to_string(float_format=lambda value: f'{value:.{digits}f}', na_rep='')}")
+
+
+def say(what, value, reached=None):
+    print(f"  {what}: {value}" + {None: "", True: " (reached)", False: " (MISSED)"}[reached])
+
+
+def score_table(density):
+    """Scores by (table, z_dim, split): a column for each method, with the mixture's beside every z_dim, and margins."""
+    is_mixture = density.method == "GMM"
+    wide = density[~is_mixture].pivot(index=["table", "z_dim", "split", "p"], columns="method", values="score")
+    wide = wide.reindex(columns=METHODS).reset_index("p")
+    mixture = density[is_mixture].set_index(["table", "split"]).score.rename("GMM")
+    wide = wide.join(mixture, on=["table", "split"])
+    for other in ("FA", "VAE random", "GMM"):
+        wide[f"VAE - {other}"] = wide["VAE"] - wide[other]
+    return wide.assign(**{"VAE row - GMM": wide["VAE row"] - wide["GMM"]})
+
+
+def summarise_density(density):
+    scores = score_table(density)
+    means = scores.drop(columns="p").groupby(["table", "z_dim"]).mean()
+    means.insert(len(METHODS) + 2, "its min", scores.groupby(["table", "z_dim"])["VAE - FA"].min())
+    show("Held-out log-likelihood, nats per row (mean over the splits)", means)
+    margin, gain = scores["VAE - FA"].dropna(), scores["VAE - VAE random"].dropna()
+    if len(margin) and len(gain):
+        say_margins(margin, gain)
+    say_gaps(scores)
+    knn = density.dropna(subset="knn").pivot(index=["table", "z_dim", "split"], columns="method", values="knn")
+    knn = knn.dropna().mean()
+    show("Mean 5-NN accuracy of standardised latents, all labelled cells", knn, 3)
+
+
+def say_margins(margin, gain):
+    print(f"\n{len(margin)} cells (table, z_dim, split)")
+    share = (margin >= -0.05).mean()
+    say("VAE - FA, share of cells at least -0.05", f"{share:.3f}", bool(share == 1))
+    say("VAE - FA, median", f"{margin.median():.2f}", bool(margin.median() >= 1))
+    say("VAE - FA, least", ", ".join(f"{value:.2f} {cell}" for cell, value in margin.nsmallest(5).items()))
+    say("VAE better than its random start, share", f"{(gain > 0).mean():.3f}", bool((gain > 0).mean() >= 0.9))
+
+
+def say_gaps(scores):
+    """The gap to the mixture of each table, at the z_dim nearest to half its features."""
+    columns = ["p", "VAE - GMM", "VAE row - GMM"]
+    means = scores[columns].groupby(["table", "z_dim"]).mean().reset_index("z_dim")
+    nearest = (means.z_dim - means.p / 2).abs().groupby("table").transform("min")
+    half = means[(means.z_dim - means.p / 2).abs() == nearest].groupby("table").tail(1)
+    show("Gap to the mixture at the z_dim nearest to n_features / 2", half)
+
+
+def summarise_latents(latents):
+    keys = ["data", "z_dim", "method"]
+    means = latents.groupby(keys)[["knn", "logreg", "mse", "active", "seconds"]].mean()
+    show("Latents (mean over the seeds)", means, 4)
+    for (data, z_dim, measure), bar in TARGETS.items():
+        if (data, z_dim, "VAE") in means.index:
+            value = means.loc[(data, z_dim, "VAE"), measure]
+            reached = value <= bar if measure == "mse" else value >= bar
+            say(f"{data}, z_dim {z_dim}, {measure}, bar {bar}", f"{value:.4f}", bool(reached))
+
+
+def summarise_mnist(bounds):
+    wide = bounds.pivot(index=["init", "schedule"], columns="epoch", values="elbo")
+    show("MNIST, the seeds' configuration: test bound in nats by epoch", wide)
+    for epoch, bar in BOUNDS.items():
+        best = wide.loc["linear", epoch].max()
+        say(f"linear start, after {epoch} epochs, bar {bar}", f"{best:.1f}", bool(best >= bar))
+
+
+def draw(scores, path):
+    """Margins over FactorAnalysis of both starts: a row per table, a colour per z_dim, a dot per split."""
+    margins = {"defaults": scores["VAE - FA"], 'init="random"': scores["VAE random"] - scores["FA"]}
+    tables = sorted(scores.index.unique("table"), key=lambda name: -scores["VAE - FA"].groupby("table").mean()[name])
+    size = (10, 1.8 + 0.36 * len(tables))
+    figure, axes = plt.subplots(1, 2, sharex=True, sharey=True, figsize=size, layout="constrained")
+    for ax, (title, margin) in zip(axes, margins.items(), strict=True):
+        draw_margins(ax, margin, tables)
+        ax.set_title(f"VAETransformer, {title}")
+    axes[0].set_yticks(range(len(tables)), tables)
+    axes[0].invert_yaxis()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False)
+    figure.supxlabel("held-out log-likelihood, nats per row more than FactorAnalysis", fontsize="medium")
+    figure.savefig(path, dpi=150)
+
+
+def draw_margins(ax, margin, tables):
+    n = margin.reset_index("z_dim").groupby("table").z_dim.nunique()
+    for i, (z_dim, part) in enumerate(margin.groupby("z_dim")):
+        height = [tables.index(name) + 0.17 * (i - (n[name] - 1) / 2) for name in part.index.get_level_values("table")]
+        ax.scatter(part, height, s=12, color=COLOURS[i % len(COLOURS)], label=f"z_dim {z_dim}", zorder=3)
+    ax.axvline(0, color="black", linewidth=1, zorder=2.5)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.grid(color="0.92")
+    ax.set_axisbelow(True)
+    ax.margins(y=0.02)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def summarise(folder):
+    """Print and draw what the folder holds."""
+    density = pd.concat([read(folder, "density"), read(folder, "gmm")])
+    if len(density):
+        summarise_density(density)
+        draw(score_table(density), folder / "quality.png")
+    for name, part in (("latents", summarise_latents), ("mnist", summarise_mnist)):
+        if len(frame := read(folder, name)):
+            part(frame)

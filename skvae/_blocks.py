@@ -1,0 +1,57 @@
+"""Rows of X in blocks: into the model's units and through the model, with bounded memory."""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `padded`)
+_MIN_OUTPUTS = 16  # of a linear layer at inference (see `_RowwiseLinear`)
+
+
+def row_blocks(X, size=BLOCK):
+    return (X[start : start + size] for start in range(0, len(X), size))
+
+
+def location_scale(X):
+    """Mean and standard deviation of each feature in float64, block by block; 1 for the scale of a constant one."""
+    mean = X.mean(axis=0, dtype=np.float64)
+    square = sum(((block - mean) ** 2).sum(axis=0) for block in row_blocks(X))
+    scale = np.sqrt(square / len(X))
+    return mean, np.where(scale > 1e-12 * np.abs(mean), scale, 1.0)
+
+
+def scaled(X, offset, scale):
+    """X in the model's units: a float32 tensor, always a copy (X may be read-only, or the user's to change)."""
+    x = np.empty(X.shape, dtype=np.float32)
+    for block, out in zip(row_blocks(X), row_blocks(x), strict=True):
+        out[...] = (block - offset) / scale
+    return torch.from_numpy(x)
+
+
+def padded(blocks, device):
+    """Blocks as zero-padded tensors with their numbers of rows: BLAS takes other kernels for a few rows, and a row's
+    result must not depend on its neighbours."""
+    for block in blocks:
+        x = torch.zeros(-(-len(block) // PAD) * PAD, block.shape[1])
+        x[: len(block)] = torch.from_numpy(np.array(block, dtype=np.float32))
+        yield x.to(device), len(block)
+
+
+class _RowwiseLinear(TorchFunctionMode):
+    """Gives each linear layer at least 16 outputs: with fewer, BLAS takes kernels in which a row's last bits depend on
+    its place in the block. A mode, since it must hold inside a user's own networks too; modes belong to one thread."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not F.linear or len(args[1]) >= _MIN_OUTPUTS:
+            return function(*args, **(kwargs or {}))
+        x, weight, bias = args
+        n_missing = _MIN_OUTPUTS - len(weight)
+        bias = bias if bias is None else F.pad(bias, (0, n_missing))
+        return F.linear(x, F.pad(weight, (0, 0, 0, n_missing)), bias)[..., : len(weight)]
+
+
+@torch.no_grad()
+def apply(function, blocks):
+    with _RowwiseLinear():
+        return np.concatenate([function(block)[:n_rows].cpu().numpy() for block, n_rows in blocks])

@@ -1,0 +1,84 @@
+"""Fixtures shared by the tests."""
+
+import os
+
+os.environ["SCIPY_ARRAY_API"] = "1"  # before scikit-learn is imported, which otherwise skips a check
+
+import numpy as np
+import pytest
+import torch
+
+from skvae._module import VAE
+from skvae.architectures import MLP
+from skvae.objectives import ELBO
+from skvae.priors import StandardNormal
+
+torch.set_num_threads(1)  # the models here are tiny: threads would only wait for each other
+
+
+def _table(likelihood="gaussian", n_rows=60, n_features=5, seed=0):
+    """Rows with two common factors, in the domain of a likelihood."""
+    rng = np.random.default_rng(seed)
+    signal = rng.normal(size=(n_rows, 2)) @ rng.normal(size=(2, n_features))
+    return {
+        "gaussian": lambda: 3 + 2 * signal + rng.normal(size=signal.shape),
+        "bernoulli": lambda: (rng.logistic(size=signal.shape) < 2 * signal).astype(float),
+        "continuous_bernoulli": lambda: 1 / (1 + np.exp(-signal - 0.5 * rng.normal(size=signal.shape))),
+        "poisson": lambda: rng.poisson(np.exp(1 + 0.5 * signal)).astype(float),
+        "negative_binomial": lambda: rng.poisson(np.exp(1 + 0.5 * signal) * rng.gamma(2, 0.5, signal.shape)) * 1.0,
+    }[likelihood]()
+
+
+@pytest.fixture(scope="session")
+def table():
+    """A function that makes a small data set for the name of a likelihood."""
+    return _table
+
+
+@pytest.fixture(scope="session")
+def normal():
+    """A function that draws a standard normal tensor from an own stream."""
+
+    def draw(*shape, seed=0, dtype=torch.float32):
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def make_vae():
+    """A function that builds an untrained VAE around a likelihood."""
+
+    def make(likelihood, n_features, z_dim=2, hidden_layer_sizes=(), seed=0):
+        rng = torch.Generator().manual_seed(seed)
+        sizes = {"hidden_layer_sizes": hidden_layer_sizes, "generator": rng}
+        likelihood.build(n_features)
+        encoder = MLP(n_features, 2 * z_dim, **sizes)
+        decoder = MLP(z_dim, likelihood.n_raw * n_features, **sizes)
+        return VAE(encoder, decoder, likelihood, StandardNormal(z_dim))
+
+    return make
+
+
+@pytest.fixture
+def n_steps(monkeypatch):
+    """A list that grows by the batch size with each evaluation of the objective."""
+    sizes, forward = [], ELBO.forward
+
+    def counted(self, vae, x, eps):
+        sizes.append(len(x))
+        return forward(self, vae, x, eps)
+
+    monkeypatch.setattr(ELBO, "forward", counted)
+    return sizes
+
+
+@pytest.fixture
+def global_streams():
+    """A function that returns the states of the global random streams, to be compared before and after."""
+
+    def states():
+        _, keys, *rest = np.random.get_state()  # noqa: NPY002 (the legacy stream is what must not move)
+        return [torch.get_rng_state().tolist(), keys.tolist(), rest]
+
+    return states

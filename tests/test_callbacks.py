@@ -1,0 +1,181 @@
+import re
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from sklearn.datasets import load_digits
+
+from skvae import VAETransformer
+from skvae.callbacks import BestState, SampleGrid
+from skvae.objectives import ELBO
+
+SMALL = {"hidden_layer_sizes": (8,), "early_stopping": False, "random_state": 0}
+DIGITS = load_digits().data[:96] / 16
+
+
+def fit_with(callback, max_iter=3, X=DIGITS, **params):
+    vae = VAETransformer(2, likelihood="bernoulli", max_iter=max_iter, batch_size=32, callbacks=[callback], **SMALL)
+    return vae.set_params(**params).fit(X)
+
+
+@pytest.mark.parametrize(
+    ("grid", "names"),
+    [
+        ("prior", ["000.png", "001.png", "002.png"]),
+        ("reconstruction", ["000.png", "001.png", "002.png"]),
+        ("both", ["000.png", "000r.png", "001.png", "001r.png", "002.png", "002r.png"]),
+    ],
+)
+def test_sample_grid_writes_numbered_files(grid, names, tmp_path, capsys):
+    vae = fit_with(SampleGrid(tmp_path / "new" / "out", every=4, grid=grid))  # 9 steps
+    assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == names
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.fullmatch(r"iteration (\d+), loss \d+\.\d{4}", line)[1] for line in lines] == ["0", "4", "8"]
+    written = dict(vae.net_.callbacks_)["SampleGrid"]
+    assert written.n_steps_ == 9
+    assert sorted(path.name for path in written.paths_) == names
+
+
+@pytest.mark.parametrize(
+    ("params", "size"),
+    [
+        ({}, (32, 32)),
+        ({"shape": (2, 5)}, (16, 40)),
+        ({"image_shape": (4, 16), "shape": (3, 2)}, (12, 32)),
+    ],
+)
+def test_sample_grid_has_the_size_of_its_images(params, size, tmp_path, capsys):
+    fit_with(SampleGrid(tmp_path, every=100, **params))
+    assert imread(tmp_path / "000.png").shape[:2] == size
+
+
+def test_sample_grid_shows_the_means_of_prior_draws(tmp_path, capsys):
+    """A model that is still: the grid is its decoder's means, tile by tile."""
+    vae = fit_with(SampleGrid(tmp_path, every=1, seed=3), max_iter=1, learning_rate=1e-12)
+    z = vae.module_.prior.sample(16, torch.Generator().manual_seed(3)).numpy()
+    tiles = vae.inverse_transform(z).reshape(4, 4, 8, 8)
+    expected = np.block([[tiles[row, column] for column in range(4)] for row in range(4)])
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    np.testing.assert_allclose(imread(tmp_path / "000.png")[..., 0], expected, atol=2 / 255)  # 8 bits a pixel
+
+
+def test_sample_grid_is_in_the_units_of_gaussian_data(tmp_path, capsys):
+    X = 1e4 + 1e3 * DIGITS
+    fit_with(SampleGrid(tmp_path, every=100, grid="reconstruction"), max_iter=1, X=X, likelihood="gaussian")
+    assert imread(tmp_path / "000.png")[..., 0].std() > 0.1
+
+
+def test_sample_grid_leaves_training_as_it_is(tmp_path, capsys):
+    plain = VAETransformer(2, likelihood="bernoulli", max_iter=3, batch_size=32, **SMALL).fit(DIGITS)
+    watched = fit_with(SampleGrid(tmp_path, every=1, grid="both"))
+    assert np.array_equal(plain.transform(DIGITS), watched.transform(DIGITS))
+
+
+def test_sample_grid_names_a_bad_grid(tmp_path):
+    with pytest.raises(ValueError, match=r"^grid must be 'prior', 'reconstruction' or 'both'\. Got 'posterior'"):
+        fit_with(SampleGrid(tmp_path, grid="posterior"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sample_grid_fills_a_small_batch_with_black(tmp_path, capsys):
+    fit_with(SampleGrid(tmp_path, grid="reconstruction"), X=DIGITS[:3], max_iter=1)
+    image = imread(tmp_path / "000.png")[..., 0]
+    assert np.all(image[:8, 24:] == 0)
+    assert np.all(image[8:] == 0)
+    assert image[:8, :24].max() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("max_iter", "epochs"), [(1, [1]), (5, [1, 2, 5]), (12, [1, 2, 5, 10, 12]), (20, [1, 2, 5, 10, 20])]
+)
+def test_report_prints_few_lines(max_iter, epochs, table, capsys):
+    vae = VAETransformer(2, max_iter=max_iter, verbose=1, **SMALL).fit(table())
+    lines = capsys.readouterr().out.splitlines()
+    found = [re.fullmatch(r"Iteration (\d+), loss = (-?\d+\.\d{4}), \d+\.\d s", line).groups() for line in lines]
+    assert [int(epoch) for epoch, _ in found] == epochs
+    for epoch, loss in found:
+        assert float(loss) == pytest.approx(vae.loss_curve_[int(epoch) - 1], abs=1e-4)
+
+
+def test_report_tells_the_validation_score(table, capsys):
+    vae = VAETransformer(2, verbose=1, **(SMALL | {"early_stopping": True, "max_iter": 2})).fit(table())
+    lines = capsys.readouterr().out.splitlines()
+    found = [float(re.search(r"validation score = (-?\d+\.\d+)", line)[1]) for line in lines]
+    assert found == pytest.approx(vae.validation_scores_, abs=1e-4)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "auto"])
+def test_nothing_is_printed_without_verbose(early_stopping, table, capsys):
+    vae = VAETransformer(2, max_iter=3, **(SMALL | {"early_stopping": early_stopping}))
+    X = table()
+    vae.fit(X).partial_fit(X).score(X)
+    vae.sample(3)
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def interrupt(monkeypatch, n_calls):
+    """Press Ctrl-C in the given evaluation of the objective; returns the list of evaluations."""
+    forward, calls = ELBO.forward, []
+
+    def interrupted(self, vae, x, eps):
+        calls.append(len(x))
+        if len(calls) == n_calls:
+            raise KeyboardInterrupt
+        return forward(self, vae, x, eps)
+
+    monkeypatch.setattr(ELBO, "forward", interrupted)
+    return calls
+
+
+@pytest.mark.parametrize(("n_calls", "n_iter"), [(1, 0), (2, 1), (8, 3), (9, 3)])  # three batches an epoch, cut short
+def test_ctrl_c_keeps_the_model(n_calls, n_iter, table, monkeypatch):
+    X = table(n_rows=96)
+    calls = interrupt(monkeypatch, n_calls)
+    vae = VAETransformer(2, max_iter=50, batch_size=32, **SMALL)
+    with pytest.warns(UserWarning, match=r"^Training interrupted by user\.$") as caught:
+        vae.fit(X)
+    assert len(caught) == 1
+    assert len(calls) == n_calls
+    assert vae.n_iter_ == len(vae.loss_curve_) == n_iter
+    assert np.isfinite(vae.transform(X)).all()
+    assert np.isfinite(vae.score(X))
+    vae.partial_fit(X)
+    assert vae.n_iter_ == n_iter + 1
+
+
+def test_ctrl_c_with_early_stopping_keeps_the_best_state(table, monkeypatch):
+    X = table(n_rows=100)
+    interrupt(monkeypatch, 12)
+    vae = VAETransformer(2, max_iter=50, batch_size=32, **(SMALL | {"early_stopping": True}))
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        vae.fit(X)
+    assert np.isfinite(vae.score(X))
+
+
+@pytest.mark.parametrize("n_calls", [2, 30])
+def test_ctrl_c_ends_the_search_for_the_number_of_epochs(n_calls, table, monkeypatch):
+    """One Ctrl-C is enough: what is trained after it is at most an epoch that leaves a usable model."""
+    X = table(n_rows=100)
+    calls = interrupt(monkeypatch, n_calls)
+    vae = VAETransformer(2, max_iter=20, batch_size=32, **(SMALL | {"early_stopping": "auto"}))
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
+        vae.fit(X)
+    assert len(calls) <= n_calls + 10
+    assert np.isfinite(vae.score(X))
+
+
+def test_callback_may_end_training(table):
+    """skorch's way to stop, a KeyboardInterrupt from a callback, is no Ctrl-C: no warning."""
+
+    class StopAtThree(BestState):
+        def on_epoch_end(self, net, **kwargs):
+            if len(net.history) == 3:
+                raise KeyboardInterrupt
+
+        def on_epoch_begin(self, net, **kwargs):
+            pass
+
+    vae = VAETransformer(2, max_iter=50, callbacks=[StopAtThree()], **SMALL).fit(table())
+    assert vae.n_iter_ == 3

@@ -1,0 +1,323 @@
+import re
+from functools import partial
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import simpson
+from torch import distributions as td
+
+from skvae.likelihoods import LIKELIHOODS, Bernoulli, ContinuousBernoulli, Gaussian, Poisson
+
+N_FEATURES = 4
+CASES = LIKELIHOODS | {f"gaussian_{noise}": partial(Gaussian, noise=noise) for noise in ("shared", "row")}
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+def bounded_log(raw):
+    """The logarithm of exp, going on linearly above exp(5)."""
+    return torch.where(raw > 5, 5 + (raw - 4).clamp(min=1).log(), raw)
+
+
+def rate(likelihood, raw):
+    return (likelihood.log_mean + bounded_log(raw)).exp()
+
+
+def normal_reference(likelihood, raw):
+    log_noise = bounded_log(raw[..., 1, :]) if likelihood.noise == "row" else likelihood.log_noise
+    return td.Normal(raw[..., 0, :], (likelihood.floor + (2 * log_noise).exp()).sqrt())
+
+
+def negative_binomial_reference(likelihood, raw):
+    count = likelihood.log_total_count.exp()
+    return td.NegativeBinomial(count, logits=rate(likelihood, raw[..., 0, :]).log() - count.log(), validate_args=False)
+
+
+REFERENCES = {
+    "gaussian": normal_reference,
+    "bernoulli": lambda likelihood, raw: td.Bernoulli(logits=raw[..., 0, :]),
+    "continuous_bernoulli": lambda likelihood, raw: td.ContinuousBernoulli(logits=raw[..., 0, :]),
+    "poisson": lambda likelihood, raw: td.Poisson(rate(likelihood, raw[..., 0, :])),
+    "negative_binomial": negative_binomial_reference,
+}
+
+
+def reference(name, likelihood, raw):
+    return REFERENCES[name.removesuffix("_row").removesuffix("_shared")](likelihood, raw)
+
+
+@pytest.fixture
+def case(table):
+    """A function that returns a likelihood started at data of its domain, and the data."""
+
+    def make(name, dtype=torch.float64):
+        family = name.removesuffix("_row").removesuffix("_shared")
+        x = torch.from_numpy(table(family, n_features=N_FEATURES)).float()
+        if family == "gaussian":
+            x = (x - x.mean(0)) / x.std(0)
+        likelihood = CASES[name]()
+        likelihood.build(N_FEATURES)
+        likelihood.start(x)
+        for index, parameter in enumerate(likelihood.parameters()):
+            torch.nn.init.normal_(parameter, std=0.5, generator=torch.Generator().manual_seed(index))
+        return likelihood.to(dtype), x.to(dtype)
+
+    return make
+
+
+def raws(likelihood, normal, size):
+    return (size * normal(60, likelihood.n_raw, N_FEATURES, dtype=torch.float64)).requires_grad_()
+
+
+def extremes(likelihood, dtype=torch.float64):
+    """Raw outputs of -100 and 100, each at every position: (2 ** n_raw, n_raw, n_features)."""
+    grid = torch.cartesian_prod(*[torch.tensor([-100.0, 100.0], dtype=dtype)] * likelihood.n_raw)
+    return grid.reshape(-1, likelihood.n_raw, 1).repeat(1, 1, N_FEATURES).requires_grad_()
+
+
+def assert_same_value_and_gradient(value, expected, inputs, rtol):
+    torch.testing.assert_close(value, expected, rtol=rtol, atol=1e-10)
+    gradients = [torch.autograd.grad(v.sum(), inputs, retain_graph=True) for v in (value, expected)]
+    torch.testing.assert_close(*gradients, rtol=rtol, atol=1e-8)
+
+
+@each_case
+@pytest.mark.parametrize("size", [0.1, 1.0, 4.0])
+def test_log_prob_is_the_distributions(name, size, case, normal):
+    likelihood, x = case(name)
+    raw = raws(likelihood, normal, size)
+    expected = reference(name, likelihood, raw).log_prob(x).sum(-1)
+    # torch's continuous Bernoulli works with probabilities, whose cancellation costs it the last digits
+    rtol = 1e-6 if name == "continuous_bernoulli" else 1e-9
+    inputs = [raw, *likelihood.parameters()]
+    assert_same_value_and_gradient(likelihood.log_prob(raw, x), expected, inputs, rtol)
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"continuous_bernoulli"}))  # see the test against mpmath
+def test_extreme_raw_outputs_are_the_distributions(name, case):
+    likelihood, x = case(name)
+    raw = extremes(likelihood)
+    for row in x[:5]:
+        expected = reference(name, likelihood, raw).log_prob(row).sum(-1)
+        assert_same_value_and_gradient(likelihood.log_prob(raw, row), expected, [raw], rtol=1e-9)
+
+
+@each_case
+def test_extreme_raw_outputs_in_float32(name, case):
+    exact, x = case(name)
+    single, _ = case(name, torch.float32)
+    raws = extremes(exact), extremes(single, torch.float32)
+    for row in x[:5]:
+        values = exact.log_prob(raws[0], row), single.log_prob(raws[1], row.float())
+        # float32 has 1.2e-7; sums of terms of opposite sign lose a digit or two of it
+        torch.testing.assert_close(values[1].double(), values[0], rtol=1e-5, atol=1e-4)
+        gradients = [torch.autograd.grad(v.sum(), r)[0].double() for v, r in zip(values, raws, strict=True)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@each_case
+def test_extreme_means_and_draws_are_in_the_domain(name, case):
+    likelihood, _ = case(name, torch.float32)
+    raw = extremes(likelihood, torch.float32).detach()
+    for x in (likelihood.mean(raw), likelihood.sample(raw, torch.Generator().manual_seed(0))):
+        assert torch.isfinite(x).all()
+        likelihood.check(x.detach().numpy(), "the test")
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1e-3, 0.02, 0.1, 0.299999, 0.300001, 0.5, 1, 5, 20, 60, 100])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_continuous_bernoulli_against_50_digits(size, sign):
+    logit = torch.tensor([[sign * size]], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([[0.0], [0.3], [1.0]], dtype=torch.float64)
+    likelihood = ContinuousBernoulli()
+    with mpmath.workdps(50):
+        exact = mpmath.mpf(sign * size)
+        norm = mpmath.log(exact / mpmath.expm1(exact))  # an exponential distribution cut off at 1
+        mean = 1 / (1 - mpmath.exp(-exact)) - 1 / exact
+        values = torch.tensor([[float(norm + exact * mpmath.mpf(v))] for v in (0.0, 0.3, 1.0)], dtype=torch.float64)
+    # the series to l^6 is good to 2e-9 at its end, 0.3, and its derivative to 5e-8
+    log_prob = likelihood.log_prob(logit[None], x)
+    torch.testing.assert_close(log_prob, values[:, 0], rtol=1e-12, atol=2e-9)
+    torch.testing.assert_close(likelihood.mean(logit[None])[0].item(), float(mean), rtol=1e-8, atol=1e-12)
+    for row, value in zip(x, log_prob, strict=True):
+        (slope,) = torch.autograd.grad(value, logit, retain_graph=True)
+        assert slope.item() == pytest.approx(row.item() - float(mean), rel=1e-8, abs=1e-7)
+
+
+def test_continuous_bernoulli_is_uniform_at_zero():
+    logit = torch.zeros(1, 1, 1, requires_grad=True)
+    value = ContinuousBernoulli().log_prob(logit, torch.tensor([[0.25]]))
+    assert value.item() == pytest.approx(0, abs=1e-7)
+    assert torch.autograd.grad(value, logit)[0].item() == pytest.approx(-0.25)
+
+
+@each_case
+def test_mean_is_the_distributions(name, case, normal):
+    likelihood, _ = case(name)
+    raw = raws(likelihood, normal, 2.0).detach()
+    expected = reference(name, likelihood, raw).mean
+    torch.testing.assert_close(likelihood.mean(raw), expected, rtol=1e-6, atol=1e-8)
+
+
+@each_case
+@pytest.mark.parametrize("seed", range(2))
+def test_samples_have_mean_and_variance(name, seed, case, normal, global_streams):
+    likelihood, _ = case(name)
+    raw = normal(likelihood.n_raw, N_FEATURES, seed=seed, dtype=torch.float64).expand(50_000, -1, -1)
+    before = global_streams()
+    draws, again = (likelihood.sample(raw, torch.Generator().manual_seed(seed)).detach() for _ in range(2))
+    assert global_streams() == before
+    assert torch.equal(draws, again)
+    expected = reference(name, likelihood, raw[0])
+    deviation = draws - expected.mean.detach()
+    variance = deviation.square().mean(0)
+    # 5 standard errors each, about 100 comparisons: fails by chance once in 10^4 seeds
+    assert torch.all(deviation.mean(0).abs() < 5 * (variance / len(draws)).sqrt())
+    error = (deviation**4).mean(0).sub(variance**2).div(len(draws)).sqrt()
+    assert torch.all((variance - expected.variance.detach()).abs() < 5 * error)
+
+
+@each_case
+def test_density_has_mass_one(name, case, normal):
+    likelihood, _ = case(name)
+    raw = normal(likelihood.n_raw, N_FEATURES, dtype=torch.float64)
+    support = {
+        "bernoulli": torch.arange(2),
+        "continuous_bernoulli": torch.linspace(0, 1, 2001),
+        "poisson": torch.arange(2000),
+        "negative_binomial": torch.arange(2000),
+    }.get(name, torch.linspace(-60, 60, 20001))
+    support = support.double()
+    for feature in range(N_FEATURES):
+        # all other features stay at a fixed value, whose density is divided out
+        x = torch.zeros(len(support), N_FEATURES, dtype=torch.float64)
+        others = [f for f in range(N_FEATURES) if f != feature]
+        x[:, feature] = support
+        rest = reference(name, likelihood, raw).log_prob(torch.zeros_like(x[0]))[others].sum()
+        density = (likelihood.log_prob(raw.expand(len(x), -1, -1), x) - rest).exp().detach().numpy()
+        continuous = name.startswith(("gaussian", "continuous"))
+        total = simpson(density, x=support.numpy()) if continuous else density.sum()
+        assert total == pytest.approx(1, abs=1e-6)
+
+
+@each_case
+def test_rows_and_draws_broadcast(name, case, normal):
+    likelihood, x = case(name)
+    raw = normal(3, 60, likelihood.n_raw, N_FEATURES, dtype=torch.float64)
+    values = likelihood.log_prob(raw, x)
+    assert values.shape == (3, 60)
+    torch.testing.assert_close(values[1, 7], likelihood.log_prob(raw[1, 7], x[7]))
+    assert likelihood.mean(raw).shape == likelihood.sample(raw, torch.Generator()).shape == (3, 60, N_FEATURES)
+
+
+@each_case
+def test_start_is_at_the_mean_of_the_data(name, case):
+    likelihood, x = case(name, torch.float32)
+    mean = likelihood.mean(likelihood.start(x))
+    torch.testing.assert_close(mean, x.mean(0), rtol=1e-3, atol=2e-3)  # Bernoulli stays 1e-3 off 0 and 1
+
+
+@each_case
+def test_encoder_sees_moderate_numbers(name, case):
+    likelihood, x = case(name)
+    inputs = likelihood.inputs(x)
+    if name in ("poisson", "negative_binomial"):  # log counts, standardised
+        torch.testing.assert_close(
+            inputs, (x.log1p() - x.log1p().mean(0)) / x.log1p().std(0, correction=0), rtol=1e-5, atol=1e-6
+        )
+    else:
+        torch.testing.assert_close(inputs, x)
+
+
+MESSAGES = {
+    "negative": (-0.1, "Negative values in data passed to VAETransformer."),
+    "above": (
+        1.5,
+        "Values above 1 in data passed to VAETransformer. Scale X to [0, 1], for instance with "
+        "sklearn.preprocessing.MinMaxScaler.",
+    ),
+}
+REFUSED = {
+    "bernoulli": ["negative", "above"],
+    "continuous_bernoulli": ["negative", "above"],
+    "poisson": ["negative"],
+    "negative_binomial": ["negative"],
+}
+
+
+@each_case
+@pytest.mark.parametrize("fault", MESSAGES)
+def test_check_refuses_what_is_outside_the_domain(name, fault, table):
+    X = table(name.split("_")[0] if name.startswith("gaussian") else name)
+    likelihood = CASES[name]()
+    likelihood.check(X, "VAETransformer")
+    X[3, 1], message = MESSAGES[fault]
+    if fault in REFUSED.get(name, []):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            likelihood.check(X, "VAETransformer")
+    else:
+        likelihood.check(X, "VAETransformer")
+    assert likelihood.non_negative == (name in REFUSED)
+
+
+def test_unit_interval_allows_rounding_of_a_scaler():
+    for cls in (Bernoulli, ContinuousBernoulli):
+        cls().check(np.array([[1 + 2e-16, 0.0]]), "VAETransformer")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"noise": "none"}, "noise must be 'feature', 'shared' or 'row'. Got 'none' instead."),
+        ({"noise_floor": 0.0}, "noise_floor must be positive. Got 0.0 instead."),
+        ({"noise_floor": float("nan")}, "noise_floor must be positive. Got nan instead."),
+    ],
+)
+def test_gaussian_names_a_bad_option(params, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Gaussian(**params)
+
+
+@pytest.mark.parametrize(("noise", "n_parameters", "n_raw"), [("feature", 4, 1), ("shared", 1, 1), ("row", 0, 2)])
+def test_gaussian_noise_options(noise, n_parameters, n_raw):
+    likelihood = Gaussian(noise=noise)
+    likelihood.build(4)
+    assert sum(parameter.numel() for parameter in likelihood.parameters()) == n_parameters
+    assert likelihood.n_raw == n_raw
+
+
+@pytest.mark.parametrize("noise", ["feature", "shared", "row"])
+@pytest.mark.parametrize("floor", [1e-6, 1e-3, 0.5])
+def test_gaussian_noise_never_falls_below_the_floor(noise, floor):
+    likelihood = Gaussian(noise=noise, noise_floor=floor)
+    likelihood.build(4)
+    for parameter in likelihood.parameters():
+        torch.nn.init.constant_(parameter, -100.0)
+    raw = torch.full((likelihood.n_raw, 4), -100.0)
+    highest = likelihood.log_prob(raw, raw[0]).item()
+    assert highest == pytest.approx(-2 * np.log(2 * np.pi * floor), rel=1e-5)
+
+
+@pytest.mark.parametrize("noise", ["feature", "shared", "row"])
+def test_gaussian_takes_the_noise_it_is_given(noise):
+    likelihood = Gaussian(noise=noise, noise_floor=0.01)
+    likelihood.build(4)
+    raw = torch.zeros(likelihood.n_raw, 4)
+    variance = torch.tensor([0.5, 0.5, 0.5, 0.5] if noise == "shared" else [0.001, 0.1, 0.5, 0.9])
+    likelihood.set_noise(variance, raw)
+    expected = -0.5 * (2 * np.pi * variance.clamp(min=1.01 * 0.01)).log().sum()
+    torch.testing.assert_close(likelihood.log_prob(raw, torch.zeros(4)).detach(), expected)
+
+
+def test_rate_goes_on_linearly():
+    """No raw output overflows the rate, and the link has no corner."""
+    likelihood = Poisson()
+    likelihood.build(1)
+    likelihood.start(torch.ones(2, 1))
+    raw = torch.tensor([-3.0, 4.999, 5.001, 6.0, 1e4], requires_grad=True)
+    means = likelihood.mean(raw[:, None, None])[:, 0]
+    expected = torch.tensor([-3.0, 4.999, 5, 5, 5]).exp() * torch.tensor([1, 1, 1.001, 2, 9996.0])
+    torch.testing.assert_close(means, expected, rtol=1e-4, atol=1e-6)
+    slopes = torch.autograd.grad(means.sum(), raw)[0]
+    assert slopes[1].item() == pytest.approx(slopes[2].item(), rel=0.01)

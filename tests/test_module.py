@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Normal
+
+from skvae._module import VAE
+from skvae.likelihoods import LIKELIHOODS, Gaussian
+
+each_likelihood = pytest.mark.parametrize("name", LIKELIHOODS)
+
+
+@pytest.fixture
+def case(make_vae, table):
+    def make(name, **params):
+        x = torch.from_numpy(table(name)).float()
+        vae = make_vae(LIKELIHOODS[name](), n_features=5, hidden_layer_sizes=(6,), **params)
+        vae.likelihood.start(x)
+        return vae, x
+
+    return make
+
+
+@each_likelihood
+def test_forward_is_reconstruction_and_kl(name, case, normal):
+    vae, x = case(name)
+    eps = normal(60, 2)
+    log_prob, kl = vae(x, eps)
+    posterior = Normal(vae.encode(x)[0], vae.encode(x)[1].exp())
+    raw = vae.decode(posterior.mean + posterior.stddev * eps)
+    assert raw.shape == (60, vae.likelihood.n_raw, 5)
+    torch.testing.assert_close(log_prob, vae.likelihood.log_prob(raw, x))
+    torch.testing.assert_close(kl, torch.distributions.kl_divergence(posterior, Normal(0, 1)).sum(-1))
+
+
+@each_likelihood
+def test_log_weights_are_the_importance_weights(name, case, normal):
+    vae, x = case(name)
+    eps = normal(4, 1, 2)
+    posterior = Normal(vae.encode(x)[0], vae.encode(x)[1].exp())
+    z = posterior.mean + posterior.stddev * eps
+    expected = vae.likelihood.log_prob(vae.decode(z), x) + (Normal(0, 1).log_prob(z) - posterior.log_prob(z)).sum(-1)
+    torch.testing.assert_close(vae.log_weights(x, eps), expected)
+
+
+def test_log_weights_average_to_the_marginal_likelihood(make_vae, normal):
+    """Whatever the encoder says: one feature, one unit, where the marginal is N(bias, weight^2 + noise)."""
+    vae = make_vae(Gaussian(noise_floor=1.0), n_features=1, z_dim=1).double()
+    for value, parameter in (
+        (0.3, vae.encoder.head.weight),
+        (0.0, vae.encoder.head.bias),
+        (0.7, vae.decoder.head.weight),
+    ):
+        nn.init.constant_(parameter, value)
+    x = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None]
+    eps = normal(100_000, 1, 1, dtype=torch.float64)
+    with torch.no_grad():
+        weights = vae.log_weights(x, eps).exp()
+        exact = Normal(vae.decoder.head.bias, math.sqrt(0.7**2 + 2.0)).log_prob(x)[:, 0].exp()
+    # noise variance 1 + exp(0) = 2; 5 standard errors, 5 comparisons
+    assert torch.all((weights.mean(0) - exact).abs() < 5 * weights.std(0) / math.sqrt(len(eps)))
+
+
+def test_linear_paths_add_to_the_networks(make_vae, normal):
+    plain = make_vae(Gaussian(), n_features=5, hidden_layer_sizes=(6,))
+    paths = nn.Linear(5, 2, bias=False), nn.Linear(2, 5, bias=False)
+    both = VAE(plain.encoder, plain.decoder, plain.likelihood, plain.prior, *paths)
+    x, z = normal(7, 5), normal(7, 2)
+    torch.testing.assert_close(both.encode(x)[0], plain.encode(x)[0] + paths[0](x))
+    torch.testing.assert_close(both.encode(x)[1], plain.encode(x)[1])
+    torch.testing.assert_close(both.decode(z), plain.decode(z) + paths[1](z)[:, None])

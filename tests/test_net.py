@@ -1,0 +1,285 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
+from torch.utils.data import DataLoader, TensorDataset
+
+from skvae import VAETransformer, _net
+from skvae._net import OPTIMIZERS, Schedule, build_net, hold_out, train
+from skvae.likelihoods import Gaussian
+from skvae.objectives import ELBO
+
+SMALL = {"hidden_layer_sizes": (8,), "early_stopping": False, "random_state": 0}
+
+
+@pytest.fixture
+def net(make_vae):
+    def make(seed=0, n_features=3, lr=1e-3, optimizer="adam"):
+        sizes = {"n_features": n_features, "z_dim": 2, "hidden_layer_sizes": (16,)}
+        module = {f"module__{key}": value for key, value in sizes.items()}
+        options = {"optimizer": optimizer, "weight_decay": 0.0, "lr": lr, "seed": seed}
+        return build_net(make_vae, ELBO, module__likelihood=Gaussian(), **options, **module)
+
+    return make
+
+
+def batches(net, x, batch_size=16):
+    net.set_params(batch_size=batch_size)
+    return [batch[0] for batch in net.get_iterator(TensorDataset(x), training=True)]
+
+
+def schedule(n_epochs=3, batch_size=16, patience=1000, tol=0.0):
+    return Schedule(n_epochs, batch_size, patience, tol)
+
+
+def valid_loss(net, x):
+    return net.evaluate(TensorDataset(x))
+
+
+def test_batches_are_a_shuffled_pass(net, normal):
+    x = normal(50, 3)
+    found = batches(net(), x)
+    assert [len(batch["x"]) for batch in found] == [16, 16, 16, 2]
+    rows = torch.cat([batch["x"] for batch in found])
+    assert not torch.equal(rows, x)
+    assert torch.equal(rows[rows[:, 0].argsort()], x[x[:, 0].argsort()])  # every row once
+    noise = torch.cat([batch["eps"] for batch in batches(net(), normal(20_000, 3))])
+    # 5 standard errors of the mean and of the variance of 40,000 draws
+    assert abs(noise.mean()) < 0.025
+    assert abs(noise.var() - 1) < 0.036
+
+
+def test_batches_belong_to_seed_and_epoch(net, normal, global_streams):
+    x, before = normal(50, 3), global_streams()
+    first, same, other = net(seed=1), net(seed=1), net(seed=2)
+    states = [torch.cat([b[key] for b in batches(n, x)]) for n in (first, same, other) for key in ("x", "eps")]
+    first.history.new_epoch()
+    later = [torch.cat([b[key] for b in batches(first, x)]) for key in ("x", "eps")]
+    assert torch.equal(states[0], states[2])
+    assert torch.equal(states[1], states[3])
+    for key in range(2):
+        assert not torch.equal(states[key], states[4 + key])
+        assert not torch.equal(states[key], later[key])
+    assert global_streams() == before
+
+
+def test_validation_batches_are_the_same_at_every_epoch(net, normal):
+    trained, x = net(), normal(30, 3)
+    losses = [valid_loss(trained, x)]
+    trained.history.new_epoch()
+    losses.append(valid_loss(trained, x))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("n_rows", [1, 7, 100, 1797, 60_000, 10**6])
+def test_schedule_fills_in_what_is_auto(n_rows):
+    auto = Schedule.resolve(n_rows)
+    assert 1 <= auto.batch_size <= n_rows
+    assert auto.batch_size == n_rows or math.log2(auto.batch_size).is_integer()
+    assert auto.n_epochs >= 1
+    assert auto.patience >= 1
+    # the budget is counted in steps, and is met by no more than an epoch unless 20 epochs are more
+    budget, steps_per_epoch = 2000 if n_rows < 1000 else 10_000, math.ceil(n_rows / auto.batch_size)
+    assert auto.n_epochs == max(20, math.ceil(budget / steps_per_epoch))
+
+
+def test_schedule_obeys_what_is_given():
+    given = Schedule.resolve(1000, max_iter=7, batch_size=30, n_iter_no_change=4, tol=0.5)
+    assert given == Schedule(7, 30, 4, 0.5)
+    assert Schedule.resolve(10, batch_size=30).batch_size == 10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_best_state_is_restored_and_is_not_the_last(seed, net, normal):
+    x, x_valid = normal(12, 10, seed=2 * seed), normal(40, 10, seed=2 * seed + 1)
+    trained = net(seed=seed, n_features=10, lr=0.02)
+    train(trained, normal(300, 10, seed=seed + 10), schedule(n_epochs=30))
+    start = valid_loss(trained, x_valid)
+    train(trained, x, schedule(n_epochs=300), x_valid)
+    losses = trained.history[30:, "valid_loss"]
+    best = min(start, *losses)
+    assert best < losses[-1] - 0.1  # 12 rows are overfitted
+    assert valid_loss(trained, x_valid) == pytest.approx(best, rel=1e-6)
+
+
+def test_start_is_kept_where_training_only_harms(net, normal):
+    trained, x = net(lr=0.05), normal(40, 3)
+    train(trained, x, schedule(n_epochs=100))
+    before = [parameter.detach().clone() for parameter in trained.module_.parameters()]
+    train(trained, 3 * x + 30, schedule(n_epochs=3), x)
+    assert all(torch.equal(*pair) for pair in zip(before, trained.module_.parameters(), strict=True))
+
+
+def test_training_without_validation_ends_at_the_last_state(net, normal):
+    trained = net()
+    train(trained, normal(20, 3), schedule(n_epochs=5))
+    assert len(trained.history) == 5
+    assert "valid_loss" not in trained.history[-1]
+
+
+def test_training_stops_where_nothing_better_comes(net, normal):
+    trained = net(lr=0.03)
+    train(trained, normal(20, 3), schedule(n_epochs=2000, patience=3), normal(40, 3, seed=1))
+    assert len(trained.history) < 1000
+
+
+def test_validation_and_training_losses_are_the_same_functional(net, normal):
+    trained, x = net(lr=1e-2), normal(2000, 3)
+    train(trained, x, schedule(n_epochs=10), x)
+    row = trained.history[-1]
+    # both average 2000 values with a standard deviation of about 1; the one moves during the epoch
+    assert row["train_loss"] == pytest.approx(row["valid_loss"], abs=0.2)
+    assert row["train_bound"] == pytest.approx(-row["train_loss"], rel=1e-5)  # beta is one
+
+
+def test_history_has_a_row_for_each_epoch(net, normal):
+    trained = net()
+    train(trained, normal(50, 3), schedule(n_epochs=4), normal(10, 3, seed=1))
+    assert len(trained.history) == 4
+    assert [row["epoch"] for row in trained.history] == [1, 2, 3, 4]
+    for row in trained.history:
+        assert all(math.isfinite(row[key]) for key in ("train_loss", "valid_loss", "train_bound", "valid_bound"))
+
+
+def test_hold_out_splits_the_rows():
+    x = torch.arange(50.0)[:, None]
+    rest, held = hold_out(x, 0.1, seed=0)
+    assert (len(rest), len(held)) == (45, 5)
+    assert torch.equal(torch.cat([rest, held]).sort(0).values, x)
+    assert all(torch.equal(*pair) for pair in zip((rest, held), hold_out(x, 0.1, seed=0), strict=True))
+    assert not torch.equal(held, hold_out(x, 0.1, seed=1)[1])
+
+
+@pytest.mark.parametrize(("max_iter", "n_rows", "batch_size"), [(3, 100, 32), (2, 10, 100), (1, 64, 64)])
+def test_work_is_one_step_a_batch(max_iter, n_rows, batch_size, n_steps, table, monkeypatch):
+    """Nothing is fetched row by row, nothing is evaluated in passing."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("rows must not go through a data loader")
+
+    monkeypatch.setattr(TensorDataset, "__getitem__", refuse)
+    monkeypatch.setattr(DataLoader, "__init__", refuse)
+    VAETransformer(2, max_iter=max_iter, batch_size=batch_size, **SMALL).fit(table(n_rows=n_rows))
+    full, rest = divmod(n_rows, batch_size)
+    assert n_steps == max_iter * ([batch_size] * full + [rest] * bool(rest))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_lowers_the_loss(name, net, normal):
+    trained, x = net(optimizer=name, lr=1e-3), normal(200, 3)
+    train(trained, x, schedule(n_epochs=15))
+    losses = trained.history[:, "train_loss"]
+    assert losses[-1] < losses[0] - 0.1
+
+
+@pytest.mark.parametrize("batch_callback", [False, True])
+def test_a_loss_that_is_not_finite_is_an_error(batch_callback, table):
+    class ListensToBatches(Callback):
+        def on_batch_end(self, net, **kwargs):
+            pass
+
+    callbacks = [ListensToBatches()] if batch_callback else None
+    vae = VAETransformer(2, learning_rate=1e30, max_iter=20, callbacks=callbacks, **SMALL)
+    message = r"diverged in epoch \d+: the train loss is (nan|inf)\. Lower `learning_rate`, or look for outliers in X"
+    with pytest.raises(ValueError, match=message):
+        vae.fit(table())
+
+
+def test_divergence_is_caught_at_the_epoch_where_it_appears(net, normal, monkeypatch):
+    trained, x = net(), normal(32, 3)
+    forward, calls = ELBO.forward, []
+
+    def poisoned(self, vae, x, eps):
+        value, bound = forward(self, vae, x, eps)
+        calls.append(len(x))
+        return (value * float("nan"), bound) if len(calls) == 5 else (value, bound)  # two batches an epoch
+
+    monkeypatch.setattr(ELBO, "forward", poisoned)
+    with pytest.raises(ValueError, match="epoch 3"):
+        train(trained, x, schedule(n_epochs=50))
+    assert len(calls) == 6
+
+
+class Recorder(Callback):
+    """What a user's callback sees."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def on_epoch_end(self, net, dataset_train=None, **kwargs):
+        self.seen.append(net.history[-1, "train_loss"])
+
+
+def fit_with(callbacks, table, **params):
+    params = {"max_iter": 6, "learning_rate": 1e-2} | params
+    return VAETransformer(2, callbacks=callbacks, **(SMALL | params)).fit(table())
+
+
+def test_callbacks_see_each_epoch(table):
+    seen = []
+    vae = fit_with([("mine", Recorder(seen))], table)
+    assert seen == vae.net_.history[:, "train_loss"]
+    assert len(seen) == vae.n_iter_ == 6
+
+
+def test_early_stopping_callback(table):
+    stopping = EarlyStopping(monitor="train_loss", patience=2, threshold=1e9, threshold_mode="abs", sink=lambda _: None)
+    assert fit_with([stopping], table, max_iter=50).n_iter_ == 3
+
+
+def test_checkpoint_callback(table, tmp_path):
+    checkpoint = Checkpoint(dirname=tmp_path, monitor=None, f_params="params.pt", f_optimizer=None, f_criterion=None)
+    vae = fit_with([checkpoint], table)
+    saved = torch.load(tmp_path / "params.pt", weights_only=True)
+    expected = vae.net_.module_.state_dict()
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(saved[key], expected[key]) for key in saved)
+
+
+def test_learning_rate_scheduler_callback(table):
+    vae = fit_with([LRScheduler("StepLR", step_size=1, gamma=0.1)], table)
+    assert vae.net_.optimizer_.param_groups[0]["lr"] == pytest.approx(1e-2 * 0.1**6)
+
+
+def test_gradient_clipping_callback(table):
+    plain, clipped = (fit_with(callbacks, table, optimizer="sgd") for callbacks in (None, [GradientNormClipping(1e-9)]))
+    still = fit_with(None, table, learning_rate=1e-30)
+    X = table()
+    np.testing.assert_allclose(clipped.transform(X), still.transform(X), atol=1e-5)
+    assert np.abs(plain.transform(X) - still.transform(X)).max() > 1e-3
+
+
+def test_epoch_scoring_callback(table):
+    scoring = EpochScoring(lambda net, X, y=None: 1.5, name="mine", on_train=True, use_caching=False)
+    assert fit_with([scoring], table).net_.history[:, "mine"] == [1.5] * 6
+
+
+def test_users_callbacks_are_left_as_they_are(table, tmp_path):
+    callbacks = [
+        EarlyStopping(monitor="train_loss"),
+        ("schedule", LRScheduler("StepLR", step_size=1)),
+        Checkpoint(dirname=tmp_path, monitor=None),
+        GradientNormClipping(1.0),
+    ]
+    plain = [callback[1] if isinstance(callback, tuple) else callback for callback in callbacks]
+    before = [dict(vars(callback)) for callback in plain]
+    fit_with(callbacks, table)
+    assert [vars(callback) for callback in plain] == before
+
+
+def test_net_params_reach_skorch(table):
+    X, params = table(), {"optimizer__weight_decay": 10.0, "optimizer__betas": (0.8, 0.9)}
+    vae = VAETransformer(2, max_iter=3, net_params=params, **SMALL).fit(X)
+    assert vae.net_.optimizer_.param_groups[0]["weight_decay"] == 10
+    assert vae.net_.optimizer_.param_groups[0]["betas"] == (0.8, 0.9)
+    assert params == {"optimizer__weight_decay": 10.0, "optimizer__betas": (0.8, 0.9)}
+    plain = VAETransformer(2, max_iter=3, **SMALL).fit(X)
+    assert not np.array_equal(plain.transform(X), vae.transform(X))
+
+
+def test_streams_of_one_seed_differ():
+    draws = [torch.randn(4, generator=_net.generator(0, key)).tolist() for key in (1, 2, _net.INIT_STREAM)]
+    assert len({tuple(draw) for draw in draws}) == 3
+    assert draws[0] == torch.randn(4, generator=_net.generator(0, 1)).tolist()
