@@ -478,7 +478,8 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
-        tags.input_tags.positive_only = self.likelihood != "auto" and _likelihood(self.likelihood).non_negative
+        likelihood = LIKELIHOODS.get(self.likelihood) if isinstance(self.likelihood, str) else self.likelihood
+        tags.input_tags.positive_only = getattr(likelihood, "non_negative", False)
         return tags
 
     # Validation
@@ -514,13 +515,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         else:
             values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
             x = scaled(values, self.net_.offset, self.net_.scale)
-        schedule = Schedule.resolve(
-            len(x),
-            max_iter=1 if one_epoch else self.max_iter,
-            batch_size=self.batch_size,
-            n_iter_no_change=self.n_iter_no_change,
-            tol=self.tol,
-        )
+        schedule = self._schedule(len(x), one_epoch)
         x_valid = scores = None
         select = self.early_stopping and not one_epoch
         cross = fresh and self.early_stopping == "auto" and len(x) < CROSS_FIT_ROWS
@@ -535,6 +530,11 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         self._set_fitted(net, likelihood, X)
         self._report(values, scores)
         return self
+
+    def _schedule(self, n_rows, one_epoch):
+        max_iter = 1 if one_epoch else self.max_iter
+        given = {"batch_size": self.batch_size, "n_iter_no_change": self.n_iter_no_change, "tol": self.tol}
+        return Schedule.resolve(n_rows, max_iter=max_iter, **given)
 
     def _prepare(self, X, likelihood, seed):
         """A function of training rows that makes a net at its start, and all rows in the model's units."""
