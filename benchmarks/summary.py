@@ -18,6 +18,8 @@ TARGETS = {  # of the defaults: (data, z_dim, measure) and what it must reach
 }
 BOUNDS = {0: -165, 3: -112}  # nats, by epoch
 
+LIMIT = 100  # nats beyond which the plot puts a point at its edge
+
 
 def read(folder, name):
     path = folder / f"{name}.csv"
@@ -115,10 +117,13 @@ def draw_margins(ax, margin, tables):
     n = margin.reset_index("z_dim").groupby("table").z_dim.nunique()
     for i, (z_dim, part) in enumerate(margin.groupby("z_dim")):
         height = [tables.index(name) + 0.17 * (i - (n[name] - 1) / 2) for name in part.index.get_level_values("table")]
-        ax.scatter(part, height, s=12, color=COLOURS[i % len(COLOURS)], label=f"z_dim {z_dim}", zorder=3)
+        ax.scatter(
+            part.clip(-LIMIT, LIMIT), height, s=12, color=COLOURS[i % len(COLOURS)], label=f"z_dim {z_dim}", zorder=3
+        )
     ax.axvline(0, color="black", linewidth=1, zorder=2.5)
     ax.set_xscale("symlog", linthresh=1)
-    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xticks([-LIMIT, -10, -1, 0, 1, 10, LIMIT], [f"<-{LIMIT}", -10, -1, 0, 1, 10, f">{LIMIT}"])
+    ax.set_xlim(-1.3 * LIMIT, 1.3 * LIMIT)
     ax.grid(color="0.92")
     ax.set_axisbelow(True)
     ax.margins(y=0.02)
