@@ -297,6 +297,7 @@ def measure_bounds(x_train, x_test, init, schedule):
         max_iter=EPOCHS,
         early_stopping=False,
         callbacks=[bound, *([one_cycle(len(x_train))] if schedule == "one-cycle" else [])],
+        ema_decay=0 if schedule == "one-cycle" else 0.99,  # a learning rate that falls to nothing needs no average
         random_state=0,
     )
     model.fit(x_train)

@@ -107,10 +107,9 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         Nonlinearity of the hidden layers.
     likelihood : {"auto", "gaussian", "bernoulli", "continuous_bernoulli", "poisson", "negative_binomial"} or \
             Likelihood, default="auto"
-        Distribution of a feature given z, from `skvae.likelihoods`, or an object of your own
-        class derived from `skvae.likelihoods.Likelihood`.
-        "auto" reads the training data: all 0 or 1 is "bernoulli", all inside [0, 1] is "continuous_bernoulli",
-        anything else is "gaussian". Counts are never guessed.
+        Distribution of a feature given z, from `skvae.likelihoods`, or an object of your own class derived from
+        `skvae.likelihoods.Likelihood`. "auto" reads the training data: all 0 or 1 is "bernoulli", all inside [0, 1] is
+        "continuous_bernoulli", anything else is "gaussian". Counts are never guessed.
     init : {"linear", "random"}, default="linear"
         "linear" adds linear paths beside the two networks and starts at the optimum of the linear model, in closed
         form; the networks start at zero output. "random" leaves the networks alone and draws their weights from a
@@ -436,11 +435,8 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
             In nats per row and the units of X: the Jacobian of the internal scaling is included.
         """
         X = self._check_X(X)
-        vae, eps = (
-            self.module_,
-            torch.randn(self.n_draws, 1, self._n_features_out, generator=generator(self.net_.seed, SCORE_STREAM)),
-        )
-        eps = eps.to(self.net_.device)
+        vae, rng = self.module_, generator(self.net_.seed, SCORE_STREAM)
+        eps = torch.randn(self.n_draws, 1, self._n_features_out, generator=rng).to(self.net_.device)
         n_rows = int(np.clip(_SCORE_ELEMENTS // (self.n_draws * X.shape[1]) // PAD, 1, BLOCK // PAD)) * PAD
         n_draws = max(1, _SCORE_ELEMENTS // (n_rows * X.shape[1]))
 
@@ -605,10 +601,10 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         if scores is None and history and "valid_bound" in history[0]:
             scores = [row["valid_bound"] for row in history if "valid_bound" in row]
         self.validation_scores_ = None if scores is None else [float(score) + shift for score in scores]
-        mean, log_scale = self._encode(X[:_REPORT_ROWS])
-        kl = 0.5 * (mean**2 + np.exp(2 * log_scale) - 1) - log_scale
+        vae, rows = self.module_, X[:_REPORT_ROWS]
+        kl = apply(lambda x: vae.prior.kl(*vae.encode(x)), self._scaled_blocks(rows))
         self.kl_per_unit_ = kl.mean(axis=0)
-        self.active_units_ = mean.var(axis=0) > _ACTIVE_VARIANCE
+        self.active_units_ = self._encode(rows)[0].var(axis=0) > _ACTIVE_VARIANCE
         if not self.active_units_.any() and len(X) > 1:
             warnings.warn(
                 "No latent unit is active: the variance of E[z | x] is at most 0.01 for each (posterior collapse). The "
