@@ -63,6 +63,8 @@ def _build_vae(*, n_features, z_dim, hidden_layer_sizes, activation, likelihood,
     params = {"activation": activation, "generator": rng}
     encoder = MLP(n_features, 2 * z_dim, hidden_layer_sizes=hidden_layer_sizes, **params)
     decoder = MLP(z_dim, n_outputs, hidden_layer_sizes=hidden_layer_sizes[::-1], **params)
+    with torch.no_grad():
+        encoder.head.weight[z_dim:] *= 0.5  # He's start is meant for log-variances, and these are log-scales
     paths = ()
     if init == "linear" and hidden_layer_sizes:
         paths = [nn.utils.skip_init(nn.Linear, *size, bias=False) for size in ((n_features, z_dim), (z_dim, n_outputs))]
