@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
+from ._random import SPLIT_STREAM, VALIDATION_STREAM, generator
 from .callbacks import BestState
 
 OPTIMIZERS = {
@@ -28,7 +29,6 @@ OPTIMIZERS = {
 }
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
-INIT_STREAM, SCORE_STREAM, SPLIT_STREAM, _VALIDATION_STREAM = range(2**31, 2**31 + 4)  # epochs count from 1
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
 _FEW_ROWS, _MANY_ROWS = (2_000, 300), (10_000, 1_000)  # budget and patience, in optimizer steps
@@ -38,11 +38,6 @@ _VALIDATION_BATCH = 2048
 
 class StopTraining(KeyboardInterrupt):
     """Raised by a callback to end training; skorch knows no other way."""
-
-
-def generator(seed: int, *key: int) -> torch.Generator:
-    """An own stream for each (seed, key), so that neither torch's nor numpy's global stream is read or moved."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1))
 
 
 class TrainBatches:
@@ -65,7 +60,7 @@ class ValidationBatches:
 
     def __init__(self, net: "Net", x: Tensor) -> None:
         n_repeats = min(-(-_VALIDATION_ROWS // len(x)), 16)
-        rng = generator(net.seed, _VALIDATION_STREAM)
+        rng = generator(net.seed, VALIDATION_STREAM)
         self.x = x.repeat(n_repeats, 1) if n_repeats > 1 else x
         self.noise = torch.randn(len(self.x), net.z_dim, generator=rng).to(x.device)
 
@@ -133,8 +128,8 @@ class Net(NeuralNet):
         self.module_.train()
 
     def _step(self, module: nn.Module, batch) -> dict[str, Tensor]:
-        value, bound = self.criterion_(module, **batch[0])
-        return {"loss": -value.mean(), "y_pred": bound.detach()}
+        value, log_prob, kl = self.criterion_(module, **batch[0])
+        return {"loss": -value.mean(), "y_pred": (log_prob.detach(), kl.detach())}
 
     def train_step(self, batch, **fit_params) -> dict[str, Tensor]:
         """skorch's step without its closure and its `train()` at every batch."""
@@ -170,7 +165,7 @@ class Net(NeuralNet):
         if iterator is None:
             return
         per_batch, average = self._overridden(*_BATCH_HOOKS), self._averager() if training else None
-        loss = bound = n_rows = 0
+        loss = log_prob = kl = n_rows = 0
         try:
             for batch in iterator:
                 if per_batch:
@@ -179,15 +174,17 @@ class Net(NeuralNet):
                 if average:
                     average()
                 n = len(batch[0]["x"])
-                n_rows, loss, bound = n_rows + n, loss + n * step["loss"].detach(), bound + step["y_pred"].sum()
+                n_rows, loss = n_rows + n, loss + n * step["loss"].detach()
+                log_prob, kl = (total + term.sum() for total, term in zip((log_prob, kl), step["y_pred"], strict=True))
                 if per_batch:
                     self._record_batch(prefix, step["loss"].item(), n)
                     self.notify("on_batch_end", batch=batch, training=training, **step)
         finally:  # an epoch that is cut short counts for the rows it saw
             if n_rows:
-                self._record_epoch(prefix, float(loss) / n_rows, float(bound) / n_rows, None if per_batch else n_rows)
+                loss, log_prob, kl = (float(total) / n_rows for total in (loss, log_prob, kl))
+                self._record_epoch(prefix, loss, log_prob - kl, kl, None if per_batch else n_rows)
 
-    def _record_epoch(self, prefix: str, loss: float, bound: float, n_rows: int | None) -> None:
+    def _record_epoch(self, prefix: str, loss: float, bound: float, kl: float, n_rows: int | None) -> None:
         if not np.isfinite(loss):
             raise ValueError(
                 f"Training diverged in epoch {len(self.history)}: the {prefix} loss is {loss}. Lower `learning_rate`, "
@@ -197,6 +194,7 @@ class Net(NeuralNet):
             self.history.new_batch()
             self._record_batch(prefix, loss, n_rows)
         self.history.record(prefix + "_bound", bound)
+        self.history.record(prefix + "_kl", kl)
 
     def _record_batch(self, prefix: str, loss: float, n: int) -> None:
         self.history.record_batch(prefix + "_loss", loss)

@@ -15,30 +15,33 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
-from skorch.callbacks import Callback
-from torch import nn
 
 from ._blocks import BLOCK, PAD, apply, location_scale, padded, row_blocks, scaled
+from ._build import (
+    SklearnCallbacks,
+    build_vae,
+    copies,
+    guess_likelihood,
+    layer_sizes,
+    resolve_device,
+    resolve_likelihood,
+)
 from ._linear import linear_start
-from ._module import VAE
 from ._net import (
     CROSS_FIT_ROWS,
-    INIT_STREAM,
     N_FOLDS,
     OPTIMIZERS,
-    SCORE_STREAM,
     Schedule,
     build_net,
     cross_fit,
-    generator,
     hold_out,
     train,
 )
-from .architectures import ACTIVATIONS, MLP
+from ._random import SCORE_STREAM, generator
+from .architectures import ACTIVATIONS
 from .callbacks import Report
 from .likelihoods import LIKELIHOODS, Likelihood
 from .objectives import ELBO
-from .priors import StandardNormal
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -52,39 +55,6 @@ _SCORE_ELEMENTS = 2**22  # values of x that one chunk of `score_samples` holds
 _DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
 _REPORT_ROWS = 10_000
 _ACTIVE_VARIANCE = 0.01  # of E[z | x] (Burda, Grosse & Salakhutdinov, 2016, section 5)
-
-
-def _build_vae(*, n_features, z_dim, hidden_layer_sizes, activation, likelihood, init, seed):
-    """The module of the net: networks of mirrored hidden layers, with linear paths beside them for the linear start."""
-    rng = generator(seed, INIT_STREAM)
-    likelihood = copy.deepcopy(likelihood)  # the user's own is left as it is
-    likelihood.build(n_features)
-    n_outputs = likelihood.n_raw * n_features
-    params = {"activation": activation, "generator": rng}
-    encoder = MLP(n_features, 2 * z_dim, hidden_layer_sizes=hidden_layer_sizes, **params)
-    decoder = MLP(z_dim, n_outputs, hidden_layer_sizes=hidden_layer_sizes[::-1], **params)
-    with torch.no_grad():
-        encoder.head.weight[z_dim:] *= 0.5  # He's start is meant for log-variances, and these are log-scales
-    paths = ()
-    if init == "linear" and hidden_layer_sizes:
-        paths = [nn.utils.skip_init(nn.Linear, *size, bias=False) for size in ((n_features, z_dim), (z_dim, n_outputs))]
-    return VAE(encoder, decoder, likelihood, StandardNormal(z_dim), *paths)
-
-
-class _SklearnCallbacks(Callback):
-    """Tells scikit-learn's callbacks of each epoch, and lets them end training."""
-
-    def __init__(self, context, fitted, **data):
-        self.context = context
-        self.fitted = fitted
-        self.data = data
-
-    def on_epoch_begin(self, net, **kwargs):
-        self.task_ = self.context.subcontext(task_name="epoch").call_on_fit_task_begin(**self.data)
-
-    def on_epoch_end(self, net, **kwargs):
-        if self.task_.call_on_fit_task_end(**self.data, reconstruction_attributes=self.fitted):
-            raise KeyboardInterrupt
 
 
 class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -174,6 +144,8 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         What `likelihood` stood for.
     loss_curve_ : list of float
         Negative evidence lower bound of each epoch, in nats per row and the units of X.
+    kl_curve_ : list of float
+        The KL term in it: the reconstruction term is their difference.
     validation_scores_ : list of float or None
         Evidence lower bound of held-out rows after each epoch, in nats per row and the units of X; with
         cross-validation the mean over the folds, before the training on all rows.
@@ -487,7 +459,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         X = check_array(X, dtype=_DTYPES, input_name="X", estimator=self)
         likelihood = self.likelihood
         if isinstance(likelihood, str) and likelihood == "auto":
-            likelihood = _guess_likelihood(X)
+            likelihood = guess_likelihood(X)
         self._check_values(X, likelihood)
         return X, likelihood
 
@@ -501,7 +473,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         if X.dtype == np.float64 and max(X.max(), -X.min()) > np.finfo(np.float32).max:
             raise ValueError("Input X contains infinity or a value too large for dtype('float32').")
         name = likelihood if isinstance(likelihood, str) else type(likelihood).__name__
-        _likelihood(likelihood).check(X, f"{type(self).__name__} (likelihood={name!r})")
+        resolve_likelihood(likelihood).check(X, f"{type(self).__name__} (likelihood={name!r})")
 
     # Training
 
@@ -522,7 +494,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
             schedule = replace(schedule, n_epochs=n_epochs)
         if select and not cross:
             x, x_valid = hold_out(x, self.validation_fraction, seed)
-        net = make_net(x, callbacks=_copies(self.callbacks)) if fresh else self.net_
+        net = make_net(x, callbacks=copies(self.callbacks)) if fresh else self.net_
         with self._task(net, likelihood, schedule.n_epochs, X, y) as bridge:
             train(net, x, schedule, x_valid, [*bridge, *([Report()] if self.verbose else [])])
         self._set_fitted(net, likelihood, X)
@@ -536,18 +508,18 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
 
     def _prepare(self, X, likelihood, seed):
         """A function of training rows that makes a net at its start, and all rows in the model's units."""
-        device = _resolve_device(self.device)
-        likelihood = _likelihood(likelihood)
+        device = resolve_device(self.device)
+        likelihood = resolve_likelihood(likelihood)
         offset, scale = location_scale(X) if likelihood.standardize else (0.0, 1.0)
         all_rows = scaled(X, offset, scale)
-        sizes = _check_hidden_layer_sizes(self.hidden_layer_sizes)
+        sizes = layer_sizes(self.hidden_layer_sizes)
         learning_rate = self.learning_rate
         if self.batch_size == "auto":
             learning_rate *= max(1, Schedule.resolve(len(X)).batch_size / 64)
 
         def make_net(x, callbacks=None):
             net = build_net(
-                _build_vae,
+                build_vae,
                 ELBO,
                 criterion__beta=self.beta,
                 optimizer=self.optimizer,
@@ -588,7 +560,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         context = self._init_callback_context(max_subtasks=n_epochs).call_on_fit_task_begin(**data)
         fitted = copy.copy(self)
         fitted._set_fitted(net, likelihood, X)
-        yield [_SklearnCallbacks(context, vars(fitted), **data)]
+        yield [SklearnCallbacks(context, vars(fitted), **data)]
         context.call_on_fit_task_end(**data, reconstruction_attributes=vars(fitted))
 
     def _set_fitted(self, net, likelihood, X):
@@ -599,6 +571,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         """Attributes that tell how training went, and a warning where the latent space is empty."""
         history, shift = self.net_.history, self.net_.log_jacobian
         self.loss_curve_ = [-row["train_bound"] - shift for row in history if "train_bound" in row]
+        self.kl_curve_ = [row["train_kl"] for row in history if "train_kl" in row]
         self.n_iter_ = len(self.loss_curve_)
         if scores is None and history and "valid_bound" in history[0]:
             scores = [row["valid_bound"] for row in history if "valid_bound" in row]
@@ -628,42 +601,3 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
 
     def _in_units_of_X(self, x):
         return (x * self.net_.scale + self.net_.offset).astype(np.float32, copy=False)
-
-
-def _check_hidden_layer_sizes(sizes):
-    sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
-    if not all(isinstance(size, Integral) and size > 0 for size in sizes):
-        raise ValueError(
-            f"The 'hidden_layer_sizes' parameter of VAETransformer must hold ints > 0. Got {sizes} instead."
-        )
-    return tuple(map(int, sizes))
-
-
-def _likelihood(likelihood):
-    """The likelihood of that name, or the user's own, unbuilt."""
-    return LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
-
-
-def _guess_likelihood(X):
-    """What "auto" becomes. Counts are never guessed: a Gaussian fits them too, and comparably."""
-    if X.min() < 0 or X.max() > 1:
-        return "gaussian"
-    return "bernoulli" if np.all((X == 0) | (X == 1)) else "continuous_bernoulli"
-
-
-def _resolve_device(device):
-    if str(device) == "auto":
-        return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"The 'device' parameter of VAETransformer names a device that torch cannot use here: {str(device)!r}. "
-            "device='auto' takes an accelerator where there is one."
-        ) from error
-    return str(device)
-
-
-def _copies(callbacks):
-    """Copies of skorch callbacks, or of (name, callback) pairs: training leaves the user's own untouched."""
-    return [(cb[0], copy.copy(cb[1])) if isinstance(cb, tuple) else copy.copy(cb) for cb in callbacks or ()]

@@ -1,4 +1,8 @@
-"""Training objectives: one value per row, to be maximised; OBJECTIVES names them."""
+"""Training objectives: one value per row, to be maximised; OBJECTIVES names them.
+
+An objective returns the value and, whatever is trained, a bound on the log-likelihood in two terms: reconstruction and
+KL, whose difference is the bound.
+"""
 
 from torch import Tensor, nn
 
@@ -18,10 +22,10 @@ class ELBO(nn.Module):
         super().__init__()
         self.beta = beta
 
-    def forward(self, vae: nn.Module, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Value to be maximised and bound on log p(x) of each row, in nats: two tensors of shape (batch,)."""
+    def forward(self, vae: nn.Module, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Value to be maximised, reconstruction and KL of each row, in nats: three tensors of shape (batch,)."""
         log_prob, kl = vae(x, eps)
-        return log_prob - self.beta * kl, log_prob - kl
+        return log_prob - self.beta * kl, log_prob, kl
 
 
 OBJECTIVES = {"elbo": ELBO}

@@ -8,8 +8,8 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_blocks", "_module", "_linear", "likelihoods", "priors", "objectives", "architectures", "callbacks"],
-    ["_net"],
+    ["_blocks", "_random", "_module", "_linear", "likelihoods", "priors", "objectives", "architectures", "callbacks"],
+    ["_build", "_net"],
     ["_transformer"],
     ["metrics", "displays", "datasets"],
 ]

@@ -207,7 +207,7 @@ def test_units_without_signal_stay_able_to_learn(n_rows, n_features, z_dim, make
     X = standardised("wine")[:n_rows, :n_features]
     X = X - X[:, :1] * (np.arange(n_features) == n_features - 1)  # the last feature explained by the first
     vae, x = started(make_vae, X, z_dim), torch.from_numpy(X)
-    value, _ = ELBO()(vae, x, torch.zeros(n_rows, z_dim, dtype=torch.float64))
+    value, *_ = ELBO()(vae, x, torch.zeros(n_rows, z_dim, dtype=torch.float64))
     assert torch.isfinite(value).all()
     n_alive = min(z_dim, n_features)  # a linear decoder has no use for more
     assert torch.all(vae.encoder.head.weight[:n_alive].norm(dim=1) > 1e-3)

@@ -71,6 +71,8 @@ def test_score_is_the_mean_of_score_samples(likelihood, table):
     assert vae.score_samples(X).shape == (60,)
     # the loss of the last epoch bounds the log-likelihood, up to its noise
     assert -vae.loss_curve_[-1] < vae.score(X) + 1
+    # the KL of the last epoch is that of the report, up to what its steps changed
+    assert vae.kl_curve_[-1] == pytest.approx(vae.kl_per_unit_.sum(), rel=0.2)
 
 
 @each_likelihood

@@ -1,0 +1,11 @@
+"""Random streams of our own: neither torch's nor numpy's global stream is read or moved."""
+
+import numpy as np
+import torch
+
+INIT_STREAM, SCORE_STREAM, SPLIT_STREAM, VALIDATION_STREAM = range(2**31, 2**31 + 4)  # epochs count from 1
+
+
+def generator(seed: int, *key: int) -> torch.Generator:
+    """An own stream for each (seed, key)."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1))
