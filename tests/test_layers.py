@@ -8,8 +8,20 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_blocks", "_random", "_module", "_linear", "likelihoods", "priors", "objectives", "architectures", "callbacks"],
-    ["_build", "_net"],
+    [
+        "_blocks",
+        "_flat",
+        "_random",
+        "_module",
+        "_linear",
+        "likelihoods",
+        "priors",
+        "objectives",
+        "architectures",
+        "callbacks",
+    ],
+    ["_build", "_gradient"],
+    ["_net"],
     ["_transformer"],
     ["metrics", "displays", "datasets"],
 ]
