@@ -267,6 +267,8 @@ def test_samples_of_a_table_stand_beside_the_data(flowers):
         edges = [bar.get_x() for bar in bars] + [bars[-1].get_x() + bars[-1].get_width()]
         heights = np.histogram(samples[:, j], edges, density=True)[0]
         np.testing.assert_allclose([bar.get_height() for bar in bars], heights, rtol=1e-6)
+        outline = ax.patches[-1].get_xy()[1:-1:2, 1]  # each step's height stands at both its ends
+        np.testing.assert_allclose(outline, np.histogram(X[:, j], edges, density=True)[0], rtol=1e-6)
         assert edges[0] == pytest.approx(min(samples[:, j].min(), X[:, j].min()))
         assert ax.get_title() == IRIS.feature_names[j]
 
