@@ -10,10 +10,12 @@ import skvae
 LAYERS = [
     [
         "_blocks",
+        "_device",
         "_flat",
-        "_random",
-        "_module",
         "_linear",
+        "_module",
+        "_onnx",
+        "_random",
         "likelihoods",
         "priors",
         "objectives",
@@ -22,6 +24,7 @@ LAYERS = [
     ],
     ["_build", "_gradient"],
     ["_net"],
+    ["_files"],
     ["_transformer"],
     ["metrics", "displays", "datasets"],
 ]
