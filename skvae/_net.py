@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Subset, TensorDataset
 
+from ._device import device_here
 from ._flat import FlatParameter
 from ._gradient import ELBOGradient
 from ._random import SPLIT_STREAM, VALIDATION_STREAM, generator
@@ -94,6 +95,9 @@ class Net(NeuralNet):
         self.ema_decay = ema_decay
         self.interrupted = False
         self.flats, self.average_flats, self.by_hand = [], [], None  # while training lasts
+
+    def __setstate__(self, state):
+        super().__setstate__(state | {"device": device_here(state["device"])})  # skorch looks after CUDA only
 
     def initialize_module(self):
         super().initialize_module()
@@ -294,14 +298,20 @@ class Net(NeuralNet):
 
 
 def build_net(module, objective, *, optimizer, weight_decay: float, **params) -> Net:
-    """An initialised `Net`; `params` are skorch's. Weight decay shrinks the networks' weights and nothing else."""
+    """An initialised `Net`; `params` are skorch's. Weight decay shrinks the networks' weights and nothing else.
+
+    Its `recipe_` is what this function was given, but for the module, callbacks and device: what a file needs to keep.
+    """
+    recipe = {"objective": objective, "optimizer": optimizer, "weight_decay": weight_decay, **params}
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
     if "optimizer__weight_decay" not in params:  # else the user has chosen, for all parameters
         groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay})] if weight_decay else []
         params = {"optimizer__param_groups": groups, "optimizer__weight_decay": 0.0} | params
     if optimizer in _FUSED:
         params = {"optimizer__fused": True} | params
-    return Net(module, criterion=objective, optimizer=optimizer, verbose=0, **params).initialize()
+    net = Net(module, criterion=objective, optimizer=optimizer, verbose=0, **params).initialize()
+    net.recipe_ = {name: value for name, value in recipe.items() if name not in ("callbacks", "device")}
+    return net
 
 
 @dataclass(frozen=True)
