@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
+from ._blocks import memory_advice
 from ._random import SPLIT_STREAM, VALIDATION_STREAM, generator
 from .callbacks import BestState, RollBack
 
@@ -301,6 +302,7 @@ class Schedule:
         return cls(max_iter, batch_size, n_iter_no_change, tol)
 
 
+@memory_advice("X is held there whole. Lower `batch_size` or `hidden_layer_sizes`, or fit with device='cpu'.")
 def train(
     net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None, callbacks=(), n_decays=2, checkpoint=None
 ) -> None:

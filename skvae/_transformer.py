@@ -294,7 +294,14 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         ------
         ValueError
             Before training, if X or a parameter is not valid or X leaves the support of the likelihood; during
-            training, if the loss is no longer finite.
+            training, if the loss is not finite even after the learning rate has been lowered five times.
+        torch.OutOfMemoryError
+            If the device's memory does not suffice; the message names the parameters to lower.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If an epoch's loss was not finite, and was undone; and if no latent unit is active.
         """
         return self._fit(X, y, fresh=not (self.warm_start and hasattr(self, "net_")))
 

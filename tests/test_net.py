@@ -176,31 +176,21 @@ def test_each_optimizer_lowers_the_loss(name, net, normal):
 
 
 @pytest.mark.parametrize("batch_callback", [False, True])
-def test_a_loss_that_is_not_finite_is_an_error(batch_callback, table):
+@pytest.mark.filterwarnings("ignore:Training diverged")
+def test_a_loss_that_stays_not_finite_is_an_error(batch_callback, table):
     class ListensToBatches(Callback):
         def on_batch_end(self, net, **kwargs):
             pass
 
     callbacks = [ListensToBatches()] if batch_callback else None
     vae = VAETransformer(2, learning_rate=1e30, max_iter=20, callbacks=callbacks, **SMALL)
-    message = r"diverged in epoch \d+: the train loss is (nan|inf)\. Lower `learning_rate`, or look for outliers in X"
+    message = (
+        r"^Training diverged: the train loss of epoch \d+ is (nan|inf), at a learning rate of 3\.1e\+25 still\. Lower "
+        "`learning_rate`, or look for outliers in X"
+    )
     with pytest.raises(ValueError, match=message):
         vae.fit(table())
-
-
-def test_divergence_is_caught_at_the_epoch_where_it_appears(net, normal, monkeypatch):
-    trained, x = net(), normal(32, 3)
-    forward, calls = ELBO.forward, []
-
-    def poisoned(self, vae, x, eps):
-        value, *terms = forward(self, vae, x, eps)
-        calls.append(len(x))
-        return (value * float("nan"), *terms) if len(calls) == 5 else (value, *terms)  # two batches an epoch
-
-    monkeypatch.setattr(ELBO, "forward", poisoned)
-    with pytest.raises(ValueError, match="epoch 3"):
-        train(trained, x, schedule(n_epochs=50))
-    assert len(calls) == 6
+    assert not hasattr(vae, "net_")
 
 
 class Recorder(Callback):
