@@ -18,7 +18,8 @@ def row_blocks(X, size=BLOCK):
 def location_scale(X):
     """Mean and standard deviation of each feature in float64, block by block; 1 for the scale of a constant one, or
     what rounding leaves of its differences if that is more."""
-    mean = X.mean(axis=0, dtype=np.float64)
+    first = X[0].astype(np.float64)  # differences from it: the mean of equal numbers is then that number
+    mean = first + sum((block - first).sum(axis=0) for block in row_blocks(X)) / len(X)
     square = sum(((block - mean) ** 2).sum(axis=0) for block in row_blocks(X))
     scale = np.sqrt(square / len(X))
     rounding = 1e-12 * np.abs(mean)

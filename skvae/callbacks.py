@@ -97,11 +97,12 @@ class RollBack(Callback):
         self.n_tries = n_tries
 
     def on_train_begin(self, net, **kwargs):
-        self.n_undone_, self.confirmed_, self.latest_ = 0, None, None
+        self.n_undone_, self.start_, self.confirmed_, self.latest_ = 0, None, None, None
 
     def on_epoch_begin(self, net, dataset_valid=None, **kwargs):
         if dataset_valid is None:  # the loss of an epoch speaks for the states of all its steps but the last
             state = {name: value.clone() for name, value in net.trained_module.state_dict().items()}
+            self.start_ = self.start_ or state
             self.confirmed_, self.latest_ = self.latest_, state
 
     def undo(self, net, error):
@@ -137,7 +138,10 @@ class RollBack(Callback):
     def on_train_end(self, net, X=None, **kwargs):
         if self.latest_ is not None and not self._is_finite(net, X.tensors[0]):
             self._go_back(net, self.latest_, f"the loss after epoch {len(net.history)} is not finite")
-        self.confirmed_ = self.latest_ = None
+            for state in (self.confirmed_ or self.start_, self.start_):  # a row's loss speaks for one state only
+                if not self._is_finite(net, X.tensors[0]):
+                    net.load_state(state)
+        self.start_ = self.confirmed_ = self.latest_ = None
 
     @torch.no_grad()
     def _is_finite(self, net, x):

@@ -10,7 +10,7 @@ from skorch.callbacks import Callback
 
 from skvae import VAETransformer
 from skvae._net import Net
-from skvae.callbacks import BestState, SampleGrid
+from skvae.callbacks import BestState, RollBack, SampleGrid
 from skvae.objectives import ELBO
 
 SMALL = {"hidden_layer_sizes": (8,), "early_stopping": False, "random_state": 0}
@@ -205,6 +205,17 @@ def test_the_last_step_may_diverge_too(table, monkeypatch):
     with pytest.warns(ConvergenceWarning, match="Training diverged: the loss after epoch 2 is not finite"):
         two = VAETransformer(2, **SMALL, **params).fit(X)
     assert np.array_equal(one.transform(X), two.transform(X))
+
+
+@pytest.mark.parametrize(("finite", "n_epochs"), [((False, True, True), 3), ((False, False, True), 2)])
+def test_the_end_is_the_last_state_that_is_finite_for_all_rows(finite, n_epochs, table, monkeypatch):
+    X, answers = table(n_rows=96), list(finite)
+    params = {"batch_size": 32, "ema_decay": 0.0}
+    expected = VAETransformer(2, **SMALL, **params, max_iter=n_epochs).fit(X).transform(X)
+    monkeypatch.setattr(RollBack, "_is_finite", lambda *args: answers.pop(0))
+    with pytest.warns(ConvergenceWarning, match="Training diverged: the loss after epoch 4 is not finite"):
+        vae = VAETransformer(2, **SMALL, **params, max_iter=4).fit(X)
+    assert np.array_equal(vae.transform(X), expected)
 
 
 def test_divergence_is_given_up_in_the_end_and_loses_nothing(table, monkeypatch):

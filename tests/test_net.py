@@ -270,6 +270,17 @@ def test_net_params_reach_skorch(table):
     assert not np.array_equal(plain.transform(X), vae.transform(X))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
+def test_no_weight_decay_is_too_strong(optimizer, table):
+    """A decay of more than one over the learning rate would take weights past zero, further at each step."""
+    params = {"weight_decay": 1e9, "ema_decay": 0.0, "max_iter": 20, "optimizer": optimizer, "learning_rate": 1e-4}
+    vae = VAETransformer(2, **SMALL, **params).fit(table(n_rows=20))
+    assert np.isfinite(vae.loss_curve_).all()
+    start = VAETransformer(2, **SMALL, **params | {"max_iter": 1}).fit(table(n_rows=20))
+    weights = [max(w.abs().max() for n, w in fit.module_.named_parameters() if "hidden" in n) for fit in (vae, start)]
+    assert weights[0] < max(0.01, 1.01 * weights[1])
+
+
 def test_streams_of_one_seed_differ():
     draws = [torch.randn(4, generator=generator(0, key)).tolist() for key in (1, 2, INIT_STREAM)]
     assert len({tuple(draw) for draw in draws}) == 3
