@@ -97,7 +97,7 @@ def test_a_seed_that_nobody_gave_is_kept(table, tmp_path):
         {"callbacks": [EarlyStopping("train_loss")]},
         {"X": 1},
     ],
-    ids=str,
+    ids=lambda change: next(iter(change)),
 )
 def test_a_checkpoint_of_other_data_or_parameters_is_left_alone(change, table, tmp_path):
     X = table(n_rows=80)
