@@ -209,7 +209,7 @@ def in_processes(seeds):
         f"print(*multiprocessing.get_context('fork').Pool(4).map(fit_and_score, {seeds}, chunksize=1))"
     )
     folder = Path(__file__).parent
-    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     return run.stdout.split()
 
 
