@@ -8,6 +8,7 @@ import torch
 from skorch.callbacks import Callback
 from torch import nn
 
+from ._linear import LinearGaussian
 from ._module import VAE
 from ._random import INIT_STREAM, generator
 from .architectures import MLP
@@ -15,7 +16,7 @@ from .likelihoods import LIKELIHOODS
 from .priors import StandardNormal
 
 
-def build_vae(*, n_features, z_dim, hidden_layer_sizes, activation, likelihood, init, seed):
+def build_vae(*, n_features, z_dim, hidden_layer_sizes, activation, likelihood, init, linear_share, seed):
     """The module of the net: networks of mirrored hidden layers, with linear paths beside them for the linear start."""
     rng = generator(seed, INIT_STREAM)
     likelihood = copy.deepcopy(likelihood)  # the user's own is left as it is
@@ -26,10 +27,13 @@ def build_vae(*, n_features, z_dim, hidden_layer_sizes, activation, likelihood, 
     decoder = MLP(z_dim, n_outputs, hidden_layer_sizes=hidden_layer_sizes[::-1], **params)
     with torch.no_grad():
         encoder.head.weight[z_dim:] *= 0.5  # He's start is meant for log-variances, and these are log-scales
-    paths = ()
+    linear = {}
     if init == "linear" and hidden_layer_sizes:
-        paths = [nn.utils.skip_init(nn.Linear, *size, bias=False) for size in ((n_features, z_dim), (z_dim, n_outputs))]
-    return VAE(encoder, decoder, likelihood, StandardNormal(z_dim), *paths)
+        sizes = {"linear_encoder": (n_features, z_dim), "linear_decoder": (z_dim, n_outputs)}
+        linear = {name: nn.utils.skip_init(nn.Linear, *size, bias=False) for name, size in sizes.items()}
+        if linear_share and hasattr(likelihood, "set_noise"):
+            linear |= {"background": LinearGaussian(n_features, z_dim), "share": linear_share}
+    return VAE(encoder, decoder, likelihood, StandardNormal(z_dim), **linear)
 
 
 def layer_sizes(sizes):

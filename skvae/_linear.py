@@ -5,6 +5,7 @@ likelihoods: the log-likelihood is expanded to second order around the mean of t
 analysis with known noise of the scores over their curvature.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
-from torch import Tensor
+from torch import Tensor, nn
 
 _MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
 _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not formed
@@ -104,6 +105,51 @@ class _LinearModel:
         _set_linear_maps(vae, weight, bias, loadings, raw.flatten())
 
 
+class LinearGaussian(nn.Module):
+    """The density of the Gaussian linear model, in closed form (Tipping & Bishop, 1999, equation 4, with a noise of
+    each feature): the normal distribution with covariance ``loadings @ loadings.T + diag(noise)``.
+
+    Parameters
+    ----------
+    n_features, z_dim : int
+        Shape of the loadings.
+    """
+
+    mean: Tensor
+    noise_scale: Tensor
+    directions: Tensor
+    signal: Tensor
+
+    def __init__(self, n_features: int, z_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("noise_scale", torch.ones(n_features))
+        self.register_buffer("directions", torch.zeros(n_features, z_dim))  # orthonormal, of x / noise_scale
+        self.register_buffer("signal", torch.zeros(z_dim))  # variance along them, less that of the noise
+
+    def set_model(self, model: _LinearModel, mean: Tensor) -> None:
+        for name, value in {
+            "mean": mean,
+            "noise_scale": model.noise.sqrt(),
+            "directions": model.directions,
+            "signal": (model.values - 1).clamp(min=0),
+        }.items():
+            getattr(self, name).copy_(value)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of each row, in nats: (..., n_features) -> (...,)."""
+        y = (x - self.mean) / self.noise_scale
+        along = (y @ self.directions).square()
+        distance = y.square().sum(-1) - (along * (self.signal / (1 + self.signal))).sum(-1)
+        log_det = 2 * self.noise_scale.log().sum() + self.signal.log1p().sum()
+        return -0.5 * (distance + log_det + len(self.mean) * math.log(2 * math.pi))
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw `n` rows: (n, n_features)."""
+        z, noise = (torch.randn(n, size, generator=generator).to(self.mean) for size in self.directions.shape[::-1])
+        return self.mean + self.noise_scale * (noise + (z * self.signal.sqrt()) @ self.directions.T)
+
+
 def _set_linear_maps(vae: Any, weight: Tensor, bias: Tensor, loadings: Tensor, raw: Tensor) -> None:
     """Put the linear maps where they belong: beside the networks, or into networks that are linear themselves."""
     encoder = vae.linear_encoder or vae.encoder.head
@@ -167,6 +213,8 @@ def linear_start(vae: Any, x: Tensor, raw: Tensor, *, beta: float, seed: int, ro
         noise = 1 / curvature.double()
     model = _LinearModel.fit(factors, noise, z_dim)
     with torch.no_grad():
+        if vae.background is not None:
+            vae.background.set_model(model, x.mean(0))
         exact = hasattr(likelihood, "set_noise")
         shrinkage = 1.0 if exact else _best_shrinkage(model, vae, x, raw, beta, seed)
         model.put_into(vae, x, raw, beta=beta, shrinkage=shrinkage)

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
@@ -23,6 +24,11 @@ class VAE(nn.Module):
     linear_encoder, linear_decoder : nn.Linear or None
         Linear paths beside the networks, (..., n_features) -> (..., z_dim) and (..., z_dim) -> (..., n_raw *
         n_features); None leaves the networks alone.
+    background : nn.Module or None
+        A density with `log_prob` and `sample` of which the model is a mixture, for rows that lie where the networks
+        were never trained (a defensive mixture; Hesterberg, 1995).
+    share : float
+        Weight of the background in the mixture.
     """
 
     encoder: nn.Module  # annotated, since nn.Module's __getattr__ hides types
@@ -31,6 +37,7 @@ class VAE(nn.Module):
     prior: Any
     linear_encoder: nn.Linear | None
     linear_decoder: nn.Linear | None
+    background: Any
 
     def __init__(
         self,
@@ -40,6 +47,8 @@ class VAE(nn.Module):
         prior: nn.Module,
         linear_encoder: nn.Linear | None = None,
         linear_decoder: nn.Linear | None = None,
+        background: nn.Module | None = None,
+        share: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -48,6 +57,8 @@ class VAE(nn.Module):
         self.prior = prior
         self.linear_encoder = linear_encoder
         self.linear_decoder = linear_decoder
+        self.background = background
+        self.share = share
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-scale of q(z | x): two tensors (..., z_dim)."""
@@ -82,3 +93,18 @@ class VAE(nn.Module):
         z = mean + log_scale.exp() * eps  # (n_draws, batch, z_dim)
         log_q = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - log_scale.sum(-1)
         return self.likelihood.log_prob(self.decode(z), x) + self.prior.log_prob(z) - log_q
+
+    def mixed(self, log_prob: Tensor, x: Tensor) -> Tensor:
+        """Log-density of rows `x` under the mixture with the background, given that of the model alone: (batch,)."""
+        if self.background is None:
+            return log_prob
+        background = self.background.log_prob(x) + math.log(self.share)
+        return torch.logaddexp(log_prob + math.log1p(-self.share), background)
+
+    def sample(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw x from p(x | z), or from the background where the mixture wants it: (n, z_dim) -> (n, n_features)."""
+        x = self.likelihood.sample(self.decode(z), generator)
+        if self.background is None:
+            return x
+        drawn = torch.rand(len(z), 1, generator=generator).to(x.device) < self.share
+        return torch.where(drawn, self.background.sample(len(z), generator), x)

@@ -60,7 +60,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     distribution of x given z, and an encoder network to the approximate posterior of z given x. Both are trained
     together, by maximising a lower bound on the log-likelihood of X [1]_.
 
-    The linear model (``hidden_layer_sizes=()``) is factor analysis, or probabilistic PCA when the noise is shared [2]_.
+    The linear model (``hidden_layer_sizes=()`` and ``likelihood=Gaussian(noise="feature")``) is factor analysis, or
+    probabilistic PCA when the noise is shared [2]_.
     Every model starts at that solution (``init="linear"``) and training goes on from there, for as long as held-out
     rows confirm it. Scaling X is not needed: real-valued features are standardised inside, and the scores are in the
     units of X.
@@ -82,6 +83,10 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         "linear" adds linear paths beside the two networks and starts at the optimum of the linear model, in closed
         form; the networks start at zero output. "random" leaves the networks alone and draws their weights from a
         normal distribution with variance 2 / fan_in [3]_.
+    linear_share : float, default=0.01
+        Share of the linear model in the density that `score_samples` gives and ``sample(noise=True)`` draws from, where
+        the features are real-valued and the start is linear. No row then scores lower than ``log(linear_share)`` below
+        the linear model: a network says anything about rows far from those it was trained on.
     beta : float, default=1.0
         Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder.
     learning_rate : float, default=1e-3
@@ -194,6 +199,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         "activation": [StrOptions(set(ACTIVATIONS))],
         "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood],
         "init": [StrOptions({"linear", "random"})],
+        "linear_share": [Interval(Real, 0, 1, closed="left")],
         "beta": [Interval(Real, 0, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -223,6 +229,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         activation="relu",
         likelihood="auto",
         init="linear",
+        linear_share=0.01,
         beta=1.0,
         learning_rate=1e-3,
         batch_size="auto",
@@ -248,6 +255,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         self.activation = activation
         self.likelihood = likelihood
         self.init = init
+        self.linear_share = linear_share
         self.beta = beta
         self.learning_rate = learning_rate
         self.batch_size = batch_size
@@ -403,7 +411,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             z = vae.prior.sample(n_samples, rng).cpu().numpy()
         if not noise:
             return self.inverse_transform(z)
-        return self._decode(lambda z: vae.likelihood.sample(vae.decode(z), rng), z)
+        return self._decode(lambda z: vae.sample(z, rng), z)
 
     def score_samples(self, X):
         """Log-likelihood of each row, estimated with `n_draws` importance-weighted posterior draws.
@@ -429,7 +437,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
         def log_likelihood(x):
             weights = torch.cat([vae.log_weights(x, part) for part in eps.split(n_draws)])
-            return weights.logsumexp(0) - math.log(self.n_draws)
+            return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
 
         rows = apply(log_likelihood, self._scaled_blocks(X, n_rows), len(X))
         return rows.astype(np.float64) + self.net_.log_jacobian
@@ -562,6 +570,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
                 module__activation=self.activation,
                 module__likelihood=likelihood,
                 module__init=self.init,
+                module__linear_share=self.linear_share,
                 module__seed=seed,
                 **(self.net_params or {}),
             )

@@ -111,9 +111,9 @@ class Gaussian(Likelihood):
 
     Parameters
     ----------
-    noise : {"feature", "shared", "row"}, default="feature"
-        One noise scale per feature (as FactorAnalysis), one for all features (as PCA; sigma-VAE, Rybkin et al., 2021),
-        or one for each row and feature, decoded from z.
+    noise : {"row", "feature", "shared"}, default="row"
+        A noise scale for each row and feature, decoded from z; one per feature (as FactorAnalysis); or one for all
+        features (as PCA; sigma-VAE, Rybkin et al., 2021).
     noise_floor : float, default=1e-3
         Least noise variance, as a fraction of a feature's variance. It keeps constant and duplicated columns from
         being a singularity of the density. Where the variance itself is hardly known, as that of a feature which is
@@ -125,10 +125,10 @@ class Gaussian(Likelihood):
 
     standardize = True
 
-    def __init__(self, noise: str = "feature", noise_floor: float = 1e-3) -> None:
+    def __init__(self, noise: str = "row", noise_floor: float = 1e-3) -> None:
         super().__init__()
-        if noise not in ("feature", "shared", "row"):
-            raise ValueError(f"noise must be 'feature', 'shared' or 'row'. Got {noise!r} instead.")
+        if noise not in ("row", "feature", "shared"):
+            raise ValueError(f"noise must be 'row', 'feature' or 'shared'. Got {noise!r} instead.")
         if not noise_floor > 0:
             raise ValueError(f"noise_floor must be positive. Got {noise_floor!r} instead.")
         self.noise = noise
@@ -178,15 +178,19 @@ class Gaussian(Likelihood):
         return -0.5 * (((x - loc).square() / variance).sum(-1) + log_norm)
 
     def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.noise != "feature":
-            return super().gradient(raw, x)
-        free = (2 * self.log_noise).exp()
-        variance = free + self.floor
+        log_noise = _bounded_log(raw[:, 1]) if self.noise == "row" else self.log_noise
+        free = (2 * log_noise).exp()
+        variance = (free + self.floor).expand_as(x)
         slope = (raw[:, 0] - x) / variance  # of -log_prob in the mean
-        mean_square = slope.square().mean(0)
-        self.log_noise.grad = free * (1 / variance - mean_square)
-        log_prob = -0.5 * len(x) * (mean_square * variance + variance.log() + _LOG_2PI).sum()
-        return log_prob, slope.div_(len(x))[:, None]
+        square = slope.square()
+        log_prob = -0.5 * ((square * variance + variance.log()).sum() + x.numel() * _LOG_2PI)
+        noise_slope = free * (1 / variance - square).div_(len(x))  # of its mean over rows, in log_noise
+        slope.div_(len(x))
+        if self.noise == "row":
+            link_slope = 1 / (raw[:, 1] - 4).clamp(min=1)  # of `_bounded_log`
+            return log_prob, torch.stack([slope, noise_slope * link_slope], dim=1)
+        self.log_noise.grad = noise_slope.sum_to_size(self.log_noise.shape)
+        return log_prob, slope[:, None]
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw[..., 0, :]

@@ -269,7 +269,7 @@ def test_unit_interval_allows_rounding_of_a_scaler():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"noise": "none"}, "noise must be 'feature', 'shared' or 'row'. Got 'none' instead."),
+        ({"noise": "none"}, "noise must be 'row', 'feature' or 'shared'. Got 'none' instead."),
         ({"noise_floor": 0.0}, "noise_floor must be positive. Got 0.0 instead."),
         ({"noise_floor": float("nan")}, "noise_floor must be positive. Got nan instead."),
     ],

@@ -1,3 +1,4 @@
+import math
 from itertools import product
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import torch
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.preprocessing import StandardScaler
+from torch.distributions import MultivariateNormal
 
 from skvae import VAETransformer, _linear
-from skvae._linear import linear_start
+from skvae._linear import LinearGaussian, linear_start
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.objectives import ELBO
 
@@ -256,3 +258,29 @@ def test_start_on_mnist():
         X = (file["X_train"][:4000].reshape(4000, -1) / 255).astype(np.float32)
     vae = VAETransformer(20, likelihood="bernoulli", **STILL).fit(X)
     assert vae.loss_curve_[0] < 206  # the mean image alone; 158 in a first experiment with 100 units
+
+
+@pytest.mark.parametrize("z_dim", [1, 4])
+def test_linear_gaussian_is_the_factor_analysis_it_was_set_to(z_dim, make_vae, normal):
+    x = torch.from_numpy(standardised("wine"))
+    vae = make_vae(Gaussian("feature"), n_features=x.shape[1], z_dim=z_dim).double()
+    vae.background = LinearGaussian(x.shape[1], z_dim).double()
+    linear_start(vae, x, vae.likelihood.start(x), beta=1.0, seed=0)
+    weight = vae.decoder.head.weight
+    noise = (2 * vae.likelihood.log_noise).exp() + vae.likelihood.floor
+    exact = MultivariateNormal(x.mean(0), weight @ weight.T + noise.diag())
+    torch.testing.assert_close(vae.background.log_prob(x), exact.log_prob(x), rtol=1e-6, atol=1e-6)
+
+
+def test_linear_gaussian_draws_from_its_density(normal):
+    density, rng = LinearGaussian(4, 2), torch.Generator().manual_seed(0)
+    density.directions.copy_(torch.linalg.qr(normal(4, 2))[0])
+    for name, value in {"mean": [1.0, -2, 0, 3], "noise_scale": [0.5, 1, 2, 0.1], "signal": [3.0, 1]}.items():
+        getattr(density, name).copy_(torch.tensor(value))
+    draws = density.sample(100_000, rng)
+    loadings = density.noise_scale[:, None] * density.directions * density.signal.sqrt()
+    covariance = loadings @ loadings.T + density.noise_scale.square().diag()
+    # five standard errors, sqrt(2 / 100,000) of the variances at most
+    scale = covariance.diag().sqrt()
+    assert ((draws.mean(0) - density.mean) / scale).abs().max() < 5 / math.sqrt(1e5)
+    assert ((draws.T.cov() - covariance) / scale / scale[:, None]).abs().max() < 5 * math.sqrt(2 / 1e5)

@@ -46,7 +46,7 @@ def test_log_weights_are_the_importance_weights(name, case, normal):
 
 def test_log_weights_average_to_the_marginal_likelihood(make_vae, normal):
     """Whatever the encoder says: one feature, one unit, where the marginal is N(bias, weight^2 + noise)."""
-    vae = make_vae(Gaussian(noise_floor=1.0), n_features=1, z_dim=1).double()
+    vae = make_vae(Gaussian("feature", noise_floor=1.0), n_features=1, z_dim=1).double()
     for value, parameter in (
         (0.3, vae.encoder.head.weight),
         (0.0, vae.encoder.head.bias),
@@ -63,10 +63,30 @@ def test_log_weights_average_to_the_marginal_likelihood(make_vae, normal):
 
 
 def test_linear_paths_add_to_the_networks(make_vae, normal):
-    plain = make_vae(Gaussian(), n_features=5, hidden_layer_sizes=(6,))
+    plain = make_vae(Gaussian("feature"), n_features=5, hidden_layer_sizes=(6,))
     paths = nn.Linear(5, 2, bias=False), nn.Linear(2, 5, bias=False)
     both = VAE(plain.encoder, plain.decoder, plain.likelihood, plain.prior, *paths)
     x, z = normal(7, 5), normal(7, 2)
     torch.testing.assert_close(both.encode(x)[0], plain.encode(x)[0] + paths[0](x))
     torch.testing.assert_close(both.encode(x)[1], plain.encode(x)[1])
     torch.testing.assert_close(both.decode(z), plain.decode(z) + paths[1](z)[:, None])
+
+
+def test_mixture_with_a_background(make_vae, normal):
+    class Background(nn.Module):
+        def log_prob(self, x):
+            return Normal(0.0, 3.0).log_prob(x).sum(-1)
+
+        def sample(self, n, generator):
+            return torch.full((n, 5), 77.0)
+
+    plain, x = make_vae(Gaussian("feature"), n_features=5), normal(7, 5)
+    mixture = VAE(plain.encoder, plain.decoder, plain.likelihood, plain.prior, background=Background(), share=0.2)
+    log_prob = normal(7) - 5
+    expected = (0.8 * log_prob.exp() + 0.2 * Background().log_prob(x).exp()).log()
+    torch.testing.assert_close(mixture.mixed(log_prob, x), expected)
+    assert torch.equal(plain.mixed(log_prob, x), log_prob)
+    far = torch.full((7,), -1e30)
+    torch.testing.assert_close(mixture.mixed(far, x), Background().log_prob(x) + math.log(0.2))
+    drawn = mixture.sample(normal(10_000, 2), torch.Generator().manual_seed(0))[:, 0] == 77
+    assert abs(drawn.float().mean() - 0.2) < 5 * math.sqrt(0.2 * 0.8 / 10_000)  # five standard errors

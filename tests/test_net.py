@@ -21,7 +21,7 @@ def net(make_vae):
         sizes = {"n_features": n_features, "z_dim": 2, "hidden_layer_sizes": (16,)}
         module = {f"module__{key}": value for key, value in sizes.items()}
         options = {"optimizer": optimizer, "weight_decay": 0.0, "lr": lr, "seed": seed}
-        return build_net(make_vae, ELBO, module__likelihood=Gaussian(), **options, **module)
+        return build_net(make_vae, ELBO, module__likelihood=Gaussian("feature"), **options, **module)
 
     return make
 

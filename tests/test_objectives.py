@@ -11,7 +11,7 @@ CUBATURE = torch.tensor(list(product([-1.0, 1.0], repeat=2)), dtype=torch.float6
 
 
 def linear_vae(make_vae, seed):
-    vae = make_vae(Gaussian(), n_features=4, seed=seed).double()
+    vae = make_vae(Gaussian("feature"), n_features=4, seed=seed).double()
     torch.nn.init.normal_(vae.likelihood.log_noise, std=0.3, generator=torch.Generator().manual_seed(seed))
     return vae
 

@@ -1,6 +1,8 @@
 """What no tuning is asked for: defaults are never worse than the linear model with the same number of units."""
 
+import numpy as np
 import pytest
+import torch
 from sklearn.datasets import load_breast_cancer, load_iris, load_wine
 from sklearn.decomposition import FactorAnalysis
 from sklearn.model_selection import train_test_split
@@ -19,3 +21,15 @@ def test_never_worse_than_factor_analysis(load, z_dim, seed):
     train, test = train_test_split(X, test_size=0.3, random_state=seed)
     vae = VAETransformer(z_dim, random_state=seed).fit(train)
     assert vae.score(test) >= FactorAnalysis(z_dim).fit(train).score(test) - 0.1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_row_is_far_below_the_linear_model(seed):
+    """Rows as the training data never were: what a network says of them may be anything."""
+    X = StandardScaler().fit_transform(load_wine().data)
+    far = X[:50] + np.random.default_rng(seed).choice([-30, 0, 0, 30], size=(50, 13))
+    vae, alone = (VAETransformer(2, linear_share=share, random_state=seed).fit(X) for share in (0.02, 0))
+    linear = VAETransformer(2, linear_share=0.5, max_iter=1, learning_rate=1e-12, early_stopping=False).fit(X)
+    background = linear.module_.background.log_prob(torch.from_numpy(far - linear.net_.offset).float())
+    assert np.all(vae.score_samples(far) >= background.numpy() + np.log(0.02) - 0.1)  # float32 at -1000 nats
+    assert np.any(alone.score_samples(far) < background.numpy() + np.log(0.02) - 10)
