@@ -1,7 +1,7 @@
 """skvae: the variational autoencoder as a scikit-learn estimator."""
 
-from . import callbacks, likelihoods
+from . import architectures, callbacks, likelihoods, objectives, priors
 from ._transformer import VAETransformer
 
-__all__ = ["VAETransformer", "callbacks", "likelihoods"]
+__all__ = ["VAETransformer", "architectures", "callbacks", "likelihoods", "objectives", "priors"]
 __version__ = "0.1.0"

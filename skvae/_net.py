@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
-from ._random import SPLIT_STREAM, VALIDATION_STREAM, generator
+from ._random import EPOCH_STREAM, SPLIT_STREAM, VALIDATION_STREAM, generator
 from .callbacks import BestState
 
 OPTIMIZERS = {
@@ -50,9 +50,17 @@ class TrainBatches:
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
         x, batch_size, rng = self.x, self.net.batch_size, generator(self.net.seed, len(self.net.history))
         order = torch.randperm(len(x), generator=rng).to(x.device)
-        noise = torch.randn(len(x), self.net.z_dim, generator=rng).to(x.device)
-        for rows, eps in zip(order.split(batch_size), noise.split(batch_size), strict=True):
-            yield {"x": x.index_select(0, rows), "eps": eps}, None
+        batches = order.split(batch_size)
+        for rows, eps in zip(batches, _noise(self.net, [len(rows) for rows in batches], rng), strict=True):
+            yield {"x": x.index_select(0, rows), "eps": eps.to(x.device)}, None
+
+
+def _noise(net: "Net", sizes: list[int], rng: torch.Generator) -> Iterator[Tensor]:
+    """Standard normal draws for batches of these sizes: (batch, z_dim); (n_draws, batch, z_dim) where that is more."""
+    n_draws = net.criterion_.n_draws
+    if n_draws == 1:
+        return iter(torch.randn(sum(sizes), net.z_dim, generator=rng).split(sizes))
+    return (torch.randn(n_draws, size, net.z_dim, generator=rng) for size in sizes)
 
 
 class ValidationBatches:
@@ -60,13 +68,13 @@ class ValidationBatches:
 
     def __init__(self, net: "Net", x: Tensor) -> None:
         n_repeats = min(-(-_VALIDATION_ROWS // len(x)), 16)
-        rng = generator(net.seed, VALIDATION_STREAM)
-        self.x = x.repeat(n_repeats, 1) if n_repeats > 1 else x
-        self.noise = torch.randn(len(self.x), net.z_dim, generator=rng).to(x.device)
+        self.net, self.x = net, x.repeat(n_repeats, 1) if n_repeats > 1 else x
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
-        for rows, eps in zip(self.x.split(_VALIDATION_BATCH), self.noise.split(_VALIDATION_BATCH), strict=True):
-            yield {"x": rows, "eps": eps}, None
+        batches = self.x.split(max(1, _VALIDATION_BATCH // self.net.criterion_.n_draws))
+        noise = _noise(self.net, [len(rows) for rows in batches], generator(self.net.seed, VALIDATION_STREAM))
+        for rows, eps in zip(batches, noise, strict=True):
+            yield {"x": rows, "eps": eps.to(rows.device)}, None
 
 
 class Net(NeuralNet):
@@ -84,6 +92,7 @@ class Net(NeuralNet):
         self.scale = scale
         self.ema_decay = ema_decay
         self.interrupted = False
+        self.run_length = 1  # epochs that the whole run is meant to have
 
     def initialize_module(self):
         super().initialize_module()
@@ -126,6 +135,11 @@ class Net(NeuralNet):
     def on_epoch_begin(self, net, **kwargs) -> None:
         super().on_epoch_begin(net, **kwargs)
         self.module_.train()
+        epoch = len(self.history)
+        rng = generator(self.seed, epoch, EPOCH_STREAM)
+        for part in (*self.module_.modules(), self.criterion_):
+            if hasattr(part, "begin_epoch"):
+                part.begin_epoch(epoch, self.run_length, rng)
 
     def _step(self, module: nn.Module, batch) -> dict[str, Tensor]:
         value, log_prob, kl = self.criterion_(module, **batch[0])
@@ -241,6 +255,7 @@ class Schedule:
     batch_size: int
     patience: int
     tol: float
+    run_length: int = 1  # epochs that `max_iter` allows, however many of them are run: a warm-up is a share of these
 
     @classmethod
     def resolve(
@@ -256,7 +271,7 @@ class Schedule:
             max_iter = max(20, math.ceil(budget / steps_per_epoch))
         if n_iter_no_change == "auto":
             n_iter_no_change = max(3, math.ceil(patience / steps_per_epoch))
-        return cls(max_iter, batch_size, n_iter_no_change, tol)
+        return cls(max_iter, batch_size, n_iter_no_change, tol, max_iter)
 
 
 def train(net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None, callbacks=(), n_decays=2) -> None:
@@ -266,13 +281,14 @@ def train(net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None
         split = predefined_split(TensorDataset(x_valid.to(net.device)))
         callbacks = [*callbacks, BestState(schedule.patience, schedule.tol, n_decays)]
     net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size, train_split=split)
-    kept = net.callbacks_
+    net.run_length, kept = schedule.run_length, net.callbacks_
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     try:
         net.partial_fit(TensorDataset(x.to(net.device)))
     finally:
         net.callbacks_ = kept  # the fitted net keeps no reference to X, to the best state or to an estimator
         net.train_split = None
+        net.module_.eval()
 
 
 def hold_out(x: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -288,18 +304,24 @@ def hold_out(x: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray | None, int]:
-    """Mean validation bound after each epoch over the folds, and the number of epochs that did best; none after Ctrl-C.
+    """Mean validation bound after each epoch over the folds, and the number of epochs with the least loss; none after
+    Ctrl-C.
 
     A held-out tenth of a small table is noise, and the rows are needed for training: so the table is trained on as
     often as there are folds, to learn how long to train on all of it.
     """
-    curves = []
+    bounds, losses = [], []
     for train_rows, valid_rows in KFold(N_FOLDS, shuffle=True, random_state=0).split(x):
         net = make_net(x[train_rows])
         train(net, x[train_rows], schedule, x[valid_rows], n_decays=0)
         if net.interrupted:
             return None, 0
-        curves.append(net.history[:, "valid_bound"])
+        bounds.append(net.history[:, "valid_bound"])
+        losses.append(net.history[:, "valid_loss"])
+    return _mean_curve(bounds), int(np.argmin(_mean_curve(losses))) + 1
+
+
+def _mean_curve(curves: list) -> np.ndarray:
+    """Mean of curves of different lengths, each of which stays where it ended."""
     n_epochs = max(map(len, curves))
-    scores = np.mean([np.pad(curve, (0, n_epochs - len(curve)), mode="edge") for curve in curves], axis=0)
-    return scores, int(np.argmax(scores)) + 1
+    return np.mean([np.pad(curve, (0, n_epochs - len(curve)), mode="edge") for curve in curves], axis=0)

@@ -16,6 +16,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ._aggregate import draw_latents, fit_aggregate
 from ._blocks import BLOCK, PAD, apply, location_scale, padded, row_blocks, scaled
 from ._build import (
     SklearnCallbacks,
@@ -23,8 +24,9 @@ from ._build import (
     copies,
     guess_likelihood,
     layer_sizes,
+    resolve,
     resolve_device,
-    resolve_likelihood,
+    resolve_objective,
 )
 from ._linear import linear_start
 from ._net import (
@@ -37,11 +39,12 @@ from ._net import (
     hold_out,
     train,
 )
-from ._random import SCORE_STREAM, generator
-from .architectures import ACTIVATIONS
+from ._random import PRIOR_STREAM, SCORE_STREAM, generator
+from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from .callbacks import Report
 from .likelihoods import LIKELIHOODS, Likelihood
-from .objectives import ELBO
+from .objectives import OBJECTIVES, Objective
+from .priors import PRIORS, Prior
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -54,7 +57,7 @@ except ImportError:  # scikit-learn < 1.9
 _SCORE_ELEMENTS = 2**22  # values of x that one chunk of `score_samples` holds
 _DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
 _REPORT_ROWS = 10_000
-_ACTIVE_VARIANCE = 0.01  # of E[z | x] (Burda, Grosse & Salakhutdinov, 2016, section 5)
+_ACTIVE_VARIANCE = 0.01  # of E[z | x], as a share of the prior's (Burda, Grosse & Salakhutdinov, 2016, section 5)
 
 
 class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -82,12 +85,22 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         Distribution of a feature given z, from `skvae.likelihoods`, or an object of your own class derived from
         `skvae.likelihoods.Likelihood`. "auto" reads the training data: all 0 or 1 is "bernoulli", all inside [0, 1] is
         "continuous_bernoulli", anything else is "gaussian". Counts are never guessed.
+    prior : {"standard_normal", "mixture", "vamp", "flow"} or Prior, default="standard_normal"
+        Distribution of z, from `skvae.priors`, or an object of your own class derived from `skvae.priors.Prior`. All
+        but the first are learned; "flow" needs zuko.
+    objective : {"elbo", "iwae", "dreg", "beta_tc", "mmd"} or Objective, default="elbo"
+        What training maximises, from `skvae.objectives`, or an object of your own class derived from
+        `skvae.objectives.Objective`. Curves and scores are bounds on the log-likelihood whatever was trained.
+    architecture : {"mlp", "residual", "conv"} or Architecture, default="mlp"
+        The two networks, from `skvae.architectures`: "conv" for rows that are images, `skvae.architectures.Custom` for
+        your own modules. `hidden_layer_sizes` and `activation` hold for all but the last.
     init : {"linear", "random"}, default="linear"
         "linear" adds linear paths beside the two networks and starts at the optimum of the linear model, in closed
         form; the networks start at zero output. "random" leaves the networks alone and draws their weights from a
         normal distribution with variance 2 / fan_in [3]_.
-    beta : float, default=1.0
-        Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder.
+    beta : float, default=None
+        Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder. With ``objective="beta_tc"``
+        the weight of the total correlation. None takes the objective's own, 1 and 6; other objectives have none.
     learning_rate : float, default=1e-3
         Step size of the optimizer. With ``batch_size="auto"`` it grows in proportion to batches beyond 64 rows. With a
         held-out set it falls, twice, when the validation score stops rising.
@@ -153,9 +166,11 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         Number of epochs run.
     kl_per_unit_ : ndarray of shape (z_dim,)
         Mean KL divergence of each latent unit's posterior from the prior over the training rows (10,000 at most), in
-        nats.
+        nats. For a learned prior, from the normal distribution with the prior's mean and variance in that unit.
     active_units_ : ndarray of shape (z_dim,)
-        Whether the variance of the unit's posterior mean over these rows exceeds 0.01 [5]_.
+        Whether the variance of the unit's posterior mean over these rows exceeds 0.01 of the prior's [5]_.
+    aggregate_ : sklearn.mixture.GaussianMixture
+        Density of the training rows' latent points, for ``sample(latents="aggregate")``.
     n_features_in_ : int
         Number of features seen during `fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -192,8 +207,11 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood],
+        "prior": [StrOptions(set(PRIORS)), Prior],
+        "objective": [StrOptions(set(OBJECTIVES)), Objective],
+        "architecture": [StrOptions(set(ARCHITECTURES)), Architecture],
         "init": [StrOptions({"linear", "random"})],
-        "beta": [Interval(Real, 0, None, closed="left")],
+        "beta": [Interval(Real, 0, None, closed="left"), None],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "max_iter": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -220,8 +238,11 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         hidden_layer_sizes=(128,),
         activation="relu",
         likelihood="auto",
+        prior="standard_normal",
+        objective="elbo",
+        architecture="mlp",
         init="linear",
-        beta=1.0,
+        beta=None,
         learning_rate=1e-3,
         batch_size="auto",
         max_iter="auto",
@@ -244,6 +265,9 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.likelihood = likelihood
+        self.prior = prior
+        self.objective = objective
+        self.architecture = architecture
         self.init = init
         self.beta = beta
         self.learning_rate = learning_rate
@@ -363,7 +387,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         vae, blocks = self.module_, padded(row_blocks(X), self.net_.device)
         return self._in_units_of_X(apply(lambda z: vae.likelihood.mean(vae.decode(z)), blocks))
 
-    def sample(self, n_samples=1, *, noise=False, random_state=None):
+    def sample(self, n_samples=1, *, noise=False, latents="prior", random_state=None):
         """Draw rows from the model.
 
         Parameters
@@ -371,7 +395,11 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         n_samples : int, default=1
             Number of rows.
         noise : bool, default=False
-            Whether to draw x from p(x | z), as the model has it, or return E[x | z] for z drawn from the prior.
+            Whether to draw x from p(x | z), as the model has it, or return E[x | z].
+        latents : {"prior", "aggregate"}, default="prior"
+            Where z is drawn from: the prior, as the model has it, or `aggregate_`, a Gaussian mixture fitted to the
+            training rows' latent points [1]_. Where the rows leave parts of the prior empty, the latter looks more like
+            them.
         random_state : int, RandomState instance or None, default=None
             Source of the draws. None takes numpy's global stream.
 
@@ -379,14 +407,24 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         -------
         X : ndarray of shape (n_samples, n_features)
             Rows in the units of X, float32.
+
+        References
+        ----------
+        .. [1] Ghosh, Sajjadi, Vergari, Black & Scholkopf (2020). "From variational to deterministic autoencoders",
+           section 4. ICLR.
         """
         check_is_fitted(self)
         if n_samples < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples}. The sampling requires at least one sample.")
-        rng = generator(int(check_random_state(random_state).randint(np.iinfo(np.int32).max)))
-        vae = self.module_
-        with torch.no_grad():
-            z = vae.prior.sample(n_samples, rng).cpu().numpy()
+        if latents not in ("prior", "aggregate"):
+            raise ValueError(f"latents must be 'prior' or 'aggregate'. Got {latents!r} instead.")
+        random_state = check_random_state(random_state)
+        rng, vae = generator(int(random_state.randint(np.iinfo(np.int32).max))), self.module_
+        if latents == "aggregate":
+            z = draw_latents(self.aggregate_, n_samples, random_state)
+        else:
+            with torch.no_grad():
+                z = vae.prior.sample(n_samples, rng).cpu().numpy()
         if not noise:
             return self.inverse_transform(z)
         blocks = padded(row_blocks(z), self.net_.device)
@@ -440,7 +478,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
     @property
     def module_(self):
         """The trained VAE, a torch module."""
-        return self.net_.trained_module
+        return self.net_.trained_module.eval()
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")
@@ -473,7 +511,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         if X.dtype == np.float64 and max(X.max(), -X.min()) > np.finfo(np.float32).max:
             raise ValueError("Input X contains infinity or a value too large for dtype('float32').")
         name = likelihood if isinstance(likelihood, str) else type(likelihood).__name__
-        resolve_likelihood(likelihood).check(X, f"{type(self).__name__} (likelihood={name!r})")
+        resolve("likelihood", likelihood).check(X, f"{type(self).__name__} (likelihood={name!r})")
 
     # Training
 
@@ -502,17 +540,19 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         return self
 
     def _schedule(self, n_rows, one_epoch):
-        max_iter = 1 if one_epoch else self.max_iter
         given = {"batch_size": self.batch_size, "n_iter_no_change": self.n_iter_no_change, "tol": self.tol}
-        return Schedule.resolve(n_rows, max_iter=max_iter, **given)
+        schedule = Schedule.resolve(n_rows, max_iter=self.max_iter, **given)
+        return replace(schedule, n_epochs=1) if one_epoch else schedule
 
     def _prepare(self, X, likelihood, seed):
         """A function of training rows that makes a net at its start, and all rows in the model's units."""
         device = resolve_device(self.device)
-        likelihood = resolve_likelihood(likelihood)
+        objective = resolve_objective(self.objective, self.beta)
+        likelihood = resolve("likelihood", likelihood)
         offset, scale = location_scale(X) if likelihood.standardize else (0.0, 1.0)
         all_rows = scaled(X, offset, scale)
-        sizes = layer_sizes(self.hidden_layer_sizes)
+        sizes, architecture = layer_sizes(self.hidden_layer_sizes), resolve("architecture", self.architecture)
+        has_paths = self.init == "linear" and not architecture.is_linear(sizes)
         learning_rate = self.learning_rate
         if self.batch_size == "auto":
             learning_rate *= max(1, Schedule.resolve(len(X)).batch_size / 64)
@@ -520,12 +560,11 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         def make_net(x, callbacks=None):
             net = build_net(
                 build_vae,
-                ELBO,
-                criterion__beta=self.beta,
+                copy.deepcopy(objective),
                 optimizer=self.optimizer,
                 lr=learning_rate,
                 ema_decay=self.ema_decay,
-                weight_decay=self.weight_decay / len(x) if sizes and self.init == "linear" else 0.0,
+                weight_decay=self.weight_decay / len(x) if has_paths else 0.0,
                 callbacks=callbacks,
                 device=device,
                 seed=seed,
@@ -536,6 +575,8 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
                 module__hidden_layer_sizes=sizes,
                 module__activation=self.activation,
                 module__likelihood=likelihood,
+                module__prior=resolve("prior", self.prior),
+                module__architecture=architecture,
                 module__init=self.init,
                 module__seed=seed,
                 **(self.net_params or {}),
@@ -543,8 +584,9 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
             vae = net.module_.cpu()
             with torch.no_grad():
                 raw = vae.likelihood.start(all_rows)  # statistics of single features, as offset and scale are
+                vae.prior.start(vae.likelihood.inputs(x), generator(seed, PRIOR_STREAM))
             if self.init == "linear":
-                linear_start(vae, x, raw, beta=self.beta, seed=seed)
+                linear_start(vae, x, raw, beta=objective.kl_weight, seed=seed)
             net.load_state(vae.to(net.device).state_dict())
             return net
 
@@ -576,10 +618,13 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         if scores is None and history and "valid_bound" in history[0]:
             scores = [row["valid_bound"] for row in history if "valid_bound" in row]
         self.validation_scores_ = None if scores is None else [float(score) + shift for score in scores]
-        vae, rows = self.module_, X[:_REPORT_ROWS]
-        kl = apply(lambda x: vae.prior.kl(*vae.encode(x)), self._scaled_blocks(rows))
-        self.kl_per_unit_ = kl.mean(axis=0)
-        self.active_units_ = self._encode(rows)[0].var(axis=0) > _ACTIVE_VARIANCE
+        mean, log_scale = self._encode(X[:_REPORT_ROWS])
+        with torch.no_grad():
+            kl = self.module_.prior.kl_per_unit(torch.from_numpy(mean), torch.from_numpy(log_scale))
+            variance = self.module_.prior.moments()[1].cpu().numpy()
+        self.kl_per_unit_ = kl.numpy().mean(axis=0)
+        self.active_units_ = mean.var(axis=0) > _ACTIVE_VARIANCE * variance
+        self.aggregate_ = fit_aggregate(mean, np.exp(log_scale), self.net_.seed)
         if not self.active_units_.any() and len(X) > 1:
             warnings.warn(
                 "No latent unit is active: the variance of E[z | x] is at most 0.01 for each (posterior collapse). The "

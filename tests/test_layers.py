@@ -8,7 +8,18 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_blocks", "_random", "_module", "_linear", "likelihoods", "priors", "objectives", "architectures", "callbacks"],
+    ["_component", "_random"],
+    [
+        "_blocks",
+        "_aggregate",
+        "_module",
+        "_linear",
+        "likelihoods",
+        "priors",
+        "objectives",
+        "architectures",
+        "callbacks",
+    ],
     ["_build", "_net"],
     ["_transformer"],
     ["metrics", "displays", "datasets"],
