@@ -312,13 +312,17 @@ class Conv(Architecture):
     def _sizes(self, n_features: int) -> tuple[list[tuple[int, ...]], int]:
         """Height and width from the image down to the smallest feature map, and the image's channels."""
         side = math.isqrt(n_features)
-        height, width, *rest = self.image_shape or (side, side)
-        n_channels = rest[0] if rest else 1
-        if n_features % (height * width * n_channels) or (self.image_shape is None and side**2 != n_features):
+        shape = tuple(self.image_shape or (side, side))
+        if len(shape) not in (2, 3):
             raise ValueError(
-                f"X has {n_features} features, which are no image of shape {tuple(self.image_shape or (side, side))}. "
-                "Set image_shape, as in architecture=Conv(image_shape=(28, 28))."
+                f"image_shape must be (height, width) or (height, width, n_channels). Got {shape} instead."
             )
+        if math.prod(shape) != n_features:
+            raise ValueError(
+                f"X has {n_features} features, which are no image of shape {shape}. Set image_shape, as in "
+                "architecture=Conv(image_shape=(28, 28))."
+            )
+        height, width, n_channels = (*shape, 1)[:3]
         sizes: list[tuple[int, ...]] = [(height, width)]
         for _ in self.channels:
             sizes.append(tuple(-(-length // 2) for length in sizes[-1]))
