@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+from sklearn import config_context
 from sklearn.mixture import GaussianMixture
 
 from ._random import AGGREGATE_STREAM
@@ -20,7 +21,8 @@ def fit_aggregate(mean, std, seed):
     draws = mean[rows] + std[rows] * rng.standard_normal((len(rows), z_dim))
     n_components = np.clip(n_rows // (_ROWS_PER_UNIT * z_dim), 1, _MAX_COMPONENTS)
     options = {"init_params": "k-means++", "reg_covar": 1e-4, "tol": 1e-2, "max_iter": 1000, "random_state": seed}
-    return GaussianMixture(int(n_components), **options).fit(draws)
+    with config_context(array_api_dispatch=False):  # whose mixtures lack this initialisation
+        return GaussianMixture(int(n_components), **options).fit(draws)
 
 
 def draw_latents(mixture, n, random_state):

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ._component import Component
 
 _LOG_2PI = math.log(2 * math.pi)
-_MOMENT_DRAWS = 10_000
+_MOMENT_DRAWS = 2_500
 _MAX_ELEMENTS = 2**24  # values that one chunk of a mixture's log-density holds
 
 
