@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,11 +15,15 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback, PassthroughScoring
 from skorch.helper import predefined_split
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
+from ._flat import FlatParameter
+from ._gradient import ELBOGradient
 from ._random import EPOCH_STREAM, SPLIT_STREAM, VALIDATION_STREAM, generator
 from .callbacks import BestState
+from .objectives import ELBO
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -28,6 +33,8 @@ OPTIMIZERS = {
     "sgd": torch.optim.SGD,
 }
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_FLUSH_EVERY = 500  # training steps; a moment takes about 800 to decay into the denormal numbers
+_TINY = 1e-30
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
@@ -41,26 +48,28 @@ class StopTraining(KeyboardInterrupt):
 
 
 class TrainBatches:
-    """Shuffled passes over a tensor of rows. The noise comes with the batch, so that the step itself draws nothing;
-    the streams belong to (seed, epoch), so that epoch k is the same however training was cut into calls."""
+    """Shuffled passes over a tensor, or over the given rows of it. The noise comes with the batch, so that the step
+    itself draws nothing; the streams belong to (seed, epoch), so that epoch k is the same however training was cut into
+    calls."""
 
-    def __init__(self, net: "Net", x: Tensor) -> None:
+    def __init__(self, net: "Net", x: Tensor, rows: Tensor | None = None) -> None:
         self.net, self.x = net, x
+        self.rows = torch.arange(len(x)) if rows is None else rows
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
         x, batch_size, rng = self.x, self.net.batch_size, generator(self.net.seed, len(self.net.history))
-        order = torch.randperm(len(x), generator=rng).to(x.device)
+        order = self.rows[torch.randperm(len(self.rows), generator=rng)].to(x.device)
         batches = order.split(batch_size)
         for rows, eps in zip(batches, _noise(self.net, [len(rows) for rows in batches], rng), strict=True):
-            yield {"x": x.index_select(0, rows), "eps": eps.to(x.device)}, None
+            yield {"x": x.index_select(0, rows), "eps": eps}, None
 
 
 def _noise(net: "Net", sizes: list[int], rng: torch.Generator) -> Iterator[Tensor]:
     """Standard normal draws for batches of these sizes: (batch, z_dim); (n_draws, batch, z_dim) where that is more."""
     n_draws = net.criterion_.n_draws
     if n_draws == 1:
-        return iter(torch.randn(sum(sizes), net.z_dim, generator=rng).split(sizes))
-    return (torch.randn(n_draws, size, net.z_dim, generator=rng) for size in sizes)
+        return iter(torch.randn(sum(sizes), net.z_dim, generator=rng).to(net.device).split(sizes))
+    return (torch.randn(n_draws, size, net.z_dim, generator=rng).to(net.device) for size in sizes)
 
 
 class ValidationBatches:
@@ -74,7 +83,7 @@ class ValidationBatches:
         batches = self.x.split(max(1, _VALIDATION_BATCH // self.net.criterion_.n_draws))
         noise = _noise(self.net, [len(rows) for rows in batches], generator(self.net.seed, VALIDATION_STREAM))
         for rows, eps in zip(batches, noise, strict=True):
-            yield {"x": rows, "eps": eps.to(rows.device)}, None
+            yield {"x": rows, "eps": eps}, None
 
 
 class Net(NeuralNet):
@@ -93,6 +102,7 @@ class Net(NeuralNet):
         self.ema_decay = ema_decay
         self.interrupted = False
         self.run_length = 1  # epochs that the whole run is meant to have
+        self.flats, self.average_flats, self.by_hand = [], [], None  # while training lasts
 
     def initialize_module(self):
         super().initialize_module()
@@ -111,7 +121,44 @@ class Net(NeuralNet):
         self.trained_module.load_state_dict(state)
 
     def get_all_learnable_params(self):
-        return self.module_.named_parameters()
+        return ((name, part) for name, part in self.module_.named_parameters() if part.requires_grad)
+
+    def _parameter_groups(self) -> list[dict]:
+        return super().get_params_for_optimizer("optimizer", self.get_all_learnable_params())[0][0]
+
+    def get_params_for_optimizer(self, prefix, named_parameters):
+        """One flat parameter a group, for the optimizers that treat each number by itself."""
+        args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
+        if self._flat:
+            sizes = [sum(part.numel() for part in group["params"]) for group in args[0]]
+            wholes = [nn.Parameter(torch.zeros(size, device=self.device)) for size in sizes]
+            args = ([{**group, "params": [whole]} for group, whole in zip(args[0], wholes, strict=True)],)
+        return args, kwargs
+
+    @property
+    def _flat(self) -> bool:
+        return self.optimizer in OPTIMIZERS.values()
+
+    @contextmanager
+    def training(self):
+        """Parameters flat for as long as it lasts, and what a step asks settled."""
+        groups = zip(self._parameter_groups(), self.optimizer_.param_groups, strict=True) if self._flat else ()
+        self.flats = [FlatParameter(group["params"], flat["params"][0]) for group, flat in groups]
+        if self.ema_decay:
+            twins = dict(zip(self.module_.parameters(), self.average_.parameters(), strict=True))
+            self.average_flats = [flat.twin(twins) for flat in self.flats]
+        plain = type(self.criterion_) is ELBO and not self.criterion_.free_bits and not self.criterion_.warmup
+        if plain and ELBOGradient.covers(self.module_):
+            self.by_hand = ELBOGradient(self.module_, self.criterion_.beta)
+        try:
+            yield
+        finally:
+            for flat in self.flats + self.average_flats:
+                flat.release()
+            self.flats, self.average_flats, self.by_hand = [], [], None
+
+    def __getstate__(self):
+        return super().__getstate__() | {"flats": [], "average_flats": [], "by_hand": None}
 
     @property
     def _default_callbacks(self) -> list:
@@ -120,7 +167,9 @@ class Net(NeuralNet):
             ("valid_loss", PassthroughScoring(name="valid_loss")),
         ]
 
-    def get_iterator(self, dataset: TensorDataset, training: bool = False):
+    def get_iterator(self, dataset: TensorDataset | Subset, training: bool = False):
+        if isinstance(dataset, Subset):
+            return TrainBatches(self, *dataset.dataset.tensors, dataset.indices)
         return (TrainBatches if training else ValidationBatches)(self, *dataset.tensors)
 
     @property
@@ -143,23 +192,42 @@ class Net(NeuralNet):
 
     def _step(self, module: nn.Module, batch) -> dict[str, Tensor]:
         value, log_prob, kl = self.criterion_(module, **batch[0])
-        return {"loss": -value.mean(), "y_pred": (log_prob.detach(), kl.detach())}
+        return {"loss": -value.mean(), "y_pred": (log_prob.detach().sum(), kl.detach().sum())}
 
     def train_step(self, batch, **fit_params) -> dict[str, Tensor]:
         """skorch's step without its closure and its `train()` at every batch."""
-        self.optimizer_.zero_grad()
-        step = self._step(self.module_, batch)
-        step["loss"].backward()
+        step = self.gradient(batch)
         if self._overridden("on_grad_computed"):
             self.notify("on_grad_computed", named_parameters=list(self.module_.named_parameters()), batch=batch)
+        for flat in self.flats:
+            flat.gather()
         self.optimizer_.step()
         return step
+
+    def gradient(self, batch) -> dict[str, Tensor]:
+        """Loss and terms of the batch, with the gradient left in the module's parameters."""
+        if self.by_hand:
+            log_prob, kl = self.by_hand(**batch[0])
+            return {"loss": (self.by_hand.beta * kl - log_prob) / len(batch[0]["x"]), "y_pred": (log_prob, kl)}
+        self.module_.zero_grad()
+        step = self._step(self.module_, batch)
+        step["loss"].backward()
+        return step
+
+    def _flush_moments(self) -> None:
+        """Zero the first moments that would decay into denormal numbers, which are slow to compute with."""
+        for state in self.optimizer_.state.values():
+            if "exp_avg" in state:
+                state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], _TINY))
 
     def _averager(self):
         """What takes the moving average on after a step; made once an epoch, since listing parameters takes time."""
         if not self.ema_decay:
             return None
-        parameters = list(self.average_.parameters()), list(self.module_.parameters())
+        if self.flats:
+            parameters = [flat.whole for flat in self.average_flats], [flat.whole for flat in self.flats]
+        else:
+            parameters = list(self.average_.parameters()), list(self.module_.parameters())
         return partial(get_ema_multi_avg_fn(self.ema_decay), *parameters, None)
 
     @torch.no_grad()
@@ -179,24 +247,28 @@ class Net(NeuralNet):
         if iterator is None:
             return
         per_batch, average = self._overridden(*_BATCH_HOOKS), self._averager() if training else None
-        loss = log_prob = kl = n_rows = 0
+        sizes, sums = [], []
         try:
-            for batch in iterator:
+            for i, batch in enumerate(iterator):
+                if training and i % _FLUSH_EVERY == 0:
+                    self._flush_moments()
                 if per_batch:
                     self.notify("on_batch_begin", batch=batch, training=training)
                 step = step_fn(batch, **fit_params)
                 if average:
                     average()
                 n = len(batch[0]["x"])
-                n_rows, loss = n_rows + n, loss + n * step["loss"].detach()
-                log_prob, kl = (total + term.sum() for total, term in zip((log_prob, kl), step["y_pred"], strict=True))
+                sizes.append(n)
+                sums.append((step["loss"].detach(), *step["y_pred"]))
                 if per_batch:
                     self._record_batch(prefix, step["loss"].item(), n)
                     self.notify("on_batch_end", batch=batch, training=training, **step)
         finally:  # an epoch that is cut short counts for the rows it saw
-            if n_rows:
-                loss, log_prob, kl = (float(total) / n_rows for total in (loss, log_prob, kl))
-                self._record_epoch(prefix, loss, log_prob - kl, kl, None if per_batch else n_rows)
+            if sums:  # one synchronisation
+                losses, *terms = torch.stack([torch.stack(terms) for terms in zip(*sums, strict=True)]).double().cpu()
+                log_prob, kl = (float(term.sum()) / sum(sizes) for term in terms)
+                loss = float(np.average(losses, weights=sizes))
+                self._record_epoch(prefix, loss, log_prob - kl, kl, None if per_batch else sum(sizes))
 
     def _record_epoch(self, prefix: str, loss: float, bound: float, kl: float, n_rows: int | None) -> None:
         if not np.isfinite(loss):
@@ -240,8 +312,8 @@ def build_net(module, objective, *, optimizer, weight_decay: float, **params) ->
     """An initialised `Net`; `params` are skorch's. Weight decay shrinks the networks' weights and nothing else."""
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
     if "optimizer__weight_decay" not in params:  # else the user has chosen, for all parameters
-        groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay}), ("*", {"weight_decay": 0.0})]
-        params = {"optimizer__param_groups": groups} | params
+        groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay})] if weight_decay else []
+        params = {"optimizer__param_groups": groups, "optimizer__weight_decay": 0.0} | params
     if optimizer in _FUSED:
         params = {"optimizer__fused": True} | params
     return Net(module, criterion=objective, optimizer=optimizer, verbose=0, **params).initialize()
@@ -274,9 +346,11 @@ class Schedule:
         return cls(max_iter, batch_size, n_iter_no_change, tol, max_iter)
 
 
-def train(net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None, callbacks=(), n_decays=2) -> None:
-    """Train `net` on the rows of `x`; with `x_valid`, keep the state that does best there."""
-    split = None
+def train(
+    net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None, callbacks=(), n_decays=2, rows=None
+) -> None:
+    """Train `net` on `x`, or the given rows of it; with `x_valid`, keep the state that does best there."""
+    split, dataset = None, TensorDataset(x.to(net.device))
     if x_valid is not None:
         split = predefined_split(TensorDataset(x_valid.to(net.device)))
         callbacks = [*callbacks, BestState(schedule.patience, schedule.tol, n_decays)]
@@ -284,23 +358,24 @@ def train(net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None
     net.run_length, kept = schedule.run_length, net.callbacks_
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     try:
-        net.partial_fit(TensorDataset(x.to(net.device)))
+        with net.training():
+            net.partial_fit(dataset if rows is None else Subset(dataset, rows))
     finally:
         net.callbacks_ = kept  # the fitted net keeps no reference to X, to the best state or to an estimator
         net.train_split = None
         net.module_.eval()
 
 
-def hold_out(x: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split the rows at random into those to train on and those to validate on."""
-    n_valid = math.ceil(fraction * len(x))
-    if n_valid >= len(x):
+def hold_out(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers in random order, split into those to train on and those to validate on."""
+    n_valid = math.ceil(fraction * n_rows)
+    if n_valid >= n_rows:
         raise ValueError(
-            f"The validation set is too small: X has {len(x)} sample(s). Increase 'validation_fraction' or the size of "
+            f"The validation set is too small: X has {n_rows} sample(s). Increase 'validation_fraction' or the size of "
             "your dataset, or set early_stopping=False."
         )
-    order = torch.randperm(len(x), generator=generator(seed, SPLIT_STREAM))
-    return x[order[n_valid:]], x[order[:n_valid]]
+    order = torch.randperm(n_rows, generator=generator(seed, SPLIT_STREAM))
+    return order[n_valid:], order[:n_valid]
 
 
 def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray | None, int]:
@@ -312,8 +387,8 @@ def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray | Non
     """
     bounds, losses = [], []
     for train_rows, valid_rows in KFold(N_FOLDS, shuffle=True, random_state=0).split(x):
-        net = make_net(x[train_rows])
-        train(net, x[train_rows], schedule, x[valid_rows], n_decays=0)
+        net = make_net(train_rows)
+        train(net, x, schedule, x[valid_rows], n_decays=0, rows=torch.from_numpy(train_rows))
         if net.interrupted:
             return None, 0
         bounds.append(net.history[:, "valid_bound"])

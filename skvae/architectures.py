@@ -382,13 +382,14 @@ class Custom(Architecture):
 
     def build(self, spec: NetworkSpec) -> None:
         name = "decoder" if spec.n_raw else "encoder"
-        self.hidden = _Rows(getattr(self, name))
+        self.hidden = _Rows(getattr(self, name)).eval()  # so that a look at its width changes nothing
         self.encoder = self.decoder = None  # type: ignore[assignment]
         try:
             with torch.no_grad():
                 width = self.hidden(torch.zeros(2, spec.n_inputs)).shape[-1]
         except RuntimeError as error:
             raise ValueError(f"The {name} of Custom does not take rows of {spec.n_inputs} values: {error}") from error
+        self.hidden.train()
         self.head = spec.linear(width, spec.n_outputs)
 
 

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import mean_squared_error
 from sklearn.utils import check_array
 
-from ._blocks import BLOCK, PAD, apply, padded, row_blocks
+from ._blocks import BLOCK, PAD, apply, padded, row_blocks, scaled
 from ._random import generator
 
 __all__ = [
@@ -231,8 +231,8 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
         spread = (weights - log_mean).exp().var(0)
         return torch.stack([log_mean, spread / n_draws], dim=1)
 
-    blocks = ((block - net.offset) / net.scale for block in row_blocks(X, size))
-    log_mean, squared_error = apply(moments, padded(blocks, net.device)).T
+    blocks = padded((scaled(block, net.offset, net.scale) for block in row_blocks(X, size)), net.device)
+    log_mean, squared_error = apply(moments, blocks, len(X)).T
     return Estimate(float(log_mean.mean()) + net.log_jacobian, float(np.sqrt(squared_error.sum()) / len(X)))
 
 

@@ -8,10 +8,11 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_component", "_random"],
+    ["_component", "_products", "_random"],
     [
         "_blocks",
         "_aggregate",
+        "_flat",
         "_module",
         "_linear",
         "likelihoods",
@@ -20,7 +21,8 @@ LAYERS = [
         "architectures",
         "callbacks",
     ],
-    ["_build", "_net"],
+    ["_build", "_gradient"],
+    ["_net"],
     ["_transformer"],
     ["metrics", "displays", "datasets"],
 ]
