@@ -63,9 +63,9 @@ _ACTIVE_VARIANCE = 0.01  # of E[z | x], as a share of the prior's (Burda, Grosse
 class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Variational autoencoder: a generative dimensionality reducer.
 
-    A neural network with one latent vector z per row of X: z has the prior N(0, I), a decoder network maps it to the
-    distribution of x given z, and an encoder network to the approximate posterior of z given x. Both are trained
-    together, by maximising a lower bound on the log-likelihood of X [1]_.
+    A neural network with one latent vector z per row of X: z has a prior, N(0, I) if not told otherwise, a decoder
+    network maps it to the distribution of x given z, and an encoder network x to the approximate posterior of z. Both
+    are trained together, by maximising a lower bound on the log-likelihood of X [1]_.
 
     The linear model (``hidden_layer_sizes=()``) is factor analysis, or probabilistic PCA when the noise is shared [2]_.
     Every model starts at that solution (``init="linear"``) and training goes on from there, for as long as held-out
@@ -156,12 +156,13 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
     likelihood_ : str or Likelihood
         What `likelihood` stood for.
     loss_curve_ : list of float
-        Negative evidence lower bound of each epoch, in nats per row and the units of X.
+        Negative bound on the log-likelihood in each epoch, in nats per row and the units of X: the evidence lower
+        bound, or the importance-weighted one with an objective of several draws.
     kl_curve_ : list of float
         The KL term in it: the reconstruction term is their difference.
     validation_scores_ : list of float or None
-        Evidence lower bound of held-out rows after each epoch, in nats per row and the units of X; with
-        cross-validation the mean over the folds, before the training on all rows.
+        The same bound for held-out rows after each epoch, in nats per row and the units of X; with cross-validation the
+        mean over the folds, before the training on all rows.
     n_iter_ : int
         Number of epochs run.
     kl_per_unit_ : ndarray of shape (z_dim,)

@@ -259,7 +259,7 @@ class Flow(Prior):
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         noise = torch.randn(n, self.z_dim, generator=generator, device=generator.device)
         device = next(self.parameters()).device
-        return self.flow().transform.inv(noise.to(device)).detach().to(generator.device)
+        return self.flow().transform.inv(noise.to(device)).to(generator.device)
 
 
 def _check_count(component: Component, name: str) -> None:
