@@ -148,6 +148,13 @@ class MLP(Architecture):
         Whether to normalise each row's values before each activation (Ba, Kiros & Hinton, 2016).
     dropout : float, default=0.0
         Share of each hidden layer's values that is dropped in a training step.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.architectures import MLP
+    >>> VAETransformer(architecture=MLP(dropout=0.2))
+    VAETransformer(architecture=MLP(dropout=0.2))
     """
 
     def __init__(self, layer_norm: bool = False, dropout: float = 0.0) -> None:
@@ -192,6 +199,13 @@ class Residual(Architecture):
     References
     ----------
     He, Zhang, Ren & Sun (2016). "Identity mappings in deep residual networks", section 2. ECCV.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.architectures import Residual
+    >>> VAETransformer(architecture=Residual(dropout=0.1))
+    VAETransformer(architecture=Residual(dropout=0.1))
     """
 
     def __init__(self, layer_norm: bool = True, dropout: float = 0.0) -> None:
@@ -302,6 +316,13 @@ class Conv(Architecture):
     ------
     ValueError
         In `fit`, if a row of X has another number of features than the image has values.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.architectures import Conv
+    >>> VAETransformer(architecture=Conv(image_shape=(28, 28)))
+    VAETransformer(architecture=Conv(image_shape=(28, 28)))
     """
 
     def __init__(self, image_shape: Sequence[int] | None = None, channels: Sequence[int] = (32, 64)) -> None:
@@ -373,6 +394,18 @@ class Custom(Architecture):
     ------
     ValueError
         In `fit`, if a network does not take rows of that size.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from torch import nn
+    >>> from skvae import VAETransformer
+    >>> from skvae.architectures import Custom
+    >>> encoder = nn.Sequential(nn.Linear(4, 16), nn.Tanh())
+    >>> decoder = nn.Sequential(nn.Linear(2, 16), nn.Tanh())
+    >>> vae = VAETransformer(2, architecture=Custom(encoder, decoder), max_iter=5, early_stopping=False)
+    >>> vae.fit_transform(load_iris().data).shape
+    (150, 2)
     """
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:

@@ -74,6 +74,13 @@ class ELBO(Objective):
     Kingma & Welling (2014). "Auto-encoding variational Bayes". ICLR.
     Kingma et al. (2016). "Improving variational inference with inverse autoregressive flow". NeurIPS.
     Sonderby et al. (2016). "Ladder variational autoencoders". NeurIPS.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.objectives import ELBO
+    >>> VAETransformer(objective=ELBO(free_bits=0.1, warmup=0.2))
+    VAETransformer(objective=ELBO(free_bits=0.1, warmup=0.2))
     """
 
     def __init__(self, beta: float = 1.0, free_bits: float = 0.0, warmup: float = 0.0) -> None:
@@ -161,6 +168,13 @@ class IWAE(_ImportanceWeighted):
     References
     ----------
     Burda, Grosse & Salakhutdinov (2016). "Importance weighted autoencoders". ICLR.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.objectives import IWAE
+    >>> VAETransformer(objective=IWAE(n_draws=50))
+    VAETransformer(objective=IWAE(n_draws=50))
     """
 
     def _log_weights(self, vae: Any, x: Tensor, posterior: tuple[Tensor, Tensor], z: Tensor) -> Tensor:
@@ -183,6 +197,13 @@ class DReG(_ImportanceWeighted):
     References
     ----------
     Tucker, Lawson, Gu & Maddison (2019). "Doubly reparameterized gradient estimators for Monte Carlo objectives". ICLR.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.objectives import DReG
+    >>> VAETransformer(objective=DReG(n_draws=50))
+    VAETransformer(objective=DReG(n_draws=50))
     """
 
     def _log_weights(self, vae: Any, x: Tensor, posterior: tuple[Tensor, Tensor], z: Tensor) -> Tensor:
@@ -236,6 +257,13 @@ class BetaTC(Objective):
     References
     ----------
     Chen, Li, Grosse & Duvenaud (2018). "Isolating sources of disentanglement in VAEs". NeurIPS.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.objectives import BetaTC
+    >>> VAETransformer(objective=BetaTC(beta=4.0))
+    VAETransformer(objective=BetaTC(beta=4.0))
     """
 
     is_bound = False
@@ -285,6 +313,13 @@ class MMD(Objective):
     ----------
     Zhao, Song & Ermon (2019). "InfoVAE: balancing learning and inference in variational autoencoders". AAAI.
     Gretton et al. (2012). "A kernel two-sample test". JMLR 13.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.objectives import MMD
+    >>> VAETransformer(objective=MMD(scale=100.0))
+    VAETransformer(objective=MMD(scale=100.0))
     """
 
     is_bound = False

@@ -75,7 +75,15 @@ class Prior(Component, ABC):
 
 
 class StandardNormal(Prior):
-    """The unit Gaussian N(0, I) (Kingma & Welling, 2014)."""
+    """The unit Gaussian N(0, I) (Kingma & Welling, 2014).
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.priors import StandardNormal
+    >>> VAETransformer(prior=StandardNormal())
+    VAETransformer(prior=StandardNormal())
+    """
 
     def log_prob(self, z: Tensor) -> Tensor:
         return -0.5 * (z.square() + _LOG_2PI).sum(-1)
@@ -139,6 +147,13 @@ class Mixture(_NormalMixture):
     References
     ----------
     Dilokthanakul et al. (2016). "Deep unsupervised clustering with Gaussian mixture VAEs", section 3. arXiv:1611.02648.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.priors import Mixture
+    >>> VAETransformer(prior=Mixture(n_components=50))
+    VAETransformer(prior=Mixture(n_components=50))
     """
 
     _SPREAD = 0.7  # root mean square distance of a mean from the origin at the start: the larger, the less normal
@@ -176,6 +191,13 @@ class VampPrior(_NormalMixture):
     References
     ----------
     Tomczak & Welling (2018). "VAE with a VampPrior", equation 9. AISTATS.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.priors import VampPrior
+    >>> VAETransformer(prior=VampPrior(n_components=200))
+    VAETransformer(prior=VampPrior(n_components=200))
     """
 
     _START_WEIGHT = 0.9
@@ -235,6 +257,13 @@ class Flow(Prior):
     ----------
     Papamakarios, Pavlakou & Murray (2017). "Masked autoregressive flow for density estimation", section 3. NeurIPS.
     Chen et al. (2017). "Variational lossy autoencoder", section 3.2. ICLR.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.priors import Flow
+    >>> VAETransformer(prior=Flow(n_transforms=2))
+    VAETransformer(prior=Flow(n_transforms=2))
     """
 
     def __init__(self, n_transforms: int = 3, hidden_layer_sizes: Sequence[int] = (64, 64)) -> None:
