@@ -25,6 +25,17 @@ def fit_aggregate(mean, std, seed):
         return GaussianMixture(int(n_components), **options).fit(draws)
 
 
+def to_arrays(mixture):
+    """What determines the mixture, as plain arrays: a fitted estimator is kept in files without code."""
+    return {name: getattr(mixture, name) for name in ("weights_", "means_", "covariances_", "precisions_cholesky_")}
+
+
+def from_arrays(arrays):
+    mixture = GaussianMixture(len(arrays["weights_"]))
+    vars(mixture).update(arrays, converged_=True, n_features_in_=arrays["means_"].shape[1])
+    return mixture
+
+
 def draw_latents(mixture, n, random_state):
     """`n` points from the mixture, in random order: (n, z_dim), float32."""
     points, _ = copy.copy(mixture).set_params(random_state=random_state).sample(n)

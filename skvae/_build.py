@@ -74,19 +74,6 @@ def guess_likelihood(X):
     return "bernoulli" if np.all((X == 0) | (X == 1)) else "continuous_bernoulli"
 
 
-def resolve_device(device):
-    if str(device) == "auto":
-        return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"The 'device' parameter of VAETransformer names a device that torch cannot use here: {str(device)!r}. "
-            "device='auto' takes an accelerator where there is one."
-        ) from error
-    return str(device)
-
-
 def copies(callbacks):
     """Copies of skorch callbacks, or of (name, callback) pairs: training leaves the user's own untouched."""
     return [(cb[0], copy.copy(cb[1])) if isinstance(cb, tuple) else copy.copy(cb) for cb in callbacks or ()]
@@ -99,10 +86,13 @@ class SklearnCallbacks(Callback):
         self.context = context
         self.fitted = fitted
         self.data = data
+        self.task = None
 
     def on_epoch_begin(self, net, **kwargs):
-        self.task_ = self.context.subcontext(task_name="epoch").call_on_fit_task_begin(**self.data)
+        if self.task is None:  # else an epoch was undone and comes again
+            self.task = self.context.subcontext(task_name="epoch").call_on_fit_task_begin(**self.data)
 
     def on_epoch_end(self, net, **kwargs):
-        if self.task_.call_on_fit_task_end(**self.data, reconstruction_attributes=self.fitted):
+        task, self.task = self.task, None
+        if task.call_on_fit_task_end(**self.data, reconstruction_attributes=self.fitted):
             raise KeyboardInterrupt

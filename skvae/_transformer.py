@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,29 +17,14 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._aggregate import draw_latents, fit_aggregate
+from ._aggregate import draw_latents, fit_aggregate, from_arrays, to_arrays
 from ._blocks import BLOCK, PAD, apply, location_scale, padded, row_blocks, scaled
-from ._build import (
-    SklearnCallbacks,
-    build_vae,
-    copies,
-    guess_likelihood,
-    layer_sizes,
-    resolve,
-    resolve_device,
-    resolve_objective,
-)
+from ._build import SklearnCallbacks, build_vae, copies, guess_likelihood, layer_sizes, resolve, resolve_objective
+from ._checkpoint import open_checkpoint
+from ._device import resolve_device
+from ._files import FileMixin, load_estimator
 from ._linear import linear_start
-from ._net import (
-    CROSS_FIT_ROWS,
-    N_FOLDS,
-    OPTIMIZERS,
-    Schedule,
-    build_net,
-    cross_fit,
-    hold_out,
-    train,
-)
+from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, cross_fit, hold_out, train
 from ._random import PRIOR_STREAM, SCORE_STREAM, generator
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from .callbacks import Report
@@ -60,7 +46,7 @@ _REPORT_ROWS = 10_000
 _ACTIVE_VARIANCE = 0.01  # of E[z | x], as a share of the prior's (Burda, Grosse & Salakhutdinov, 2016, section 5)
 
 
-class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Variational autoencoder: a generative dimensionality reducer.
 
     A neural network with one latent vector z per row of X: z has a prior, N(0, I) if not told otherwise, a decoder
@@ -137,6 +123,11 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         Where to train; "auto" takes an accelerator where there is one.
     callbacks : list, default=None
         skorch callbacks, as instances or (name, instance) pairs; copies of them are used.
+    checkpoint : str or path-like, default=None
+        Folder in which `fit` keeps its state, every five seconds or less often. If its process dies, the next `fit`
+        with the same X and parameters goes on from there, to the same bits; with ``random_state=None``, with the seed
+        that it had. Each X and set of parameters has a file of its own (callbacks count by their class), which is
+        deleted when the fit is done and kept after Ctrl-C. The files are pickles: read none that are not yours.
     net_params : dict, default=None
         Further parameters of the skorch net, such as ``{"optimizer__weight_decay": 1e-4}``.
     warm_start : bool, default=False
@@ -226,6 +217,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
         "callbacks": [list, tuple, None],
+        "checkpoint": [str, os.PathLike, None],
         "net_params": [dict, None],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
@@ -257,6 +249,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         n_draws=100,
         device="auto",
         callbacks=None,
+        checkpoint=None,
         net_params=None,
         warm_start=False,
         random_state=None,
@@ -284,6 +277,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         self.n_draws = n_draws
         self.device = device
         self.callbacks = callbacks
+        self.checkpoint = checkpoint
         self.net_params = net_params
         self.warm_start = warm_start
         self.random_state = random_state
@@ -309,7 +303,14 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         ------
         ValueError
             Before training, if X or a parameter is not valid or X leaves the support of the likelihood; during
-            training, if the loss is no longer finite.
+            training, if the loss is not finite even after the learning rate has been lowered five times.
+        torch.OutOfMemoryError
+            If the device's memory does not suffice; the message names the parameters to lower.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If an epoch's loss was not finite, and was undone; and if no latent unit is active.
         """
         return self._fit(X, y, fresh=not (self.warm_start and hasattr(self, "net_")))
 
@@ -400,8 +401,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
             Whether to draw x from p(x | z), as the model has it, or return E[x | z].
         latents : {"prior", "aggregate"}, default="prior"
             Where z is drawn from: the prior, as the model has it, or `aggregate_`, a Gaussian mixture fitted to the
-            training rows' latent points [1]_. Where the rows leave parts of the prior empty, the latter looks more like
-            them.
+            training rows' latent points (Ghosh et al., 2020), which keeps out of parts of the prior without rows.
         random_state : int, RandomState instance or None, default=None
             Source of the draws. None takes numpy's global stream.
 
@@ -409,11 +409,6 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         -------
         X : ndarray of shape (n_samples, n_features)
             Rows in the units of X, float32.
-
-        References
-        ----------
-        .. [1] Ghosh, Sajjadi, Vergari, Black & Scholkopf (2020). "From variational to deterministic autoencoders",
-           section 4. ICLR.
         """
         check_is_fitted(self)
         if n_samples < 1:
@@ -482,6 +477,11 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         """The trained VAE, a torch module."""
         return self.net_.trained_module.eval()
 
+    @property
+    def aggregate_(self):
+        """The density of the training rows' latent points, a GaussianMixture."""
+        return from_arrays(self._aggregate)
+
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")
 
@@ -521,9 +521,15 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         if fresh:
             values, likelihood = self._check_first(X)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-            make_net, x = self._prepare(values, likelihood, seed)
         else:
             values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
+        checkpoint = None
+        if self.checkpoint is not None and not one_epoch:
+            checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, None if fresh else self.net_)
+            seed = checkpoint.seed
+        if fresh:
+            make_net, x = self._prepare(values, likelihood, seed)
+        else:
             x = scaled(values, self.net_.offset, self.net_.scale)
         schedule = self._schedule(len(x), one_epoch)
         rows = x_valid = scores = None
@@ -537,9 +543,12 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
             x_valid = x[valid_rows]
         net = make_net(rows, callbacks=copies(self.callbacks)) if fresh else self.net_
         with self._task(net, likelihood, schedule.n_epochs, X, y) as bridge:
-            train(net, x, schedule, x_valid, [*bridge, *([Report()] if self.verbose else [])], rows=rows)
+            reports = [Report()] if self.verbose else []
+            train(net, x, schedule, x_valid, [*bridge, *reports], rows=rows, checkpoint=checkpoint)
         self._set_fitted(net, likelihood, X)
         self._report(values, scores)
+        if checkpoint and schedule.n_epochs and not net.interrupted:
+            checkpoint.remove()
         return self
 
     def _schedule(self, n_rows, one_epoch):
@@ -629,7 +638,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
             variance = self.module_.prior.moments()[1].cpu().numpy()
         self.kl_per_unit_ = kl.numpy().mean(axis=0)
         self.active_units_ = mean.var(axis=0) > _ACTIVE_VARIANCE * variance
-        self.aggregate_ = fit_aggregate(mean, np.exp(log_scale), self.net_.seed)
+        self._aggregate = to_arrays(fit_aggregate(mean, np.exp(log_scale), self.net_.seed))
         if not self.active_units_.any() and len(X) > 1:
             warnings.warn(
                 "No latent unit is active: the variance of E[z | x] is at most 0.01 for each (posterior collapse). The "
@@ -659,3 +668,33 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         if np.ndim(self.net_.scale) == 0:
             return x
         return (x * self.net_.scale + self.net_.offset).astype(np.float32)
+
+
+def load(path):
+    """Read an estimator that `VAETransformer.save` wrote.
+
+    Reading runs no code from the file, and neither needs nor moves a random stream. The estimator is on the device
+    where it was saved, if there is such a one here, otherwise on the CPU: `device`, the parameter, stays as it was.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Name of the file.
+
+    Returns
+    -------
+    estimator : VAETransformer
+        The fitted estimator. On the same machine and versions it gives the same bits as the one that was saved.
+
+    Raises
+    ------
+    ValueError
+        If `save` did not write the file, another version of its format did, the file was cut short or changed since, or
+        names something that skvae does not know. A digest over the whole file finds damage; that the file is from whom
+        you think it is from, it does not show.
+
+    See Also
+    --------
+    VAETransformer.save : Writes the file.
+    """
+    return load_estimator(path, VAETransformer)
