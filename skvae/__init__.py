@@ -1,7 +1,8 @@
 """skvae: the variational autoencoder as a scikit-learn estimator."""
 
-from . import callbacks, likelihoods
-from ._transformer import VAETransformer, load
+from . import architectures, callbacks, likelihoods, objectives, priors
+from ._load import load
+from ._transformer import VAETransformer
 
-__all__ = ["VAETransformer", "callbacks", "likelihoods", "load"]
+__all__ = ["VAETransformer", "architectures", "callbacks", "likelihoods", "load", "objectives", "priors"]
 __version__ = "0.1.0"

@@ -11,29 +11,57 @@ from torch import nn
 from ._linear import LinearGaussian
 from ._module import VAE
 from ._random import INIT_STREAM, generator
-from .architectures import MLP
+from .architectures import ARCHITECTURES, NetworkSpec
 from .likelihoods import LIKELIHOODS
-from .priors import StandardNormal
+from .objectives import OBJECTIVES
+from .priors import PRIORS
+
+REGISTRIES = {
+    "likelihood": LIKELIHOODS,
+    "prior": PRIORS,
+    "objective": OBJECTIVES,
+    "architecture": ARCHITECTURES,
+}
 
 
-def build_vae(*, n_features, z_dim, hidden_layer_sizes, activation, likelihood, init, linear_share, seed):
+def resolve(kind, component):
+    """The component of that name, or a copy of the user's own, unbuilt."""
+    return REGISTRIES[kind][component]() if isinstance(component, str) else copy.deepcopy(component)
+
+
+def resolve_objective(objective, beta):
+    """The objective, with the estimator's `beta` where it is given by name."""
+    kind = OBJECTIVES[objective] if isinstance(objective, str) else None
+    if beta is None:
+        return resolve("objective", objective)
+    if kind is None or "beta" not in kind._get_param_names():
+        hint = f"{type(objective).__name__}(beta={beta!r})" if kind is None else "objective='elbo'"
+        raise ValueError(f"The 'beta' parameter of VAETransformer is not that of objective={objective!r}: use {hint}.")
+    return kind(beta=beta)
+
+
+def build_vae(
+    *, n_features, z_dim, hidden_layer_sizes, activation, architecture, likelihood, prior, init, linear_share, seed
+):
     """The module of the net: networks of mirrored hidden layers, with linear paths beside them for the linear start."""
     rng = generator(seed, INIT_STREAM)
-    likelihood = copy.deepcopy(likelihood)  # the user's own is left as it is
+    encoder, decoder = copy.deepcopy(architecture), copy.deepcopy(architecture)
+    likelihood, prior = copy.deepcopy(likelihood), copy.deepcopy(prior)
     likelihood.build(n_features)
     n_outputs = likelihood.n_raw * n_features
     params = {"activation": activation, "generator": rng}
-    encoder = MLP(n_features, 2 * z_dim, hidden_layer_sizes=hidden_layer_sizes, **params)
-    decoder = MLP(z_dim, n_outputs, hidden_layer_sizes=hidden_layer_sizes[::-1], **params)
+    encoder.build(NetworkSpec(n_features, 2 * z_dim, hidden_layer_sizes, **params))
+    decoder.build(NetworkSpec(z_dim, n_outputs, hidden_layer_sizes[::-1], n_raw=likelihood.n_raw, **params))
+    prior.build(z_dim, n_features, rng)
     with torch.no_grad():
         encoder.head.weight[z_dim:] *= 0.5  # He's start is meant for log-variances, and these are log-scales
     linear = {}
-    if init == "linear" and hidden_layer_sizes:
+    if init == "linear" and not architecture.is_linear(hidden_layer_sizes):
         sizes = {"linear_encoder": (n_features, z_dim), "linear_decoder": (z_dim, n_outputs)}
         linear = {name: nn.utils.skip_init(nn.Linear, *size, bias=False) for name, size in sizes.items()}
         if linear_share and hasattr(likelihood, "set_noise"):
             linear |= {"background": LinearGaussian(n_features, z_dim), "share": linear_share}
-    return VAE(encoder, decoder, likelihood, StandardNormal(z_dim), **linear)
+    return VAE(encoder, decoder, likelihood, prior, **linear)
 
 
 def layer_sizes(sizes):
@@ -43,11 +71,6 @@ def layer_sizes(sizes):
             f"The 'hidden_layer_sizes' parameter of VAETransformer must hold ints > 0. Got {sizes} instead."
         )
     return tuple(map(int, sizes))
-
-
-def resolve_likelihood(likelihood):
-    """The likelihood of that name, or the user's own, unbuilt."""
-    return LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
 
 
 def guess_likelihood(X):

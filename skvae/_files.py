@@ -24,7 +24,7 @@ from ._net import OPTIMIZERS, build_net
 from ._onnx import onnx_graph
 from .architectures import ARCHITECTURES
 from .likelihoods import LIKELIHOODS
-from .objectives import OBJECTIVES
+from .objectives import OBJECTIVES, Objective
 from .priors import PRIORS
 
 _FORMAT = 1  # to be raised when older versions of skvae could not read what is written
@@ -148,6 +148,8 @@ def _net_state(net):
 
 def _net_from(*, recipe, device, history, module, average, optimizer, best_scores):
     """The net, on the device where it was if there is such a one here, otherwise on the CPU."""
+    if not isinstance(recipe["objective"], Objective):
+        raise ValueError(f"it trains {recipe['objective']!r}, which is no objective")
     net = build_net(build_vae, **recipe, device=device_here(device))
     net.load_state(module)
     if net.ema_decay:

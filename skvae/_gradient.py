@@ -30,7 +30,7 @@ class _Chain:
 
     @staticmethod
     def covers(mlp: Any) -> bool:
-        if not hasattr(mlp, "hidden") or not hasattr(mlp, "head"):
+        if not isinstance(getattr(mlp, "hidden", None), nn.Sequential) or not hasattr(mlp, "head"):
             return False
         layers = [*mlp.hidden, mlp.head]
         kinds = zip(layers, cycle([nn.Linear, nn.ReLU]), strict=False)

@@ -44,7 +44,7 @@ class VAE(nn.Module):
         encoder: nn.Module,
         decoder: nn.Module,
         likelihood: nn.Module,
-        prior: nn.Module,
+        prior: Any,
         linear_encoder: nn.Linear | None = None,
         linear_decoder: nn.Linear | None = None,
         background: nn.Module | None = None,
@@ -59,10 +59,14 @@ class VAE(nn.Module):
         self.linear_decoder = linear_decoder
         self.background = background
         self.share = share
+        prior.attach(self.encode_inputs)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-scale of q(z | x): two tensors (..., z_dim)."""
-        inputs = self.likelihood.inputs(x)
+        return self.encode_inputs(self.likelihood.inputs(x))
+
+    def encode_inputs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for what the encoder sees of x."""
         if self.linear_encoder is None:
             mean, log_scale = self.encoder(inputs).chunk(2, dim=-1)
             return mean, log_scale
@@ -79,15 +83,22 @@ class VAE(nn.Module):
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction term and KL term of each row, in nats, for the standard normal draws `eps` (batch, z_dim)."""
+        log_prob, kl, _ = self.terms(x, eps)
+        return log_prob, kl.sum(-1)
+
+    def terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Reconstruction term of each row (batch,), the prior's KL terms (batch, n_terms), and what they were made of:
+        the draw z, mean and log-scale of the posterior."""
         mean, log_scale = self.encode(x)
         z = mean + log_scale.exp() * eps
-        kl = self.prior.kl(mean, log_scale).sum(-1)
-        return self.likelihood.log_prob(self.decode(z), x), kl
+        kl = self.prior.kl(mean, log_scale, z)
+        return self.likelihood.log_prob(self.decode(z), x), kl, (z, mean, log_scale)
 
     def log_weights(self, x: Tensor, eps: Tensor) -> Tensor:
         """Log importance weights log p(x, z) - log q(z | x), in nats, at z = mean + scale * eps.
 
-        `x` is (batch, n_features) and `eps` (n_draws, 1, z_dim), shared by all rows; returns (n_draws, batch).
+        `x` is (batch, n_features) and `eps` (n_draws, batch, z_dim), or (n_draws, 1, z_dim) where all rows share it;
+        returns (n_draws, batch).
         """
         mean, log_scale = self.encode(x)
         z = mean + log_scale.exp() * eps  # (n_draws, batch, z_dim)

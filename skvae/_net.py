@@ -23,7 +23,7 @@ from ._blocks import memory_advice
 from ._device import device_here
 from ._flat import FlatParameter
 from ._gradient import ELBOGradient
-from ._random import SPLIT_STREAM, VALIDATION_STREAM, generator
+from ._random import EPOCH_STREAM, SPLIT_STREAM, VALIDATION_STREAM, generator
 from .callbacks import BestState, RollBack
 from .objectives import ELBO
 
@@ -65,9 +65,17 @@ class TrainBatches:
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
         x, batch_size, rng = self.x, self.net.batch_size, generator(self.net.seed, len(self.net.history))
         order = self.rows[torch.randperm(len(self.rows), generator=rng)].to(x.device)
-        noise = torch.randn(len(order), self.net.z_dim, generator=rng).to(x.device)
-        for rows, eps in zip(order.split(batch_size), noise.split(batch_size), strict=True):
+        batches = order.split(batch_size)
+        for rows, eps in zip(batches, _noise(self.net, [len(rows) for rows in batches], rng), strict=True):
             yield {"x": x.index_select(0, rows), "eps": eps}, None
+
+
+def _noise(net: "Net", sizes: list[int], rng: torch.Generator) -> Iterator[Tensor]:
+    """Standard normal draws for batches of these sizes: (batch, z_dim); (n_draws, batch, z_dim) where that is more."""
+    n_draws = net.criterion_.n_draws
+    if n_draws == 1:
+        return iter(torch.randn(sum(sizes), net.z_dim, generator=rng).to(net.device).split(sizes))
+    return (torch.randn(n_draws, size, net.z_dim, generator=rng).to(net.device) for size in sizes)
 
 
 class ValidationBatches:
@@ -75,12 +83,12 @@ class ValidationBatches:
 
     def __init__(self, net: "Net", x: Tensor) -> None:
         n_repeats = min(-(-_VALIDATION_ROWS // len(x)), 16)
-        rng = generator(net.seed, VALIDATION_STREAM)
-        self.x = x.repeat(n_repeats, 1) if n_repeats > 1 else x
-        self.noise = torch.randn(len(self.x), net.z_dim, generator=rng).to(x.device)
+        self.net, self.x = net, x.repeat(n_repeats, 1) if n_repeats > 1 else x
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
-        for rows, eps in zip(self.x.split(_VALIDATION_BATCH), self.noise.split(_VALIDATION_BATCH), strict=True):
+        batches = self.x.split(max(1, _VALIDATION_BATCH // self.net.criterion_.n_draws))
+        noise = _noise(self.net, [len(rows) for rows in batches], generator(self.net.seed, VALIDATION_STREAM))
+        for rows, eps in zip(batches, noise, strict=True):
             yield {"x": rows, "eps": eps}, None
 
 
@@ -99,6 +107,7 @@ class Net(NeuralNet):
         self.scale = scale
         self.ema_decay = ema_decay
         self.interrupted = False
+        self.run_length = 1  # epochs that the whole run is meant to have
         self.flats, self.average_flats, self.by_hand = [], [], None  # while training lasts
 
     def __setstate__(self, state):
@@ -159,7 +168,8 @@ class Net(NeuralNet):
         if self.ema_decay:
             twins = dict(zip(self.module_.parameters(), self.average_.parameters(), strict=True))
             self.average_flats = [flat.twin(twins) for flat in self.flats]
-        if type(self.criterion_) is ELBO and ELBOGradient.covers(self.module_):
+        plain = type(self.criterion_) is ELBO and not self.criterion_.free_bits and not self.criterion_.warmup
+        if plain and ELBOGradient.covers(self.module_):
             self.by_hand = ELBOGradient(self.module_, self.criterion_.beta)
         try:
             yield
@@ -195,6 +205,11 @@ class Net(NeuralNet):
     def on_epoch_begin(self, net, **kwargs) -> None:
         super().on_epoch_begin(net, **kwargs)
         self.module_.train()
+        epoch = len(self.history)
+        rng = generator(self.seed, epoch, EPOCH_STREAM)
+        for part in (*self.module_.modules(), self.criterion_):
+            if hasattr(part, "begin_epoch"):
+                part.begin_epoch(epoch, self.run_length, rng)
 
     def _step(self, module: nn.Module, batch) -> dict[str, Tensor]:
         value, log_prob, kl = self.criterion_(module, **batch[0])
@@ -364,6 +379,7 @@ class Schedule:
     batch_size: int
     patience: int
     tol: float
+    run_length: int = 1  # epochs that `max_iter` allows, however many of them are run: a warm-up is a share of these
 
     @classmethod
     def resolve(
@@ -379,7 +395,7 @@ class Schedule:
             max_iter = max(20, math.ceil(budget / steps_per_epoch))
         if n_iter_no_change == "auto":
             n_iter_no_change = max(3, math.ceil(patience / steps_per_epoch))
-        return cls(max_iter, batch_size, n_iter_no_change, tol)
+        return cls(max_iter, batch_size, n_iter_no_change, tol, max_iter)
 
 
 @memory_advice("X is held there whole. Lower `batch_size` or `hidden_layer_sizes`, or fit with device='cpu'.")
@@ -393,7 +409,7 @@ def train(
         callbacks.append(BestState(schedule.patience, schedule.tol, n_decays))
     callbacks += [checkpoint] if checkpoint else []  # last, to see what the others made of an epoch
     net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size, train_split=split)
-    kept = net.callbacks_
+    net.run_length, kept = schedule.run_length, net.callbacks_
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     try:
         with net.training():
@@ -401,6 +417,7 @@ def train(
     finally:
         net.callbacks_ = kept  # the fitted net keeps no reference to X, to the best state or to an estimator
         net.train_split = None
+        net.module_.eval()
 
 
 def hold_out(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -416,18 +433,24 @@ def hold_out(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray | None, int]:
-    """Mean validation bound after each epoch over the folds, and the number of epochs that did best; none after Ctrl-C.
+    """Mean validation bound after each epoch over the folds, and the number of epochs with the least loss; none after
+    Ctrl-C.
 
     A held-out tenth of a small table is noise, and the rows are needed for training: so the table is trained on as
     often as there are folds, to learn how long to train on all of it.
     """
-    curves = []
+    bounds, losses = [], []
     for train_rows, valid_rows in KFold(N_FOLDS, shuffle=True, random_state=0).split(x):
         net = make_net(train_rows)
         train(net, x, schedule, x[valid_rows], n_decays=0, rows=torch.from_numpy(train_rows))
         if net.interrupted:
             return None, 0
-        curves.append(net.history[:, "valid_bound"])
+        bounds.append(net.history[:, "valid_bound"])
+        losses.append(net.history[:, "valid_loss"])
+    return _mean_curve(bounds), int(np.argmin(_mean_curve(losses))) + 1
+
+
+def _mean_curve(curves: list) -> np.ndarray:
+    """Mean of curves of different lengths, each of which stays where it ended."""
     n_epochs = max(map(len, curves))
-    scores = np.mean([np.pad(curve, (0, n_epochs - len(curve)), mode="edge") for curve in curves], axis=0)
-    return scores, int(np.argmax(scores)) + 1
+    return np.mean([np.pad(curve, (0, n_epochs - len(curve)), mode="edge") for curve in curves], axis=0)

@@ -17,27 +17,20 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ._aggregate import draw_latents, fit_aggregate, from_arrays, to_arrays
 from ._blocks import BLOCK, PAD, apply, location_scale, padded, row_blocks, scaled
-from ._build import SklearnCallbacks, build_vae, copies, guess_likelihood, layer_sizes, resolve_likelihood
+from ._build import SklearnCallbacks, build_vae, copies, guess_likelihood, layer_sizes, resolve, resolve_objective
 from ._checkpoint import open_checkpoint
 from ._device import resolve_device
-from ._files import FileMixin, load_estimator
+from ._files import FileMixin
 from ._linear import linear_start
-from ._net import (
-    CROSS_FIT_ROWS,
-    N_FOLDS,
-    OPTIMIZERS,
-    Schedule,
-    build_net,
-    cross_fit,
-    hold_out,
-    train,
-)
-from ._random import SCORE_STREAM, generator
-from .architectures import ACTIVATIONS
+from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, cross_fit, hold_out, train
+from ._random import PRIOR_STREAM, SCORE_STREAM, generator
+from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from .callbacks import Report
 from .likelihoods import LIKELIHOODS, Likelihood
-from .objectives import ELBO
+from .objectives import OBJECTIVES, Objective
+from .priors import PRIORS, Prior
 
 try:
     from sklearn.callback import CallbackSupportMixin
@@ -50,15 +43,15 @@ except ImportError:  # scikit-learn < 1.9
 _SCORE_ELEMENTS = 2**22  # values of x that one chunk of `score_samples` holds
 _DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
 _REPORT_ROWS = 10_000
-_ACTIVE_VARIANCE = 0.01  # of E[z | x] (Burda, Grosse & Salakhutdinov, 2016, section 5)
+_ACTIVE_VARIANCE = 0.01  # of E[z | x], as a share of the prior's (Burda, Grosse & Salakhutdinov, 2016, section 5)
 
 
 class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Variational autoencoder: a generative dimensionality reducer.
 
-    A neural network with one latent vector z per row of X: z has the prior N(0, I), a decoder network maps it to the
-    distribution of x given z, and an encoder network to the approximate posterior of z given x. Both are trained
-    together, by maximising a lower bound on the log-likelihood of X [1]_.
+    A neural network with one latent vector z per row of X: z has a prior, N(0, I) if not told otherwise, a decoder
+    network maps it to the distribution of x given z, and an encoder network x to the approximate posterior of z. Both
+    are trained together, by maximising a lower bound on the log-likelihood of X [1]_.
 
     The linear model (``hidden_layer_sizes=()`` and ``likelihood=Gaussian(noise="feature")``) is factor analysis, or
     probabilistic PCA when the noise is shared [2]_.
@@ -79,6 +72,15 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         Distribution of a feature given z, from `skvae.likelihoods`, or an object of your own class derived from
         `skvae.likelihoods.Likelihood`. "auto" reads the training data: all 0 or 1 is "bernoulli", all inside [0, 1] is
         "continuous_bernoulli", anything else is "gaussian". Counts are never guessed.
+    prior : {"standard_normal", "mixture", "vamp", "flow"} or Prior, default="standard_normal"
+        Distribution of z, from `skvae.priors`, or an object of your own class derived from `skvae.priors.Prior`. All
+        but the first are learned; "flow" needs zuko.
+    objective : {"elbo", "iwae", "dreg", "beta_tc", "mmd"} or Objective, default="elbo"
+        What training maximises, from `skvae.objectives`, or an object of your own class derived from
+        `skvae.objectives.Objective`. Curves and scores are bounds on the log-likelihood whatever was trained.
+    architecture : {"mlp", "residual", "conv"} or Architecture, default="mlp"
+        The two networks, from `skvae.architectures`: "conv" for rows that are images, `skvae.architectures.Custom` for
+        your own modules. `hidden_layer_sizes` and `activation` hold for all but the last.
     init : {"linear", "random"}, default="linear"
         "linear" adds linear paths beside the two networks and starts at the optimum of the linear model, in closed
         form; the networks start at zero output. "random" leaves the networks alone and draws their weights from a
@@ -87,8 +89,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         Share of the linear model in the density that `score_samples` gives and ``sample(noise=True)`` draws from, where
         the features are real-valued and the start is linear. No row then scores lower than ``log(linear_share)`` below
         the linear model: a network says anything about rows far from those it was trained on.
-    beta : float, default=1.0
-        Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder.
+    beta : float, default=None
+        Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder. With ``objective="beta_tc"``
+        the weight of the total correlation. None takes the objective's own, 1 and 6; other objectives have none.
     learning_rate : float, default=1e-3
         Step size of the optimizer. With ``batch_size="auto"`` it grows in proportion to batches beyond 64 rows. With a
         held-out set it falls, twice, when the validation score stops rising.
@@ -149,19 +152,22 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     likelihood_ : str or Likelihood
         What `likelihood` stood for.
     loss_curve_ : list of float
-        Negative evidence lower bound of each epoch, in nats per row and the units of X.
+        Negative bound on the log-likelihood in each epoch, in nats per row and the units of X: the evidence lower
+        bound, or the importance-weighted one with an objective of several draws.
     kl_curve_ : list of float
         The KL term in it: the reconstruction term is their difference.
     validation_scores_ : list of float or None
-        Evidence lower bound of held-out rows after each epoch, in nats per row and the units of X; with
-        cross-validation the mean over the folds, before the training on all rows.
+        The same bound for held-out rows after each epoch, in nats per row and the units of X; with cross-validation the
+        mean over the folds, before the training on all rows.
     n_iter_ : int
         Number of epochs run.
     kl_per_unit_ : ndarray of shape (z_dim,)
         Mean KL divergence of each latent unit's posterior from the prior over the training rows (10,000 at most), in
-        nats.
+        nats. For a learned prior, from the normal distribution with the prior's mean and variance in that unit.
     active_units_ : ndarray of shape (z_dim,)
-        Whether the variance of the unit's posterior mean over these rows exceeds 0.01 [5]_.
+        Whether the variance of the unit's posterior mean over these rows exceeds 0.01 of the prior's [5]_.
+    aggregate_ : sklearn.mixture.GaussianMixture
+        Density of the training rows' latent points, for ``sample(latents="aggregate")``.
     n_features_in_ : int
         Number of features seen during `fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -198,9 +204,12 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood],
+        "prior": [StrOptions(set(PRIORS)), Prior],
+        "objective": [StrOptions(set(OBJECTIVES)), Objective],
+        "architecture": [StrOptions(set(ARCHITECTURES)), Architecture],
         "init": [StrOptions({"linear", "random"})],
         "linear_share": [Interval(Real, 0, 1, closed="left")],
-        "beta": [Interval(Real, 0, None, closed="left")],
+        "beta": [Interval(Real, 0, None, closed="left"), None],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "max_iter": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -228,9 +237,12 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         hidden_layer_sizes=(128,),
         activation="relu",
         likelihood="auto",
+        prior="standard_normal",
+        objective="elbo",
+        architecture="mlp",
         init="linear",
         linear_share=0.01,
-        beta=1.0,
+        beta=None,
         learning_rate=1e-3,
         batch_size="auto",
         max_iter="auto",
@@ -254,6 +266,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.likelihood = likelihood
+        self.prior = prior
+        self.objective = objective
+        self.architecture = architecture
         self.init = init
         self.linear_share = linear_share
         self.beta = beta
@@ -357,9 +372,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         mean, std : ndarray of shape (n_samples, z_dim)
             Parameters of the diagonal Gaussian, float32.
         """
-        X, vae = self._check_X(X), self.module_
-        both = apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X), len(X))
-        mean, log_scale = np.split(both, 2, axis=1)
+        mean, log_scale = self._encode(self._check_X(X))
         return mean, np.exp(log_scale)
 
     def inverse_transform(self, X):
@@ -385,7 +398,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         vae = self.module_
         return self._decode(lambda z: vae.likelihood.mean(vae.decode(z)), X)
 
-    def sample(self, n_samples=1, *, noise=False, random_state=None):
+    def sample(self, n_samples=1, *, noise=False, latents="prior", random_state=None):
         """Draw rows from the model.
 
         Parameters
@@ -393,7 +406,10 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         n_samples : int, default=1
             Number of rows.
         noise : bool, default=False
-            Whether to draw x from p(x | z), as the model has it, or return E[x | z] for z drawn from the prior.
+            Whether to draw x from p(x | z), as the model has it, or return E[x | z].
+        latents : {"prior", "aggregate"}, default="prior"
+            Where z is drawn from: the prior, as the model has it, or `aggregate_`, a Gaussian mixture fitted to the
+            training rows' latent points (Ghosh et al., 2020), which keeps out of parts of the prior without rows.
         random_state : int, RandomState instance or None, default=None
             Source of the draws. None takes numpy's global stream.
 
@@ -405,10 +421,15 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         check_is_fitted(self)
         if n_samples < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples}. The sampling requires at least one sample.")
-        rng = generator(int(check_random_state(random_state).randint(np.iinfo(np.int32).max)))
-        vae = self.module_
-        with torch.no_grad():
-            z = vae.prior.sample(n_samples, rng).cpu().numpy()
+        if latents not in ("prior", "aggregate"):
+            raise ValueError(f"latents must be 'prior' or 'aggregate'. Got {latents!r} instead.")
+        random_state = check_random_state(random_state)
+        rng, vae = generator(int(random_state.randint(np.iinfo(np.int32).max))), self.module_
+        if latents == "aggregate":
+            z = draw_latents(self.aggregate_, n_samples, random_state)
+        else:
+            with torch.no_grad():
+                z = vae.prior.sample(n_samples, rng).cpu().numpy()
         if not noise:
             return self.inverse_transform(z)
         return self._decode(lambda z: vae.sample(z, rng), z)
@@ -462,7 +483,12 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     @property
     def module_(self):
         """The trained VAE, a torch module."""
-        return self.net_.trained_module
+        return self.net_.trained_module.eval()
+
+    @property
+    def aggregate_(self):
+        """The density of the training rows' latent points, a GaussianMixture."""
+        return from_arrays(self._aggregate)
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")
@@ -495,7 +521,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         if X.dtype == np.float64 and max(X.max(), -X.min()) > np.finfo(np.float32).max:
             raise ValueError("Input X contains infinity or a value too large for dtype('float32').")
         name = likelihood if isinstance(likelihood, str) else type(likelihood).__name__
-        resolve_likelihood(likelihood).check(X, f"{type(self).__name__} (likelihood={name!r})")
+        resolve("likelihood", likelihood).check(X, f"{type(self).__name__} (likelihood={name!r})")
 
     # Training
 
@@ -534,31 +560,32 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         return self
 
     def _schedule(self, n_rows, one_epoch):
-        max_iter = 1 if one_epoch else self.max_iter
         given = {"batch_size": self.batch_size, "n_iter_no_change": self.n_iter_no_change, "tol": self.tol}
-        return Schedule.resolve(n_rows, max_iter=max_iter, **given)
+        schedule = Schedule.resolve(n_rows, max_iter=self.max_iter, **given)
+        return replace(schedule, n_epochs=1) if one_epoch else schedule
 
     def _prepare(self, X, likelihood, seed):
         """A function of the numbers of training rows that makes a net at its start, and all rows in its units."""
         device = resolve_device(self.device)
-        likelihood = resolve_likelihood(likelihood)
+        objective = resolve_objective(self.objective, self.beta)
+        likelihood = resolve("likelihood", likelihood)
         offset, scale = location_scale(X) if likelihood.standardize else (0.0, 1.0)
         all_rows = scaled(X, offset, scale)
-        sizes = layer_sizes(self.hidden_layer_sizes)
+        sizes, architecture = layer_sizes(self.hidden_layer_sizes), resolve("architecture", self.architecture)
+        has_paths = self.init == "linear" and not architecture.is_linear(sizes)
         learning_rate = self.learning_rate
         if self.batch_size == "auto":
             learning_rate *= max(1, Schedule.resolve(len(X)).batch_size / 64)
 
         def make_net(rows=None, callbacks=None):
-            n_rows = len(all_rows) if rows is None else len(rows)
+            numbers = np.arange(len(all_rows)) if rows is None else rows
             net = build_net(
                 build_vae,
-                ELBO,
-                criterion__beta=self.beta,
+                copy.deepcopy(objective),
                 optimizer=self.optimizer,
                 lr=learning_rate,
                 ema_decay=self.ema_decay,
-                weight_decay=self.weight_decay / n_rows if sizes and self.init == "linear" else 0.0,
+                weight_decay=self.weight_decay / len(numbers) if has_paths else 0.0,
                 callbacks=callbacks,
                 device=device,
                 seed=seed,
@@ -569,6 +596,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
                 module__hidden_layer_sizes=sizes,
                 module__activation=self.activation,
                 module__likelihood=likelihood,
+                module__prior=resolve("prior", self.prior),
+                module__architecture=architecture,
                 module__init=self.init,
                 module__linear_share=self.linear_share,
                 module__seed=seed,
@@ -577,8 +606,10 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             vae = net.module_.cpu()
             with torch.no_grad():
                 raw = vae.likelihood.start(all_rows)  # statistics of single features, as offset and scale are
+                some = numbers[:: -(-len(numbers) // _REPORT_ROWS)]
+                vae.prior.start(vae.likelihood.inputs(all_rows[some]), generator(seed, PRIOR_STREAM))
             if self.init == "linear":
-                linear_start(vae, all_rows, raw, beta=self.beta, seed=seed, rows=rows)
+                linear_start(vae, all_rows, raw, beta=objective.kl_weight, seed=seed, rows=rows)
             net.load_state(vae.to(net.device).state_dict())
             return net
 
@@ -610,11 +641,13 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         if scores is None and history and "valid_bound" in history[0]:
             scores = [row["valid_bound"] for row in history if "valid_bound" in row]
         self.validation_scores_ = None if scores is None else [float(score) + shift for score in scores]
-        vae, rows = self.module_, X[:_REPORT_ROWS]
-        kl = apply(lambda x: vae.prior.kl(*vae.encode(x)), self._scaled_blocks(rows), len(rows))
-        self.kl_per_unit_ = kl.mean(axis=0)
-        means = apply(lambda x: vae.encode(x)[0], self._scaled_blocks(rows), len(rows))
-        self.active_units_ = means.var(axis=0) > _ACTIVE_VARIANCE
+        mean, log_scale = self._encode(X[:_REPORT_ROWS])
+        with torch.no_grad():
+            kl = self.module_.prior.kl_per_unit(torch.from_numpy(mean), torch.from_numpy(log_scale))
+            variance = self.module_.prior.moments()[1].cpu().numpy()
+        self.kl_per_unit_ = kl.numpy().mean(axis=0)
+        self.active_units_ = mean.var(axis=0) > _ACTIVE_VARIANCE * variance
+        self._aggregate = to_arrays(fit_aggregate(mean, np.exp(log_scale), self.net_.seed))
         if not self.active_units_.any() and len(X) > 1:
             warnings.warn(
                 "No latent unit is active: the variance of E[z | x] is at most 0.01 for each (posterior collapse). The "
@@ -624,6 +657,12 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             )
 
     # Inference
+
+    def _encode(self, X):
+        """Mean and log-scale of the posterior of each row of a validated X."""
+        vae = self.module_
+        both = apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X), len(X))
+        return np.split(both, 2, axis=1)
 
     def _scaled_blocks(self, X, size=BLOCK):
         net = self.net_
@@ -638,33 +677,3 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         if np.ndim(self.net_.scale) == 0:
             return x
         return (x * self.net_.scale + self.net_.offset).astype(np.float32)
-
-
-def load(path):
-    """Read an estimator that `VAETransformer.save` wrote.
-
-    Reading runs no code from the file, and neither needs nor moves a random stream. The estimator is on the device
-    where it was saved, if there is such a one here, otherwise on the CPU: `device`, the parameter, stays as it was.
-
-    Parameters
-    ----------
-    path : str or path-like
-        Name of the file.
-
-    Returns
-    -------
-    estimator : VAETransformer
-        The fitted estimator. On the same machine and versions it gives the same bits as the one that was saved.
-
-    Raises
-    ------
-    ValueError
-        If `save` did not write the file, another version of its format did, the file was cut short or changed since, or
-        names something that skvae does not know. A digest over the whole file finds damage; that the file is from whom
-        you think it is from, it does not show.
-
-    See Also
-    --------
-    VAETransformer.save : Writes the file.
-    """
-    return load_estimator(path, VAETransformer)

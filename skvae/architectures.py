@@ -1,14 +1,19 @@
-"""Network architectures: (n_inputs, n_outputs) -> nn.Module, used once as encoder and once as decoder.
+"""Network architectures, used once as encoder and once as decoder; ARCHITECTURES names them.
 
-An architecture ends in a linear layer, its ``head``: the linear start sets that layer to a constant.
+A network is its ``hidden`` part and then its ``head``, which is linear: the linear start sets the head to a constant.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ._component import Component
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -29,40 +34,396 @@ def he_linear(n_inputs: int, n_outputs: int, generator: torch.Generator) -> nn.L
     return layer
 
 
-class MLP(nn.Module):
-    """Multilayer perceptron; without hidden layers, a linear map.
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al., 2014) whose masks come from a stream that belongs to the epoch, not torch's global
+    one; in a model that is not training it does nothing."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.generator = torch.Generator()
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+    def begin_epoch(self, epoch: int, n_epochs: int, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = torch.rand(x.shape, generator=self.generator).to(x.device) >= self.p
+        return x * kept / (1 - self.p)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What a network is asked to be.
 
     Parameters
     ----------
     n_inputs, n_outputs : int
         Size of the last dimension of input and output.
-    hidden_layer_sizes : sequence of int
-        Width of each hidden layer.
+    hidden_layer_sizes : sequence of int, default=()
+        Width of each hidden layer, from input to output.
     activation : str, default="relu"
         Name of the nonlinearity, a key of ``ACTIVATIONS``.
+    n_raw : int, default=None
+        In a decoder, the number of raw outputs for each feature: its output is (n_raw, n_features) made flat.
     generator : torch.Generator
         Source of the initial weights.
     """
 
-    def __init__(
-        self,
-        n_inputs: int,
-        n_outputs: int,
-        *,
-        hidden_layer_sizes: Sequence[int],
-        activation: str = "relu",
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for n_in, n_out in pairwise([n_inputs, *hidden_layer_sizes]):
-            layers += [he_linear(n_in, n_out, generator), ACTIVATIONS[activation]()]
-        self.hidden = nn.Sequential(*layers)
-        self.head = he_linear([n_inputs, *hidden_layer_sizes][-1], n_outputs, generator)
+    n_inputs: int
+    n_outputs: int
+    hidden_layer_sizes: Sequence[int] = ()
+    activation: str = "relu"
+    n_raw: int | None = None
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    @property
+    def n_features(self) -> int:
+        return self.n_outputs // self.n_raw if self.n_raw else self.n_inputs
+
+    def linear(self, n_inputs: int, n_outputs: int) -> nn.Linear:
+        """A linear layer at its start."""
+        return he_linear(n_inputs, n_outputs, self.generator)
+
+    def nonlinearity(self) -> nn.Module:
+        return ACTIVATIONS[self.activation]()
+
+
+class Architecture(Component, ABC):
+    """Base of all architectures, and of your own: write `build`.
+
+    The object that is given to the estimator is a description; its copies become the two networks.
+    """
+
+    hidden: nn.Module
+    head: Any
+
+    @abstractmethod
+    def build(self, spec: NetworkSpec) -> None:
+        """Create ``hidden`` and ``head``.
+
+        ``hidden`` is a module that treats each row by itself, (..., n_inputs) -> (..., any width); ``head`` a linear
+        layer from there to (..., n_outputs), whose output is its `bias` where its `weight` is zero.
+        """
+
+    def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
+        """Whether the networks are linear maps, so that the linear start needs no paths beside them."""
+        return False
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., n_inputs) to (..., n_outputs)."""
         return self.head(self.hidden(x))
 
 
-ARCHITECTURES = {"mlp": MLP}
+def _check_dropout(dropout: float) -> None:
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1. Got {dropout!r} instead.")
+
+
+def _hidden_layers(
+    widths: Sequence[int], spec: NetworkSpec, layer_norm: bool = False, dropout: float = 0.0
+) -> nn.Sequential:
+    """Linear layers with their nonlinearities. The norm has no weights: the linear layer after it has some.
+
+    Batch normalisation is not offered: it makes a row's output depend on the rows that it was trained with.
+    """
+    layers: list[nn.Module] = []
+    for n_inputs, n_outputs in pairwise(widths):
+        norm = [nn.LayerNorm(n_outputs, elementwise_affine=False)] if layer_norm else []
+        drop = [Dropout(dropout)] if dropout else []
+        layers += [spec.linear(n_inputs, n_outputs), *norm, spec.nonlinearity(), *drop]
+    return nn.Sequential(*layers)
+
+
+class MLP(Architecture):
+    """Multilayer perceptron; without hidden layers, a linear map.
+
+    Parameters
+    ----------
+    layer_norm : bool, default=False
+        Whether to normalise each row's values before each activation (Ba, Kiros & Hinton, 2016).
+    dropout : float, default=0.0
+        Share of each hidden layer's values that is dropped in a training step.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.architectures import MLP
+    >>> VAETransformer(architecture=MLP(dropout=0.2))
+    VAETransformer(architecture=MLP(dropout=0.2))
+    """
+
+    def __init__(self, layer_norm: bool = False, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layer_norm = layer_norm
+        self.dropout = dropout
+        _check_dropout(dropout)
+
+    def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
+        return not hidden_layer_sizes
+
+    def build(self, spec: NetworkSpec) -> None:
+        widths = [spec.n_inputs, *spec.hidden_layer_sizes]
+        self.hidden = _hidden_layers(widths, spec, self.layer_norm, self.dropout)
+        self.head = spec.linear(widths[-1], spec.n_outputs)
+
+
+class _Block(nn.Module):
+    """x + branch(x), with a linear map of x where the widths differ."""
+
+    def __init__(self, skip: nn.Module, branch: nn.Module) -> None:
+        super().__init__()
+        self.skip = skip
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(x) + self.branch(x)
+
+
+class Residual(Architecture):
+    """Residual network: for each hidden layer a block of two linear layers beside an identity (He et al., 2016).
+
+    Where the width changes, a linear map stands in the identity's place. Without hidden layers, a linear map.
+
+    Parameters
+    ----------
+    layer_norm : bool, default=True
+        Whether to normalise each row's values before each activation.
+    dropout : float, default=0.0
+        Share of the values inside each block that is dropped in a training step.
+
+    References
+    ----------
+    He, Zhang, Ren & Sun (2016). "Identity mappings in deep residual networks", section 2. ECCV.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.architectures import Residual
+    >>> VAETransformer(architecture=Residual(dropout=0.1))
+    VAETransformer(architecture=Residual(dropout=0.1))
+    """
+
+    def __init__(self, layer_norm: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.layer_norm = layer_norm
+        self.dropout = dropout
+        _check_dropout(dropout)
+
+    def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
+        return not hidden_layer_sizes
+
+    def build(self, spec: NetworkSpec) -> None:
+        widths = [spec.n_inputs, *spec.hidden_layer_sizes]
+        self.hidden = nn.Sequential(*(self._block(n_in, n_out, spec) for n_in, n_out in pairwise(widths)))
+        self.head = spec.linear(widths[-1], spec.n_outputs)
+
+    def _block(self, n_inputs: int, n_outputs: int, spec: NetworkSpec) -> nn.Module:
+        layers = _hidden_layers([n_inputs, n_outputs], spec, self.layer_norm, self.dropout)
+        skip = nn.Identity() if n_inputs == n_outputs else spec.linear(n_inputs, n_outputs)
+        return _Block(skip, nn.Sequential(*layers, spec.linear(n_outputs, n_outputs)))
+
+
+class _RowsToImages(nn.Module):
+    """Flat rows of images (..., height * width * n_channels) as (n, n_channels, height, width)."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, *self.shape).movedim(-1, 1)
+
+
+class _Rows(nn.Module):
+    """A network of images (n, ...) as one of rows (..., n_inputs): the leading dimensions are kept."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.network(x.reshape(-1, x.shape[-1]))
+        return rows.reshape(*x.shape[:-1], -1)
+
+
+class _ConvHead(nn.Module):
+    """Transposed convolution to images, with a bias for each pixel; flat rows in and out.
+
+    Parameters
+    ----------
+    maps : tuple of int
+        Channels, height and width of what comes in.
+    images : tuple of int
+        Raw outputs per feature, channels, height and width of what goes out.
+    generator : torch.Generator
+        Source of the initial weights.
+    """
+
+    def __init__(self, maps: Sequence[int], images: Sequence[int], generator: torch.Generator) -> None:
+        super().__init__()
+        self.maps, self.images = tuple(maps), tuple(images)
+        self.convolution = _upsampling(maps[0], images[0] * images[1], images[2:], generator)
+        self.convolution.register_parameter("bias", None)
+        self.bias = nn.Parameter(torch.zeros(math.prod(images)))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.convolution.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.convolution(x.reshape(-1, *self.maps))
+        rows = y.reshape(-1, *self.images).movedim(2, -1)  # (n, n_raw, height, width, n_channels)
+        return rows.reshape(*x.shape[:-1], -1) + self.bias
+
+
+def _he_convolution(layer: Any, fan_in: float, generator: torch.Generator) -> Any:
+    nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_in), generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _downsampling(n_inputs: int, n_outputs: int, generator: torch.Generator) -> Any:
+    layer = nn.utils.skip_init(nn.Conv2d, n_inputs, n_outputs, 3, stride=2, padding=1)
+    return _he_convolution(layer, 9 * n_inputs, generator)
+
+
+def _upsampling(n_inputs: int, n_outputs: int, size: Sequence[int], generator: torch.Generator) -> Any:
+    """The way back from half of `size`, rounded up; each output sees a quarter of the kernel."""
+    odd = tuple(1 - length % 2 for length in size)
+    layer = nn.utils.skip_init(nn.ConvTranspose2d, n_inputs, n_outputs, 3, stride=2, padding=1, output_padding=odd)
+    return _he_convolution(layer, 9 * n_inputs / 4, generator)
+
+
+class Conv(Architecture):
+    """Convolutional network for rows that are images: 3x3 convolutions of stride 2, then the hidden layers.
+
+    The decoder mirrors the encoder, with transposed convolutions.
+
+    Parameters
+    ----------
+    image_shape : tuple of int, default=None
+        (height, width) or (height, width, n_channels) of a row of X; any size. None takes the square root of the number
+        of features for height and width.
+    channels : sequence of int, default=(32, 64)
+        Channels of each convolution of the encoder; each halves height and width, rounded up.
+
+    Raises
+    ------
+    ValueError
+        In `fit`, if a row of X has another number of features than the image has values.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.architectures import Conv
+    >>> VAETransformer(architecture=Conv(image_shape=(28, 28)))
+    VAETransformer(architecture=Conv(image_shape=(28, 28)))
+    """
+
+    def __init__(self, image_shape: Sequence[int] | None = None, channels: Sequence[int] = (32, 64)) -> None:
+        super().__init__()
+        self.image_shape = image_shape
+        self.channels = channels
+
+    def _sizes(self, n_features: int) -> tuple[list[tuple[int, ...]], int]:
+        """Height and width from the image down to the smallest feature map, and the image's channels."""
+        side = math.isqrt(n_features)
+        shape = tuple(self.image_shape or (side, side))
+        if len(shape) not in (2, 3):
+            raise ValueError(
+                f"image_shape must be (height, width) or (height, width, n_channels). Got {shape} instead."
+            )
+        if math.prod(shape) != n_features:
+            raise ValueError(
+                f"X has {n_features} features, which are no image of shape {shape}. Set image_shape, as in "
+                "architecture=Conv(image_shape=(28, 28))."
+            )
+        height, width, n_channels = (*shape, 1)[:3]
+        sizes: list[tuple[int, ...]] = [(height, width)]
+        for _ in self.channels:
+            sizes.append(tuple(-(-length // 2) for length in sizes[-1]))
+        return sizes, n_channels
+
+    def build(self, spec: NetworkSpec) -> None:
+        if not self.channels:
+            raise ValueError("channels must name at least one convolution. Got none.")
+        sizes, n_channels = self._sizes(spec.n_features)
+        if spec.n_raw:
+            self._build_decoder(spec, sizes, (spec.n_raw, n_channels))
+        else:
+            self._build_encoder(spec, sizes, n_channels)
+
+    def _build_encoder(self, spec: NetworkSpec, sizes: Sequence[Sequence[int]], n_channels: int) -> None:
+        layers: list[nn.Module] = [_RowsToImages((*sizes[0], n_channels))]
+        for n_in, n_out in pairwise([n_channels, *self.channels]):
+            layers += [_downsampling(n_in, n_out, spec.generator), spec.nonlinearity()]
+        widths = [self.channels[-1] * math.prod(sizes[-1]), *spec.hidden_layer_sizes]
+        self.hidden = nn.Sequential(_Rows(nn.Sequential(*layers)), *_hidden_layers(widths, spec))
+        self.head = spec.linear(widths[-1], spec.n_outputs)
+
+    def _build_decoder(self, spec: NetworkSpec, sizes: Sequence[Sequence[int]], outputs: Sequence[int]) -> None:
+        channels, sizes = self.channels[::-1], sizes[::-1]
+        maps = channels[0], *sizes[0]
+        layers: list[nn.Module] = [nn.Unflatten(1, maps)]
+        for (n_in, n_out), size in zip(pairwise(channels), sizes[1:], strict=False):
+            layers += [_upsampling(n_in, n_out, size, spec.generator), spec.nonlinearity()]
+        dense = _hidden_layers([spec.n_inputs, *spec.hidden_layer_sizes, math.prod(maps)], spec)
+        self.hidden = nn.Sequential(*dense, _Rows(nn.Sequential(*layers)))
+        self.head = _ConvHead((channels[-1], *sizes[-2]), (*outputs, *sizes[-1]), spec.generator)
+
+
+class Custom(Architecture):
+    """Your own networks. Each gets a linear layer at its end, which brings it to the size that is asked for.
+
+    Copies of them are trained. Modules like ``torch.nn.Dropout`` read torch's global stream; `Dropout` of this module
+    does not.
+
+    Parameters
+    ----------
+    encoder : nn.Module
+        (batch, n_features) -> (batch, any width).
+    decoder : nn.Module
+        (batch, z_dim) -> (batch, any width).
+
+    Raises
+    ------
+    ValueError
+        In `fit`, if a network does not take rows of that size.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from torch import nn
+    >>> from skvae import VAETransformer
+    >>> from skvae.architectures import Custom
+    >>> encoder = nn.Sequential(nn.Linear(4, 16), nn.Tanh())
+    >>> decoder = nn.Sequential(nn.Linear(2, 16), nn.Tanh())
+    >>> vae = VAETransformer(2, architecture=Custom(encoder, decoder), max_iter=5, early_stopping=False)
+    >>> vae.fit_transform(load_iris().data).shape
+    (150, 2)
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def build(self, spec: NetworkSpec) -> None:
+        name = "decoder" if spec.n_raw else "encoder"
+        self.hidden = _Rows(getattr(self, name)).eval()  # so that a look at its width changes nothing
+        self.encoder = self.decoder = None  # type: ignore[assignment]
+        try:
+            with torch.no_grad():
+                width = self.hidden(torch.zeros(2, spec.n_inputs)).shape[-1]
+        except RuntimeError as error:
+            raise ValueError(f"The {name} of Custom does not take rows of {spec.n_inputs} values: {error}") from error
+        self.hidden.train()
+        self.head = spec.linear(width, spec.n_outputs)
+
+
+ARCHITECTURES = {"mlp": MLP, "residual": Residual, "conv": Conv}

@@ -56,7 +56,8 @@ class BestState(Callback):
         loss = net.history[-1, "valid_loss"]
         if loss < self.loss_:
             self._keep(net, loss)
-        self.n_stale_ = 0 if loss < self.reference_ - self.tol else self.n_stale_ + 1
+        progress = loss < self.reference_ - self.tol or net.criterion_.warming
+        self.n_stale_ = 0 if progress else self.n_stale_ + 1
         self.reference_ = min(self.reference_, loss)
         if self.n_stale_ > self.patience:
             self._turn(net)
@@ -240,7 +241,8 @@ class SampleGrid(Callback):
             self._save(net, draws.to(batch["x"].device), name)
         if self.grid != "prior":
             mean, log_scale = module.encode(batch["x"])
-            z = mean + log_scale.exp() * batch["eps"]
+            eps = batch["eps"].reshape(-1, *mean.shape)[0]  # the first draw of each row, if there are several
+            z = mean + log_scale.exp() * eps
             self._save(net, z, name + ("r" if self.grid == "both" else ""))
 
     def _save(self, net, z, name):

@@ -13,10 +13,12 @@ from sklearn.utils.validation import check_non_negative
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._component import Component
+
 _LOG_2PI = math.log(2 * math.pi)
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Component, ABC):
     """Base of all likelihoods, and of your own: write `log_prob`, `mean` and `sample`.
 
     Attributes
@@ -134,9 +136,6 @@ class Gaussian(Likelihood):
         self.noise = noise
         self.noise_floor = noise_floor
         self.n_raw = 2 if noise == "row" else 1
-
-    def extra_repr(self) -> str:
-        return f"noise={self.noise!r}, noise_floor={self.noise_floor}"
 
     def build(self, n_features: int) -> None:
         self.register_buffer("floor", torch.full((n_features,), float(self.noise_floor)))

@@ -1,34 +1,98 @@
-"""Priors p(z): log_prob, sample and kl, one class each; PRIORS names them."""
+"""Priors p(z): log_prob and sample, one class each; PRIORS names them.
+
+Shapes: ``z`` is (..., z_dim), a log-density is (...,), in nats.
+"""
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ._component import Component
+
+_LOG_2PI = math.log(2 * math.pi)
+_MOMENT_DRAWS = 2_500
+_MAX_ELEMENTS = 2**24  # values that one chunk of a mixture's log-density holds
 
 
-class StandardNormal(nn.Module):
-    """The unit Gaussian N(0, I) of Kingma & Welling (2014).
+class Prior(Component, ABC):
+    """Base of all priors, and of your own: write `log_prob` and `sample`, and `build` if it has parameters.
 
-    Parameters
-    ----------
-    z_dim : int
-        Number of latent units.
+    A learned prior should start at or near the standard normal, which the linear start assumes.
     """
 
-    def __init__(self, z_dim: int) -> None:
-        super().__init__()
+    z_dim: int
+
+    def build(self, z_dim: int, n_features: int, generator: torch.Generator) -> None:
+        """Create parameters and buffers for `z_dim` latent units; `generator` is the source of their first values.
+
+        Override it by calling ``super().build(z_dim, n_features, generator)`` first. The encoder sees rows of
+        `n_features`.
+        """
         self.z_dim = z_dim
 
+    def attach(self, encode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        """Take note of the encoder, a function from its inputs to mean and log-scale of q(z | x)."""
+
+    def start(self, inputs: Tensor, generator: torch.Generator) -> None:
+        """Set parameters from what the encoder sees of the training rows (n_samples, n_features)."""
+
+    @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density of latent points, in nats: (..., z_dim) -> (...,)."""
-        return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
+
+    @abstractmethod
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw `n` latent points: (n, z_dim)."""
+
+    def kl(self, mean: Tensor, log_scale: Tensor, z: Tensor) -> Tensor:
+        """Terms of KL(N(mean, scale^2) || p(z)), in nats: (..., n_terms), to be summed.
+
+        A prior with a closed form returns a term for each unit. Otherwise there is one term, an estimate at `z`, a draw
+        of the posterior: its negative entropy, which is exact, minus the log-density of the draw.
+        """
+        negative_entropy = -(log_scale + 0.5 * (1 + _LOG_2PI)).sum(-1)
+        return (negative_entropy - self.log_prob(z)).unsqueeze(-1)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each unit, (z_dim,) each; here those of a fixed block of draws."""
+        draws = self.sample(_MOMENT_DRAWS, torch.Generator().manual_seed(0))
+        return draws.mean(0), draws.var(0)
+
+    def kl_per_unit(self, mean: Tensor, log_scale: Tensor) -> Tensor:
+        """KL of each unit's posterior from the normal distribution with the prior's mean and variance in that unit.
+
+        Only where units are independent is a KL divergence a sum over units; this is the term of the unit that any
+        prior has. Same shape as `mean`, in nats; for the standard normal prior its KL.
+        """
+        loc, variance = (moment.to(mean) for moment in self.moments())
+        ratio = ((2 * log_scale).exp() + (mean - loc).square()) / variance
+        return 0.5 * (ratio - 1 + variance.log()) - log_scale
+
+
+class StandardNormal(Prior):
+    """The unit Gaussian N(0, I) (Kingma & Welling, 2014).
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.priors import StandardNormal
+    >>> VAETransformer(prior=StandardNormal())
+    VAETransformer(prior=StandardNormal())
+    """
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return -0.5 * (z.square() + _LOG_2PI).sum(-1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw `n` latent points on the generator's device: (n, z_dim)."""
         return torch.randn(n, self.z_dim, generator=generator, device=generator.device)
 
-    def kl(self, mean: Tensor, log_scale: Tensor) -> Tensor:
-        """KL(N(mean, scale^2) || prior) of each unit, closed form (appendix B): same shape as `mean`."""
+    def kl(self, mean: Tensor, log_scale: Tensor, z: Tensor | None = None) -> Tensor:
+        """KL of each unit, closed form (Kingma & Welling, 2014, appendix B): same shape as `mean`."""
         return 0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale
 
     def kl_gradient(self, mean: Tensor, log_scale: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,5 +100,212 @@ class StandardNormal(nn.Module):
         slope = scale.square().sub_(1)
         return 0.5 * (slope.sum() + mean.square().sum()) - log_scale.sum(), mean, slope
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        return torch.zeros(self.z_dim), torch.ones(self.z_dim)
 
-PRIORS = {"standard_normal": StandardNormal}
+
+class _NormalMixture(Prior):
+    """What mixtures of diagonal Gaussians share."""
+
+    @abstractmethod
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (n_components,), means and log-scales (n_components, z_dim)."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        log_weight, loc, log_scale = self.components()
+        rows = z.reshape(-1, 1, self.z_dim)  # (n_rows, 1, z_dim)
+        log_norm = log_weight - (log_scale + 0.5 * _LOG_2PI).sum(-1)
+        inverse_scale = (-log_scale).exp()
+        chunks = rows.split(max(1, _MAX_ELEMENTS // loc.numel()))
+        squares = [((chunk - loc) * inverse_scale).square().sum(-1) for chunk in chunks]  # (n_rows, n_components)
+        return torch.cat([(log_norm - 0.5 * square).logsumexp(-1) for square in squares]).view(z.shape[:-1])
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        log_weight, loc, log_scale = (part.to(generator.device) for part in self.components())
+        chosen = torch.multinomial(log_weight.exp(), n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.z_dim, generator=generator, device=generator.device)
+        return loc[chosen] + log_scale.exp()[chosen] * noise
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        log_weight, loc, log_scale = self.components()
+        weight = log_weight.exp()
+        mean = weight @ loc
+        return mean, weight @ ((2 * log_scale).exp() + (loc - mean).square())
+
+
+class Mixture(_NormalMixture):
+    """Mixture of diagonal Gaussians with learned weights, means and scales.
+
+    It starts near the standard normal: equal weights, means drawn at random around the origin, and scales that leave
+    the variance of each unit at 1.
+
+    Parameters
+    ----------
+    n_components : int, default=10
+        Number of Gaussians.
+
+    References
+    ----------
+    Dilokthanakul et al. (2016). "Deep unsupervised clustering with Gaussian mixture VAEs", section 3. arXiv:1611.02648.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.priors import Mixture
+    >>> VAETransformer(prior=Mixture(n_components=50))
+    VAETransformer(prior=Mixture(n_components=50))
+    """
+
+    _SPREAD = 0.7  # root mean square distance of a mean from the origin at the start: the larger, the less normal
+
+    def __init__(self, n_components: int = 10) -> None:
+        super().__init__()
+        self.n_components = n_components
+
+    def build(self, z_dim: int, n_features: int, generator: torch.Generator) -> None:
+        super().build(z_dim, n_features, generator)
+        _check_count(self, "n_components")
+        draws = torch.randn(self.n_components, z_dim, generator=generator)
+        draws = (draws - draws.mean(0)) / draws.std(0, correction=0).clamp(min=1e-6)
+        self.loc = nn.Parameter(self._SPREAD / math.sqrt(z_dim) * draws)
+        self.log_scale = nn.Parameter(
+            (1 - self.loc.detach().square().mean(0)).log().div(2).repeat(self.n_components, 1)
+        )
+        self.logits = nn.Parameter(torch.zeros(self.n_components))
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.logits.log_softmax(0), self.loc, self.log_scale
+
+
+class VampPrior(_NormalMixture):
+    """Mixture of the posteriors of learned pseudo-inputs, which start at training rows.
+
+    One component more is N(0, I), with 0.9 of the weight at the start: a few narrow posteriors leave most of the latent
+    space without any density, where rows that the model has not seen may lie. Weights are learned too.
+
+    Parameters
+    ----------
+    n_components : int, default=50
+        Number of pseudo-inputs.
+
+    References
+    ----------
+    Tomczak & Welling (2018). "VAE with a VampPrior", equation 9. AISTATS.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.priors import VampPrior
+    >>> VAETransformer(prior=VampPrior(n_components=200))
+    VAETransformer(prior=VampPrior(n_components=200))
+    """
+
+    _START_WEIGHT = 0.9
+
+    def __init__(self, n_components: int = 50) -> None:
+        super().__init__()
+        self.n_components = n_components
+
+    def build(self, z_dim: int, n_features: int, generator: torch.Generator) -> None:
+        super().build(z_dim, n_features, generator)
+        _check_count(self, "n_components")
+        self.inputs = nn.Parameter(torch.randn(self.n_components, n_features, generator=generator))
+        log_odds = math.log(self._START_WEIGHT / (1 - self._START_WEIGHT) * self.n_components)
+        self.logits = nn.Parameter(torch.cat([torch.tensor([log_odds]), torch.zeros(self.n_components)]))
+
+    def attach(self, encode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+        self.encode = encode  # a method of the VAE: no submodule, since the VAE owns the prior
+
+    def start(self, inputs: Tensor, generator: torch.Generator) -> None:
+        n_rounds = -(-self.n_components // len(inputs))  # a table of fewer rows gives each more than once
+        rows = torch.cat([torch.randperm(len(inputs), generator=generator) for _ in range(n_rounds)])
+        self.inputs.data.copy_(inputs[rows[: self.n_components]])
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        standard = self.inputs.new_zeros(1, self.z_dim)
+        loc, log_scale = self.encode(self.inputs)
+        return self.logits.log_softmax(0), torch.cat([standard, loc]), torch.cat([standard, log_scale])
+
+
+class _SeededInit(TorchFunctionMode):
+    """Lets the initialisation of other people's layers draw from our stream; torch's global one stays where it is."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function.__name__ in ("uniform_", "normal_", "kaiming_uniform_"):
+            kwargs["generator"] = self.generator
+        return function(*args, **kwargs)
+
+
+class Flow(Prior):
+    """Masked autoregressive flow from the standard normal, by zuko (``pip install "skvae[flow]"``).
+
+    It starts at the identity: the prior is the standard normal before the first step.
+
+    Parameters
+    ----------
+    n_transforms : int, default=3
+        Number of autoregressive transformations.
+    hidden_layer_sizes : sequence of int, default=(64, 64)
+        Widths of the hidden layers in each.
+
+    References
+    ----------
+    Papamakarios, Pavlakou & Murray (2017). "Masked autoregressive flow for density estimation", section 3. NeurIPS.
+    Chen et al. (2017). "Variational lossy autoencoder", section 3.2. ICLR.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.priors import Flow
+    >>> VAETransformer(prior=Flow(n_transforms=2))
+    VAETransformer(prior=Flow(n_transforms=2))
+    """
+
+    def __init__(self, n_transforms: int = 3, hidden_layer_sizes: Sequence[int] = (64, 64)) -> None:
+        super().__init__()
+        self.n_transforms = n_transforms
+        self.hidden_layer_sizes = hidden_layer_sizes
+
+    def build(self, z_dim: int, n_features: int, generator: torch.Generator) -> None:
+        super().build(z_dim, n_features, generator)
+        _check_count(self, "n_transforms")
+        flows = _zuko_flows()
+        with _SeededInit(generator):
+            self.flow = flows.MAF(z_dim, transforms=self.n_transforms, hidden_features=tuple(self.hidden_layer_sizes))
+        for transform in self.flow.transform.transforms:
+            layers = [layer for layer in transform.modules() if isinstance(layer, nn.Linear)]
+            for parameter in (layers[-1] if layers else transform).parameters():  # no layers for a single unit
+                nn.init.zeros_(parameter)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        return self.flow().log_prob(z)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(n, self.z_dim, generator=generator, device=generator.device)
+        device = next(self.parameters()).device
+        return self.flow().transform.inv(noise.to(device)).to(generator.device)
+
+
+def _check_count(component: Component, name: str) -> None:
+    if (value := getattr(component, name)) < 1:
+        raise ValueError(f"{name} must be an int > 0. Got {value!r} instead.")
+
+
+def _zuko_flows() -> Any:
+    """zuko.flows, without what importing it changes for the whole process: torch's validation of distributions."""
+    validate = torch.distributions.Distribution._validate_args
+    try:
+        from zuko import flows
+    except ImportError as error:
+        raise ImportError("The flow prior needs zuko: pip install 'skvae[flow]'.") from error
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(validate)
+    return flows
+
+
+PRIORS = {"standard_normal": StandardNormal, "mixture": Mixture, "vamp": VampPrior, "flow": Flow}

@@ -10,7 +10,7 @@ import torch
 
 from skvae._module import VAE
 from skvae._net import Net
-from skvae.architectures import MLP
+from skvae.architectures import MLP, NetworkSpec
 from skvae.priors import StandardNormal
 
 torch.set_num_threads(1)  # the models here are tiny: threads would only wait for each other
@@ -49,13 +49,15 @@ def normal():
 def make_vae():
     """A function that builds an untrained VAE around a likelihood."""
 
-    def make(likelihood, n_features, z_dim=2, hidden_layer_sizes=(), seed=0):
+    def make(likelihood, n_features, z_dim=2, hidden_layer_sizes=(), seed=0, prior=None):
         rng = torch.Generator().manual_seed(seed)
         sizes = {"hidden_layer_sizes": hidden_layer_sizes, "generator": rng}
+        encoder, decoder, prior = MLP(), MLP(), (prior or StandardNormal())
         likelihood.build(n_features)
-        encoder = MLP(n_features, 2 * z_dim, **sizes)
-        decoder = MLP(z_dim, likelihood.n_raw * n_features, **sizes)
-        return VAE(encoder, decoder, likelihood, StandardNormal(z_dim))
+        encoder.build(NetworkSpec(n_features, 2 * z_dim, **sizes))
+        decoder.build(NetworkSpec(z_dim, likelihood.n_raw * n_features, n_raw=likelihood.n_raw, **sizes))
+        prior.build(z_dim, n_features, rng)
+        return VAE(encoder, decoder, likelihood, prior)
 
     return make
 

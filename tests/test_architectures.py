@@ -1,37 +1,67 @@
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from torch import nn
+from torch.nn import functional as F
 
-from skvae.architectures import ACTIVATIONS, ARCHITECTURES, MLP
+from skvae.architectures import ACTIVATIONS, ARCHITECTURES, MLP, Conv, Custom, Dropout, NetworkSpec, Residual
 
 SIZES = {"hidden_layer_sizes": (300, 200)}
+EACH = {
+    **{name: kind() for name, kind in ARCHITECTURES.items()},
+    "mlp with options": MLP(layer_norm=True, dropout=0.5),
+    "residual with options": Residual(layer_norm=False, dropout=0.5),
+    "conv of colour": Conv(image_shape=(4, 5, 5), channels=(3,)),
+    "custom": Custom(nn.Sequential(nn.Linear(100, 7), nn.Tanh()), nn.Sequential(nn.Linear(3, 9), nn.Tanh())),
+}
+each_architecture = pytest.mark.parametrize("architecture", EACH.values(), ids=EACH)
+each_role = pytest.mark.parametrize("decoder", [False, True], ids=["encoder", "decoder"])
 
 
-def build(architecture, n_inputs=100, n_outputs=50, seed=0, **params):
-    return architecture(n_inputs, n_outputs, generator=torch.Generator().manual_seed(seed), **(SIZES | params))
+def build(architecture, decoder=False, seed=0, **params):
+    """A network for 100 features, from 3 latent units to two raw outputs of each or from the features to 50 outputs."""
+    sizes = {"n_inputs": 3, "n_outputs": 200, "n_raw": 2} if decoder else {"n_inputs": 100, "n_outputs": 50}
+    network = architecture() if isinstance(architecture, type) else clone(architecture)
+    network.build(NetworkSpec(generator=torch.Generator().manual_seed(seed), **(sizes | SIZES | params)))
+    return network.eval()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_architecture_maps_the_last_dimension(architecture, normal):
-    network = build(architecture)
-    x = normal(3, 4, 100)
-    assert network(x).shape == (3, 4, 50)
-    torch.testing.assert_close(network(x)[1, 2], network(x[1, 2]))  # rows do not see each other
-    assert isinstance(network.head, nn.Linear)
+@each_role
+@each_architecture
+def test_architecture_maps_the_last_dimension(architecture, decoder, normal):
+    network = build(architecture, decoder)
+    x = normal(4, 6, 3 if decoder else 100)
+    y = network(x)
+    assert y.shape == (4, 6, 200 if decoder else 50)
+    torch.testing.assert_close(y[1, 2], network(x[1, 2]), rtol=1e-4, atol=1e-5)  # rows do not see each other
+    assert not torch.allclose(y[1, 2], y[1, 3])
     nn.init.zeros_(network.head.weight)
-    nn.init.ones_(network.head.bias)
-    assert torch.all(network(x) == 1)  # the head is last, as the linear start needs it
+    nn.init.normal_(network.head.bias, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(network(x), network.head.bias.expand(y.shape))  # the head is last, as the linear start needs it
+
+
+@each_architecture
+@each_role
+def test_every_weight_has_a_gradient(architecture, decoder, normal):
+    network = build(architecture, decoder)
+    network(normal(30, 3 if decoder else 100)).square().sum().backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad.abs().max() > 0, key
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_own_stream_decides_the_weights(architecture, global_streams):
+@each_role
+def test_own_stream_decides_the_weights(architecture, decoder, global_streams):
     before = global_streams()
-    first, same, other = (build(architecture, seed=seed).head.weight for seed in (0, 0, 1))
+    first, same, other = (build(architecture, decoder, seed=seed) for seed in (0, 0, 1))
     assert global_streams() == before
-    assert torch.equal(first, same)
-    assert not torch.equal(first, other)
+    weights = [list(network.parameters()) for network in (first, same, other)]
+    assert all(map(torch.equal, weights[0], weights[1]))
+    assert not all(map(torch.equal, weights[0], weights[2]))
 
 
 def test_he_initialisation():
@@ -44,10 +74,14 @@ def test_he_initialisation():
         assert abs(layer.weight.mean()) < 5 * std / math.sqrt(n)
 
 
-def test_no_hidden_layer_is_linear(normal):
-    network = build(MLP, hidden_layer_sizes=())
+@pytest.mark.parametrize("architecture", [MLP, Residual])
+def test_no_hidden_layer_is_linear(architecture, normal):
+    network = build(architecture, hidden_layer_sizes=())
     x, y = normal(2, 8, 100)
     torch.testing.assert_close(network(2 * x - 3 * y), 2 * network(x) - 3 * network(y), rtol=1e-4, atol=1e-4)
+    assert network.is_linear(())
+    assert not network.is_linear((3,))
+    assert not Conv().is_linear(())
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -57,3 +91,131 @@ def test_each_activation_bends(name, normal):
     assert torch.any((network(x) - network(x - 1) - network(1 + 0 * x) + network(0 * x)).abs() > 1e-3)
     gradients = torch.autograd.grad(network(x).square().sum(), list(network.parameters()))
     assert all(torch.isfinite(gradient).all() and gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_residual_block_adds_to_what_comes_in(normal):
+    network = build(Residual(), hidden_layer_sizes=(100, 100, 20))
+    x = normal(5, 100)
+    for block in network.hidden:
+        nn.init.zeros_(block.branch[-1].weight)
+    torch.testing.assert_close(network.hidden[:2](x), x)  # same width: the identity
+    torch.testing.assert_close(network.hidden(x), x @ network.hidden[2].skip.weight.T)
+
+
+# Images
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 3), (9, 8), (28, 28), (5, 6, 3), (32, 17, 4)])
+@pytest.mark.parametrize("channels", [(2,), (3, 4), (2, 3, 4)])
+@pytest.mark.parametrize("n_raw", [1, 2])
+def test_conv_takes_any_size(shape, channels, n_raw, normal):
+    n_features, conv = math.prod(shape), Conv(shape, channels)
+    sizes = {"n_inputs": n_features, "n_outputs": 6, "n_raw": None, "hidden_layer_sizes": (5,)}
+    assert build(conv, **sizes)(normal(3, n_features)).shape == (3, 6)
+    sizes = {"n_inputs": 2, "n_outputs": n_raw * n_features, "n_raw": n_raw, "hidden_layer_sizes": (5,)}
+    assert build(conv, decoder=True, **sizes)(normal(3, 2)).shape == (3, n_raw * n_features)
+
+
+def test_conv_is_local_and_reads_channels_last(normal):
+    """A pixel reaches the feature maps around it, of all channels, and no others."""
+    network = build(Conv((8, 8, 3), channels=(2,)), n_inputs=192, hidden_layer_sizes=())
+    image = normal(8, 8, 3)
+    other = image.clone()
+    other[0, 0, 2] += 5
+    maps, changed = (network.hidden(rows.reshape(1, -1)).view(2, 4, 4) for rows in (image, other))
+    moved = (maps != changed).any(0)
+    assert moved[0, 0]
+    assert moved.sum() == 1  # the corner lies in one window of 3 x 3 with stride 2
+
+
+def test_conv_decoder_draws_images_channels_last(normal):
+    """A feature map's corner reaches the image's corner, of each raw output and channel."""
+    network = build(Conv((8, 6, 3), channels=(4,)), decoder=True, n_outputs=2 * 144, hidden_layer_sizes=())
+    maps = torch.zeros(2, 4, 4, 3)
+    maps[1, :, 0, 0] = 1.0
+    images = network.head(maps.reshape(2, -1)).view(2, 2, 8, 6, 3)
+    moved = (images[0] != images[1]).all(-1).all(0)  # (height, width)
+    assert moved[:2, :2].all()
+    assert moved.sum() == 4
+
+
+def test_conv_is_the_convolution_of_torch(normal):
+    network = build(Conv((6, 6), channels=(2,)), n_inputs=36, hidden_layer_sizes=(), activation="tanh")
+    layer, x = network.hidden[0].network[1], normal(3, 36)
+    expected = F.conv2d(x.view(3, 1, 6, 6), layer.weight, layer.bias, stride=2, padding=1).tanh()
+    torch.testing.assert_close(network.hidden(x), expected.reshape(3, -1))
+
+
+@pytest.mark.parametrize(
+    ("conv", "n_features", "message"),
+    [
+        (Conv(), 10, r"X has 10 features, which are no image of shape \(3, 3\)\. Set image_shape"),
+        (Conv((28, 28)), 64, r"X has 64 features, which are no image of shape \(28, 28\)\."),
+        (Conv((4, 4)), 32, r"X has 32 features, which are no image of shape \(4, 4\)\."),
+        (Conv((4, 4, 3)), 32, r"X has 32 features, which are no image of shape \(4, 4, 3\)\."),
+        (Conv((4,)), 4, r"image_shape must be \(height, width\) or \(height, width, n_channels\)\. Got \(4,\)"),
+        (Conv(channels=()), 4, "channels must name at least one convolution"),
+    ],
+)
+def test_conv_names_what_does_not_fit(conv, n_features, message):
+    with pytest.raises(ValueError, match=message):
+        build(conv, n_inputs=n_features)
+
+
+# Dropout, own modules
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    layer, x = Dropout(0.3), torch.ones(100_000)
+    layer.begin_epoch(1, 10, torch.Generator().manual_seed(0))
+    y = layer(x)
+    share = float((y == 0).double().mean())
+    assert abs(share - 0.3) < 5 * math.sqrt(0.3 * 0.7 / 1e5)
+    assert torch.all((y == 0) | ((y - 1 / 0.7).abs() < 1e-6))
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_dropouts_masks_belong_to_the_epochs_stream(global_streams):
+    before, layer, x = global_streams(), Dropout(0.5), torch.ones(64)
+    draws = []
+    for seed in (0, 0, 1):
+        layer.begin_epoch(1, 10, torch.Generator().manual_seed(seed))
+        draws.append(torch.stack([layer(x), layer(x)]))
+    assert global_streams() == before
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert not torch.equal(*draws[0])
+
+
+@pytest.mark.parametrize("kind", [MLP, Residual])
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_bad_dropout_is_named(kind, dropout):
+    with pytest.raises(ValueError, match=rf"dropout must be at least 0 and below 1\. Got {dropout} instead"):
+        kind(dropout=dropout)
+
+
+def test_layer_norm_normalises_each_row(normal):
+    network = build(MLP(layer_norm=True))
+    torch.testing.assert_close(network(normal(3, 100)), network(7 * normal(3, 100)), rtol=1e-3, atol=1e-3)
+    assert not list(network.hidden[1].parameters())
+
+
+def test_own_modules_are_copied_and_used_once():
+    encoder, decoder = nn.Linear(100, 7), nn.Linear(3, 9)
+    custom = Custom(encoder, decoder)
+    network = build(custom, decoder=True)
+    assert custom.encoder is encoder
+    assert {tuple(parameter.shape) for parameter in network.parameters()} == {(9, 3), (9,), (200, 9), (200,)}
+    assert torch.equal(network.hidden.network.weight, decoder.weight)
+    assert network.hidden.network is not decoder
+
+
+def test_own_module_of_the_wrong_size_is_named():
+    with pytest.raises(ValueError, match="The encoder of Custom does not take rows of 100 values"):
+        build(Custom(nn.Linear(10, 7), nn.Linear(3, 9)))
+
+
+@each_architecture
+def test_networks_pickle(architecture, normal):
+    network, x = build(architecture), normal(4, 100)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(network))(x).detach(), network(x).detach())

@@ -1,6 +1,7 @@
 """scikit-learn's own checks, with no expected failure."""
 
 from functools import partial, wraps
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,10 @@ from sklearn.utils import check_array, estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skvae import VAETransformer
+from skvae.architectures import ARCHITECTURES, Conv
 from skvae.likelihoods import LIKELIHOODS
+from skvae.objectives import OBJECTIVES
+from skvae.priors import PRIORS, Flow
 
 # scikit-learn ignores this warning in its own checks: two epochs on noise need not find a latent structure
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -70,7 +74,35 @@ ESTIMATORS = [VAETransformer(**SMALL)] + [
 ]
 
 
-@parametrize_with_checks(ESTIMATORS)
+class StripConv(Conv):
+    """Takes any number of features for an image of one row: scikit-learn's checks bring tables of all widths."""
+
+    def build(self, spec):
+        self.image_shape = (1, spec.n_features)
+        super().build(spec)
+
+
+def pairwise_estimators():
+    """25 estimators in which each pair of components of different kinds occurs: two Latin squares of size 5."""
+    priors = [name if name != "flow" else Flow(n_transforms=1, hidden_layer_sizes=(4,)) for name in PRIORS]
+    architectures = [name if name != "conv" else StripConv() for name in ARCHITECTURES]
+    for (i, objective), (j, likelihood) in product(enumerate(OBJECTIVES), enumerate(LIKELIHOODS)):
+        components = {"objective": objective, "likelihood": likelihood, "prior": priors[(i + j) % 5 % 4]}
+        components["architecture"] = architectures[(i + 2 * j) % 5 % 3]
+        yield (SqueezingVAE if likelihood in UNIT_INTERVAL else VAETransformer)(2, **components, **SMALL)
+
+
+PAIRWISE = list(pairwise_estimators())
+
+
+def test_each_pair_of_components_is_checked():
+    kinds = {"objective": OBJECTIVES, "likelihood": LIKELIHOODS, "prior": PRIORS, "architecture": ARCHITECTURES}
+    for first, second in combinations(kinds, 2):
+        pairs = {(str(getattr(vae, first)), str(getattr(vae, second))) for vae in PAIRWISE}
+        assert len(pairs) == len(kinds[first]) * len(kinds[second])
+
+
+@parametrize_with_checks(ESTIMATORS + PAIRWISE)
 def test_sklearn_check(estimator, check):
     check(estimator)
 

@@ -220,7 +220,7 @@ def test_quantiles_of_any_prior_come_from_its_draws():
     probabilities = np.array([0.1, 0.5, 0.9])
     exact = np.stack([norm(1, 2).ppf(probabilities), norm(-2, 0.5).ppf(probabilities)], axis=1)
     np.testing.assert_allclose(prior_quantiles(Shifted(), probabilities), exact, atol=0.04)  # four standard errors
-    np.testing.assert_array_equal(prior_quantiles(StandardNormal(2), probabilities).T, [norm.ppf(probabilities)] * 2)
+    np.testing.assert_array_equal(prior_quantiles(StandardNormal(), probabilities).T, [norm.ppf(probabilities)] * 2)
 
 
 @pytest.mark.parametrize(

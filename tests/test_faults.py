@@ -249,10 +249,19 @@ def small_device(monkeypatch):
 
 
 def test_memory_that_does_not_suffice_for_training(small_device, table):
-    X, params = table(), {"hidden_layer_sizes": (8,), "batch_size": 16, "early_stopping": False, "random_state": 0}
+    X, params = (
+        table(),
+        {
+            "hidden_layer_sizes": (8,),
+            "batch_size": 16,
+            "early_stopping": False,
+            "random_state": 0,
+            "activation": "tanh",
+        },
+    )
     vae = VAETransformer(2, max_iter=2, **params).fit(X)
     Z = vae.transform(X)
-    small_device("forward", 3)
+    small_device("terms", 3)
     message = r"^The device is out of memory\..*Lower `batch_size` or `hidden_layer_sizes`, .* \(CUDA out of memory\."
     fresh = VAETransformer(2, max_iter=2, **params)
     with pytest.raises(torch.OutOfMemoryError, match=message):

@@ -34,7 +34,8 @@ def outputs(vae, X):
 
 def attributes(vae):
     """What `fit` leaves on the estimator, the parameters included, by name; the net by its history."""
-    values = {name: value for name, value in vars(vae).items() if name != "net_"}
+    values = vars(vae) | vars(vae)["_aggregate"]
+    del values["net_"], values["_aggregate"]
     numpy = (np.ndarray, np.generic)  # a memory map is an array, and a NumPy number comes back as Python's
     plain = {name: repr(value.tolist() if isinstance(value, numpy) else value) for name, value in values.items()}
     return plain | {"history": vae.net_.history}

@@ -4,10 +4,10 @@ from torch import nn
 
 from skvae._gradient import ELBOGradient, linear
 from skvae._module import MAX_INPUT, MAX_Z, VAE
-from skvae.architectures import MLP
+from skvae.architectures import MLP, NetworkSpec
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.objectives import ELBO
-from skvae.priors import StandardNormal
+from skvae.priors import Mixture, StandardNormal
 
 VARIANTS = [*(kind for kind in LIKELIHOODS.values()), lambda: Gaussian("shared"), lambda: Gaussian("row")]
 NAMES = [*LIKELIHOODS, "gaussian, shared noise", "gaussian, noise of each row"]
@@ -15,12 +15,14 @@ NAMES = [*LIKELIHOODS, "gaussian, shared noise", "gaussian, noise of each row"]
 
 def random_vae(likelihood, x, hidden_layer_sizes, beside, dtype):
     """A model with weights so large that inputs and z pass the clamps beside linear paths."""
-    rng, sizes = torch.Generator().manual_seed(0), {"hidden_layer_sizes": hidden_layer_sizes}
+    rng, encoder, decoder, prior = torch.Generator().manual_seed(0), MLP(), MLP(), StandardNormal()
     likelihood.build(x.shape[1])
     n_outputs = likelihood.n_raw * x.shape[1]
-    networks = MLP(x.shape[1], 4, **sizes, generator=rng), MLP(2, n_outputs, **sizes, generator=rng)
+    encoder.build(NetworkSpec(x.shape[1], 4, hidden_layer_sizes, generator=rng))
+    decoder.build(NetworkSpec(2, n_outputs, hidden_layer_sizes, n_raw=likelihood.n_raw, generator=rng))
+    prior.build(2, x.shape[1], rng)
     paths = [nn.Linear(x.shape[1], 2, bias=False), nn.Linear(2, n_outputs, bias=False)] if beside else []
-    vae = VAE(*networks, likelihood, StandardNormal(2), *paths)
+    vae = VAE(encoder, decoder, likelihood, prior, *paths)
     for parameter in vae.parameters():
         nn.init.normal_(parameter, std=0.5, generator=rng)
     likelihood.start(x)
@@ -86,3 +88,15 @@ def test_other_parts_are_left_to_autograd(make_vae):
     assert not ELBOGradient.covers(vae)
     vae.encoder = nn.Linear(4, 4)
     assert not ELBOGradient.covers(vae)
+
+
+@pytest.mark.parametrize("options", [{"dropout": 0.5}, {"layer_norm": True}], ids=str)
+def test_layers_between_are_left_to_autograd(options, make_vae):
+    vae = make_vae(Gaussian(), n_features=4, hidden_layer_sizes=(3,))
+    vae.encoder = MLP(**options)
+    vae.encoder.build(NetworkSpec(4, 4, (3,)))
+    assert not ELBOGradient.covers(vae)
+
+
+def test_learned_priors_are_left_to_autograd(make_vae):
+    assert not ELBOGradient.covers(make_vae(Gaussian(), n_features=4, hidden_layer_sizes=(3,), prior=Mixture()))

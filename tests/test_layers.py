@@ -8,16 +8,16 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_products"],
+    ["_component", "_products", "_random"],
     [
         "_blocks",
+        "_aggregate",
         "_checkpoint",
         "_device",
         "_flat",
         "_linear",
         "_module",
         "_onnx",
-        "_random",
         "likelihoods",
         "priors",
         "objectives",
@@ -28,7 +28,7 @@ LAYERS = [
     ["_net"],
     ["_files"],
     ["_transformer"],
-    ["metrics", "datasets", "displays._estimator", "displays._figure"],
+    ["_load", "metrics", "datasets", "displays._estimator", "displays._figure"],
     ["displays._latent", "displays._paths", "displays._rows", "displays._training"],
     ["displays"],
 ]

@@ -88,7 +88,7 @@ def test_schedule_fills_in_what_is_auto(n_rows):
 
 def test_schedule_obeys_what_is_given():
     given = Schedule.resolve(1000, max_iter=7, batch_size=30, n_iter_no_change=4, tol=0.5)
-    assert given == Schedule(7, 30, 4, 0.5)
+    assert given == Schedule(7, 30, 4, 0.5, run_length=7)
     assert Schedule.resolve(10, batch_size=30).batch_size == 10
 
 

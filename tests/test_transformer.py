@@ -394,7 +394,7 @@ BAD_PARAMETERS = [
     bad("init", "foo", "a str among {"),
     bad("activation", "foo", "a str among {"),
     bad("optimizer", "foo", "a str among {"),
-    bad("beta", -1, "a float in the range [0.0, inf). Got -1 instead."),
+    bad("beta", -1, "a float in the range [0.0, inf) or None. Got -1 instead."),
     bad("learning_rate", 0, "a float in the range (0.0, inf). Got 0 instead."),
     bad("batch_size", 0, "a str among {'auto'} or an int in the range [1, inf). Got 0 instead."),
     bad("max_iter", 0, "a str among {'auto'} or an int in the range [1, inf). Got 0 instead."),

@@ -1,0 +1,42 @@
+"""The aggregate posterior: the density of the training rows' latent points, as a Gaussian mixture of scikit-learn."""
+
+import copy
+
+import numpy as np
+from sklearn import config_context
+from sklearn.mixture import GaussianMixture
+
+from ._random import AGGREGATE_STREAM
+
+_MIN_DRAWS, _MAX_DRAWS = 1_000, 5_000
+_MAX_COMPONENTS = 10  # as many as Ghosh et al. (2020) take
+_ROWS_PER_UNIT = 10  # in a component, at least
+
+
+def fit_aggregate(mean, std, seed):
+    """A mixture fitted to draws of the posteriors N(mean, std^2) of rows, both (n_samples, z_dim)."""
+    n_rows, z_dim = mean.shape
+    rng = np.random.default_rng([seed, AGGREGATE_STREAM])
+    rows = np.resize(rng.permutation(n_rows), min(max(n_rows, _MIN_DRAWS), _MAX_DRAWS))  # few rows: several draws each
+    draws = mean[rows] + std[rows] * rng.standard_normal((len(rows), z_dim))
+    n_components = np.clip(n_rows // (_ROWS_PER_UNIT * z_dim), 1, _MAX_COMPONENTS)
+    options = {"init_params": "k-means++", "reg_covar": 1e-4, "tol": 1e-2, "max_iter": 1000, "random_state": seed}
+    with config_context(array_api_dispatch=False):  # whose mixtures lack this initialisation
+        return GaussianMixture(int(n_components), **options).fit(draws)
+
+
+def to_arrays(mixture):
+    """What determines the mixture, as plain arrays: a fitted estimator is kept in files without code."""
+    return {name: getattr(mixture, name) for name in ("weights_", "means_", "covariances_", "precisions_cholesky_")}
+
+
+def from_arrays(arrays):
+    mixture = GaussianMixture(len(arrays["weights_"]))
+    vars(mixture).update(arrays, converged_=True, n_features_in_=arrays["means_"].shape[1])
+    return mixture
+
+
+def draw_latents(mixture, n, random_state):
+    """`n` points from the mixture, in random order: (n, z_dim), float32."""
+    points, _ = copy.copy(mixture).set_params(random_state=random_state).sample(n)
+    return random_state.permutation(points).astype(np.float32)

@@ -1,0 +1,321 @@
+"""What a fitted model has learned: functions of a `VAETransformer` and rows of X, in nats per row where not said else.
+
+All are deterministic: those that draw take a `random_state`, 0 by default.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.metrics import mean_squared_error
+from sklearn.utils import check_array
+
+from ._blocks import BLOCK, PAD, apply, padded, row_blocks, scaled
+from ._random import generator
+
+__all__ = [
+    "Estimate",
+    "KLSplit",
+    "active_units",
+    "frechet_distance",
+    "kl_per_unit",
+    "kl_split",
+    "log_likelihood",
+    "reconstruction_error",
+]
+
+_MAX_ELEMENTS = 2**22  # values of x, or of pairs of rows, that one block holds
+
+
+class Estimate(NamedTuple):
+    """A Monte-Carlo estimate with its standard error."""
+
+    value: float
+    standard_error: float
+
+
+class KLSplit(NamedTuple):
+    """The KL term in two parts: ``kl = mutual_information + marginal_kl``."""
+
+    kl: float
+    mutual_information: float
+    marginal_kl: float
+
+
+def kl_per_unit(estimator, X):
+    """Mean KL divergence of each latent unit's posterior from the prior.
+
+    For a prior other than the standard normal, from the normal distribution with the prior's mean and variance in that
+    unit: a sum over units is the KL term only where the prior's units are independent. Near 0, the unit says nothing
+    about x.
+
+    Parameters
+    ----------
+    estimator : VAETransformer
+        A fitted model.
+    X : array-like of shape (n_samples, n_features)
+        Rows, as a rule the training or test data.
+
+    Returns
+    -------
+    kl : ndarray of shape (z_dim,)
+        In nats.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import kl_per_unit
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(z_dim=2, max_iter=20, random_state=0).fit(X)
+    >>> kl_per_unit(vae, X).shape
+    (2,)
+    """
+    mean, std = map(torch.from_numpy, estimator.posterior(X))
+    with torch.no_grad():
+        return estimator.module_.prior.kl_per_unit(mean, std.log()).numpy().mean(axis=0)
+
+
+def active_units(estimator, X, *, threshold=0.01):
+    """Which latent units move with x: the variance of E[z | x] over the rows exceeds a share of the prior's variance.
+
+    Parameters
+    ----------
+    estimator : VAETransformer
+        A fitted model.
+    X : array-like of shape (n_samples, n_features)
+        Rows, as a rule the training or test data.
+    threshold : float, default=0.01
+        Share of the prior's variance in that unit.
+
+    Returns
+    -------
+    active : ndarray of shape (z_dim,), dtype bool
+        Whether the unit is active; ``active.sum()`` is the number of active units.
+
+    References
+    ----------
+    Burda, Grosse & Salakhutdinov (2016). "Importance weighted autoencoders", section 5.2. ICLR.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import active_units
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(z_dim=2, max_iter=20, random_state=0).fit(X)
+    >>> int(active_units(vae, X).sum())
+    2
+    """
+    mean = estimator.transform(X)
+    with torch.no_grad():
+        variance = estimator.module_.prior.moments()[1].cpu().numpy()
+    return mean.var(axis=0) > threshold * variance
+
+
+def kl_split(estimator, X, *, n_draws=10, random_state=0):
+    """The mean KL term as the mutual information of x and z, and the KL of the aggregate posterior from the prior.
+
+    ``mean of KL(q(z | x) || p(z)) = I(x; z) + KL(q(z) || p(z))``, where q(z) is the mean of the rows' posteriors: the
+    first part is what the latent space says about which of the rows it is, `log(n_samples)` at most, the second what
+    keeps samples of the prior from looking like the data [1]_.
+
+    Parameters
+    ----------
+    estimator : VAETransformer
+        A fitted model.
+    X : array-like of shape (n_samples, n_features)
+        Rows, as a rule some thousand of the training or test data: time grows with their square.
+    n_draws : int, default=10
+        Posterior draws per row.
+    random_state : int, default=0
+        Decides the draws.
+
+    Returns
+    -------
+    split : KLSplit
+        Named tuple of the three, in nats per row. The parts are estimates and add up to `kl`.
+
+    References
+    ----------
+    .. [1] Hoffman & Johnson (2016). "ELBO surgery: yet another way to carve up the variational evidence lower bound",
+       section 2. NeurIPS workshop on advances in approximate Bayesian inference.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import kl_split
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(z_dim=2, max_iter=20, random_state=0).fit(X)
+    >>> split = kl_split(vae, X)
+    >>> 0 < split.marginal_kl < split.mutual_information < split.kl
+    True
+    """
+    mean, std = (torch.from_numpy(part).double() for part in estimator.posterior(X))
+    rng, n_rows = generator(random_state), len(mean)
+    prior = estimator.module_.prior
+    log_q = log_aggregate = log_p = 0.0
+    for _ in range(n_draws):
+        eps = torch.randn(mean.shape, generator=rng, dtype=torch.float64)
+        z = mean + std * eps
+        log_q += float((-0.5 * (eps.square() + math.log(2 * math.pi)) - std.log()).sum())
+        log_aggregate += float(_log_aggregate(z, mean, std).sum())
+        device = estimator.net_.device
+        with torch.no_grad():
+            log_p += float(prior.log_prob(z.float().to(device)).double().sum())
+    log_q, log_aggregate, log_p = (total / (n_rows * n_draws) for total in (log_q, log_aggregate, log_p))
+    return KLSplit(log_q - log_p, log_q - log_aggregate, log_aggregate - log_p)
+
+
+def _log_aggregate(z, mean, std):
+    """Log-density of points under the mean of the posteriors N(mean, std^2): (n_points,)."""
+    log_norm = (std.log() + 0.5 * math.log(2 * math.pi)).sum(-1) + math.log(len(mean))
+    blocks = z.split(max(1, _MAX_ELEMENTS // mean.numel()))
+    squares = (((block.unsqueeze(1) - mean) / std).square().sum(-1) for block in blocks)  # (n_points, n_rows)
+    return torch.cat([(-0.5 * square - log_norm).logsumexp(1) for square in squares])
+
+
+def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
+    """Mean log-likelihood of the rows by importance sampling, with its Monte-Carlo standard error.
+
+    Other than in `VAETransformer.score`, each row has draws of its own, so that their errors are independent. The
+    standard error is that of the draws, not of the choice of rows. It holds where it is small: the estimate is too low
+    on average, and a posterior that misses a part of the likelihood shows in neither.
+
+    Parameters
+    ----------
+    estimator : VAETransformer
+        A fitted model.
+    X : array-like of shape (n_samples, n_features)
+        Rows to score.
+    n_draws : int, default=1000
+        Posterior draws per row.
+    random_state : int, default=0
+        Decides the draws.
+
+    Returns
+    -------
+    log_likelihood : Estimate
+        Named tuple of `value` and `standard_error`, in nats per row and the units of X.
+
+    References
+    ----------
+    Burda, Grosse & Salakhutdinov (2016). "Importance weighted autoencoders", equation 8. ICLR.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import log_likelihood
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(z_dim=2, max_iter=20, random_state=0).fit(X)
+    >>> estimate = log_likelihood(vae, X, n_draws=100)
+    >>> bool(abs(estimate.value - vae.score(X)) < 0.1)
+    True
+    """
+    if n_draws < 2:
+        raise ValueError(f"Invalid value for 'n_draws': {n_draws}. A standard error takes at least two draws.")
+    estimator.transform(X)  # which has its say on X
+    X = np.asarray(X, dtype=np.float64)
+    vae, net, rng = estimator.module_, estimator.net_, generator(random_state)
+    size = int(np.clip(_MAX_ELEMENTS // (n_draws * X.shape[1]) // PAD, 1, BLOCK // PAD)) * PAD
+
+    def moments(x):
+        """Log of the mean weight, and the squared standard error of it by the delta method: (batch, 2)."""
+        n_parts = -(-n_draws * x.numel() // _MAX_ELEMENTS)
+        eps = (torch.randn(n, len(x), vae.prior.z_dim, generator=rng) for n in _parts(n_draws, n_parts))
+        weights = torch.cat([vae.log_weights(x, part.to(x.device)) for part in eps]).double()
+        log_mean = weights.logsumexp(0) - math.log(n_draws)
+        spread = (weights - log_mean).exp().var(0)
+        return torch.stack([log_mean, spread / n_draws], dim=1)
+
+    blocks = padded((scaled(block, net.offset, net.scale) for block in row_blocks(X, size)), net.device)
+    log_mean, squared_error = apply(moments, blocks, len(X)).T
+    return Estimate(float(log_mean.mean()) + net.log_jacobian, float(np.sqrt(squared_error.sum()) / len(X)))
+
+
+def _parts(total, n_parts):
+    """Whole numbers of about the same size that add up to `total`."""
+    bounds = np.linspace(0, total, min(n_parts, total) + 1).astype(int)
+    return np.diff(bounds).tolist()
+
+
+def reconstruction_error(estimator, X):
+    """Mean squared error of the reconstruction from the posterior mean.
+
+    Parameters
+    ----------
+    estimator : object with `transform` and `inverse_transform`
+        A fitted model: a `VAETransformer`, or for comparison a PCA.
+    X : array-like of shape (n_samples, n_features)
+        Rows to reconstruct.
+
+    Returns
+    -------
+    error : float
+        Mean over rows and features, in squared units of X.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.decomposition import PCA
+    >>> from skvae.metrics import reconstruction_error
+    >>> X = load_iris().data
+    >>> print(f"{reconstruction_error(PCA(2).fit(X), X):.4f}")
+    0.0253
+    """
+    return float(mean_squared_error(X, estimator.inverse_transform(estimator.transform(X))))
+
+
+def frechet_distance(reference, X, X_samples):
+    """Frechet distance between two sets of rows in the latent space of a reference model.
+
+    ``|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2))`` of means and covariances of the latent points: 0 where they are equal.
+    With an Inception network for the reference it is the FID of image samples [1]_; here the reference is any fitted
+    transformer, the same for all models that are compared, and none of them.
+
+    Parameters
+    ----------
+    reference : object with `transform`
+        A fitted model, such as a `VAETransformer` or a PCA of held-out images.
+    X : array-like of shape (n_samples, n_features)
+        Rows of the data.
+    X_samples : array-like of shape (n_draws, n_features)
+        Rows drawn from a model. The estimate falls with the number of rows, so compare equal numbers.
+
+    Returns
+    -------
+    distance : float
+        The squared distance, in squared units of the latent space.
+
+    References
+    ----------
+    .. [1] Heusel et al. (2017). "GANs trained by a two time-scale update rule converge to a local Nash equilibrium",
+       equation 6. NeurIPS.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.decomposition import PCA
+    >>> from skvae import VAETransformer
+    >>> from skvae.metrics import frechet_distance
+    >>> X = load_iris().data
+    >>> vae = VAETransformer(z_dim=2, max_iter=20, random_state=0).fit(X)
+    >>> pca = PCA(2).fit(X)
+    >>> distances = [frechet_distance(pca, X, rows) for rows in (X, vae.sample(150, random_state=0), X + 10)]
+    >>> distances == sorted(distances)
+    True
+    """
+    (mean, covariance), (other_mean, other) = (_moments(reference.transform(rows)) for rows in (X, X_samples))
+    values, vectors = np.linalg.eigh(covariance)
+    root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
+    product = np.linalg.eigvalsh(root @ other @ root).clip(min=0)  # has the eigenvalues of covariance @ other
+    distance = np.square(mean - other_mean).sum() + np.trace(covariance) + np.trace(other) - 2 * np.sqrt(product).sum()
+    return float(max(distance, 0.0))
+
+
+def _moments(Z):
+    Z = check_array(np.asarray(Z, dtype=np.float64), ensure_min_samples=2)
+    return Z.mean(axis=0), np.atleast_2d(np.cov(Z, rowvar=False))

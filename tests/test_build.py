@@ -1,0 +1,194 @@
+"""Laws over all registries: each combination of components trains, scores, samples, pickles."""
+
+import pickle
+import re
+from itertools import product
+
+import numpy as np
+import pytest
+
+from skvae import VAETransformer
+from skvae._build import REGISTRIES, resolve, resolve_objective
+from skvae.architectures import ARCHITECTURES, MLP, Conv
+from skvae.likelihoods import LIKELIHOODS, Gaussian
+from skvae.metrics import log_likelihood
+from skvae.objectives import ELBO, IWAE, OBJECTIVES, BetaTC
+from skvae.priors import PRIORS, Mixture, StandardNormal
+
+# a prior like the flow costs as much as all others: it meets each likelihood, architecture and objective once
+CASES = [
+    case
+    for number, case in enumerate(product(LIKELIHOODS, PRIORS, OBJECTIVES, ARCHITECTURES))
+    if case[1] != "flow" or number % 7 == 0
+]
+SMALL = {"hidden_layer_sizes": (6,), "max_iter": 2, "early_stopping": False, "n_draws": 4, "random_state": 0}
+
+
+def fitted(X, likelihood="gaussian", prior="standard_normal", objective="elbo", architecture="mlp", **params):
+    components = {"likelihood": likelihood, "prior": prior, "objective": objective, "architecture": architecture}
+    return VAETransformer(2, **components, **SMALL | params).fit(X)
+
+
+def test_every_pair_of_components_is_among_the_cases():
+    for i, j in product(range(4), repeat=2):
+        registries = [list(registry) for registry in (LIKELIHOODS, PRIORS, OBJECTIVES, ARCHITECTURES)]
+        if i < j:
+            assert {(case[i], case[j]) for case in CASES} == set(product(registries[i], registries[j]))
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_combination_trains_scores_samples_and_pickles(case, table, global_streams):
+    X, streams = table(case[0], n_rows=40, n_features=4), global_streams()
+    vae = fitted(X, *case)
+    scores, Z = vae.score_samples(X), vae.transform(X)
+    assert np.isfinite(scores).all()
+    assert np.isfinite(vae.loss_curve_).all()
+    np.testing.assert_array_equal(vae.score_samples(X[3:4]), scores[3:4])  # whatever other rows come with it
+    np.testing.assert_array_equal(vae.transform(X[::-1]), Z[::-1])
+    draws = [vae.sample(3, noise=True, latents=latents, random_state=0) for latents in ("prior", "aggregate")]
+    for rows in draws:
+        LIKELIHOODS[case[0]]().check(rows, "samples")
+        assert np.isfinite(rows).all()
+    assert not np.array_equal(*draws)
+    other = pickle.loads(pickle.dumps(vae))
+    np.testing.assert_array_equal(other.score_samples(X), scores)
+    np.testing.assert_array_equal(other.sample(3, random_state=0), vae.sample(3, random_state=0))
+    assert global_streams() == streams
+
+
+EACH_ALONE = [{kind: name} for kind, registry in REGISTRIES.items() for name in registry if kind != "likelihood"] + [
+    {"architecture": MLP(layer_norm=True, dropout=0.3)},
+    {"objective": ELBO(warmup=0.5, free_bits=0.1)},
+]
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.99])
+@pytest.mark.parametrize("component", EACH_ALONE, ids=str)
+def test_fit_is_the_same_as_single_epochs_and_resuming(component, ema_decay, table):
+    X, params = table(n_features=4), {"max_iter": 4, "ema_decay": ema_decay} | component
+    whole = fitted(X, **params)
+    parts = VAETransformer(2, **SMALL | params)
+    for _ in range(4):
+        parts = pickle.loads(pickle.dumps(parts.partial_fit(X)))
+        parts.transform(X)  # inference in between leaves no trace
+    np.testing.assert_array_equal(parts.score_samples(X), whole.score_samples(X))
+    np.testing.assert_array_equal(parts.transform(X), whole.transform(X))
+    assert parts.loss_curve_ == whole.loss_curve_
+    np.testing.assert_array_equal(fitted(X, **params).transform(X), whole.transform(X))
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli", "poisson"])
+def test_linear_start_bears_each_prior(prior, likelihood, table):
+    """Before any training: a mixture is near the standard normal, a flow is it, and vamp's components, which add to
+    a standard normal one of weight 0.9, cost log(1 / 0.9) at most."""
+    X, still = table(likelihood, n_rows=300), {"learning_rate": 1e-12, "max_iter": 1, "n_draws": 300}
+    scores = {name: fitted(X, likelihood, name, **still).score(X) for name in ("standard_normal", prior)}
+    assert scores[prior] > scores["standard_normal"] - {"vamp": 0.106, "mixture": 0.05}.get(prior, 1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_linear_start_is_the_same_for_each_architecture(architecture, table):
+    """The head is last and starts at a constant, so that the linear paths alone speak."""
+    X, still = table(n_features=4), {"learning_rate": 1e-12, "max_iter": 1, "n_draws": 50}
+    linear = fitted(X, hidden_layer_sizes=(), **still)
+    vae = fitted(X, architecture=architecture, **still)
+    np.testing.assert_allclose(vae.transform(X), linear.transform(X), rtol=1e-4, atol=1e-5)
+    assert vae.score(X) == pytest.approx(linear.score(X), abs=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg", "beta_tc", "mmd"])
+def test_no_bound_of_the_linear_model_exceeds_its_likelihood_and_all_reach_it(objective, table):
+    """The linear start is the optimum, with an exact posterior: the bound in the curve is the likelihood there."""
+    X = table(n_rows=400)
+    objective = BetaTC(beta=1.0) if objective == "beta_tc" else objective
+    vae = fitted(X, objective=objective, hidden_layer_sizes=(), learning_rate=1e-12, max_iter=1, n_draws=20)
+    exact = log_likelihood(vae, X, n_draws=20)
+    assert exact.standard_error < 1e-5  # the posterior is exact: every weight is the likelihood
+    # one draw for each of 400 rows; with several, the weights are equal and there is no error
+    tolerance = 1e-4 if objective in ("iwae", "dreg") else 5 * (0.5 * 2 / 400) ** 0.5
+    assert -vae.loss_curve_[0] == pytest.approx(exact.value, abs=tolerance)
+
+
+def test_learned_priors_fit_clusters_better(table):
+    """Rows in four clusters of two units: no standard normal aggregate fits them."""
+    rng = np.random.default_rng(0)
+    X = (rng.choice([-3, 3], size=(600, 2)) @ rng.normal(size=(2, 5))) + 0.1 * rng.normal(size=(600, 5))
+    params = {"max_iter": 60, "hidden_layer_sizes": (16,), "learning_rate": 1e-2, "n_draws": 50}
+    scores = {prior: fitted(X, prior=prior, **params).score(X) for prior in PRIORS}
+    for prior in ("mixture", "vamp", "flow"):
+        assert scores[prior] > scores["standard_normal"] + 0.3, scores
+
+
+def test_samples_of_the_aggregate_lie_where_the_rows_do():
+    """Two clusters: the prior's draws lie between them too, the aggregate's do not."""
+    rng = np.random.default_rng(0)
+    X = 10 * rng.choice([-1, 1], size=(500, 1)) * np.ones(4) + 0.1 * rng.normal(size=(500, 4))
+    vae = fitted(X, max_iter=5, hidden_layer_sizes=())
+    between = {
+        latents: np.mean(np.abs(vae.sample(500, latents=latents, random_state=0)).max(axis=1) < 7)
+        for latents in ("prior", "aggregate")
+    }
+    assert between["prior"] > 0.3
+    assert between["aggregate"] < 0.02
+
+
+def test_dropout_is_off_at_inference_and_on_in_training(table):
+    X = table(n_features=4)
+    plain, dropping = (fitted(X, architecture=MLP(dropout=p), ema_decay=0.0, max_iter=5) for p in (0.0, 0.5))
+    assert not np.array_equal(plain.transform(X), dropping.transform(X))
+    np.testing.assert_array_equal(dropping.transform(X), dropping.transform(X))
+    np.testing.assert_array_equal(dropping.score_samples(X[:1]), dropping.score_samples(X)[:1])
+
+
+def test_warmup_is_a_share_of_max_iter_under_early_stopping(table):
+    X, warm = table(n_rows=200), ELBO(warmup=0.5)
+    vae = fitted(X, objective=warm, early_stopping=True, max_iter=10, n_iter_no_change=1)
+    assert vae.n_iter_ > 5  # no progress is asked for while the weight rises
+    assert vae.net_.criterion_.weight_ == 1
+    assert warm.weight_ == 1.0
+    assert vae.loss_curve_ != fitted(X, early_stopping=True, max_iter=10, n_iter_no_change=1).loss_curve_
+
+
+def test_names_and_objects_are_the_same(table):
+    X = table(n_features=4)
+    named = fitted(X, prior="mixture", objective="iwae", architecture="conv")
+    given = fitted(X, prior=Mixture(), objective=IWAE(), architecture=Conv((2, 2)))
+    np.testing.assert_array_equal(named.score_samples(X), given.score_samples(X))
+
+
+def test_resolve_copies_what_is_given():
+    prior = StandardNormal()
+    assert isinstance(resolve("prior", "standard_normal"), StandardNormal)
+    assert resolve("prior", prior) is not prior
+    assert resolve_objective("elbo", 4.0).beta == resolve_objective("beta_tc", 4.0).beta == 4
+    assert resolve_objective("elbo", None).beta == 1
+    assert resolve_objective("beta_tc", None).beta == 6
+    assert resolve_objective(ELBO(3.0), None).beta == 3
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"objective": "iwae", "beta": 2.0}, "The 'beta' parameter of VAETransformer is not that of objective='iwae'"),
+        ({"objective": ELBO(2.0), "beta": 3.0}, r"use ELBO\(beta=3.0\)"),
+        ({"prior": "vampire"}, "The 'prior' parameter of VAETransformer must be a str among"),
+        ({"objective": Gaussian()}, "The 'objective' parameter of VAETransformer must be a str among"),
+        ({"architecture": MLP}, "The 'architecture' parameter of VAETransformer must be a str among"),
+        ({"architecture": "conv"}, re.escape("X has 5 features, which are no image of shape (2, 2). Set image_shape")),
+        ({"prior": Mixture(0)}, "n_components must be an int > 0. Got 0 instead"),
+    ],
+)
+def test_bad_component_is_refused_before_training(params, message, table, n_steps):
+    vae = fitted(table())
+    Z = vae.transform(table())
+    n_steps.clear()
+    with pytest.raises(ValueError, match=message):
+        vae.set_params(**params).fit(table())
+    assert n_steps == []
+    np.testing.assert_array_equal(vae.transform(table()), Z)
+
+
+def test_bad_latents_are_named(table):
+    with pytest.raises(ValueError, match=r"latents must be 'prior' or 'aggregate'\. Got 'posterior' instead"):
+        fitted(table()).sample(latents="posterior")

@@ -1,0 +1,51 @@
+"""The page on components of one's own: its code runs, and its prior is what it says."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import laplace
+from sklearn.model_selection import GridSearchCV
+
+from skvae import VAETransformer
+
+PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+
+
+@pytest.fixture(scope="module")
+def names():
+    """What the page's code defines, run from top to bottom."""
+    namespace = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL):
+        exec(compile(block, PAGE, "exec"), namespace)
+    return namespace
+
+
+def test_page_runs_and_its_prior_is_short(names):
+    source = re.search(r"class LaplacePrior.*?```", PAGE.read_text(), flags=re.DOTALL).group()
+    assert len([line for line in source.splitlines() if line.strip()]) <= 20
+    assert names["rows"].shape == (5, 4)
+
+
+def test_prior_of_the_page_is_laplace(names, normal):
+    prior = names["LaplacePrior"](scale=0.3)
+    prior.build(2, 4, torch.Generator())
+    z = normal(50, 2)
+    expected = laplace(scale=0.3).logpdf(z.numpy()).sum(1)
+    np.testing.assert_allclose(prior.log_prob(z).detach(), expected, rtol=1e-5)
+    draws = prior.sample(20_000, torch.Generator().manual_seed(0)).detach().numpy()
+    # the variance of a Laplace sample's variance is 5 scale^4 x 4 / n: 5 standard errors
+    np.testing.assert_allclose(draws.var(0), 2 * 0.3**2, atol=5 * 2 * 0.3**2 * (5 / 20_000) ** 0.5)
+
+
+def test_capacity_of_the_page_is_kept(names):
+    assert names["vae"].kl_curve_[-1] == pytest.approx(1, abs=0.3)
+    assert not names["CapacityELBO"]().is_bound
+
+
+def test_components_of_the_page_are_searchable(names):
+    vae = VAETransformer(2, prior=names["LaplacePrior"](), max_iter=3, early_stopping=False, random_state=0)
+    search = GridSearchCV(vae, {"prior__scale": [0.1, 1.0]}, cv=2).fit(names["X"])
+    assert search.best_params_ == {"prior__scale": 1.0}
