@@ -39,7 +39,7 @@ from ._net import (
 )
 from ._random import SCORE_STREAM, generator
 from .architectures import ACTIVATIONS
-from .callbacks import Report
+from .callbacks import ACTIVE_VARIANCE, REPORT_ROWS, Report
 from .likelihoods import LIKELIHOODS, Likelihood
 from .objectives import ELBO
 
@@ -53,8 +53,6 @@ except ImportError:  # scikit-learn < 1.9
 
 _SCORE_ELEMENTS = 2**22  # values of x that one chunk of `score_samples` holds
 _DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
-_REPORT_ROWS = 10_000
-_ACTIVE_VARIANCE = 0.01  # of E[z | x] (Burda, Grosse & Salakhutdinov, 2016, section 5)
 
 
 class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -83,9 +81,9 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         `skvae.likelihoods.Likelihood`. "auto" reads the training data: all 0 or 1 is "bernoulli", all inside [0, 1] is
         "continuous_bernoulli", anything else is "gaussian". Counts are never guessed.
     init : {"linear", "random"}, default="linear"
-        "linear" adds linear paths beside the two networks and starts at the optimum of the linear model, in closed
-        form; the networks start at zero output. "random" leaves the networks alone and draws their weights from a
-        normal distribution with variance 2 / fan_in [3]_.
+        Where training starts. "linear" adds linear paths beside the two networks and starts at the optimum of the
+        linear model, in closed form; the networks start at zero output. "random" leaves the networks alone and draws
+        their weights from a normal distribution with variance 2 / fan_in [3]_.
     beta : float, default=1.0
         Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder.
     learning_rate : float, default=1e-3
@@ -123,7 +121,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
     device : str or torch.device, default="auto"
         Where to train; "auto" takes an accelerator where there is one.
     callbacks : list, default=None
-        skorch callbacks, as instances or (name, instance) pairs; copies of them are used.
+        Callbacks of skorch, as instances or (name, instance) pairs; copies of them are used.
     net_params : dict, default=None
         Further parameters of the skorch net, such as ``{"optimizer__weight_decay": 1e-4}``.
     warm_start : bool, default=False
@@ -132,7 +130,7 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         Decides all that is random in `fit` and `score_samples`. Neither torch's nor, given an int, numpy's global
         stream is read or moved.
     verbose : int, default=0
-        Whether to print the loss at iterations 1, 2, 5, 10, 20, ...
+        Whether to print loss, validation score and number of active units at iterations 1, 2, 5, 10, 20, ...
 
     Attributes
     ----------
@@ -186,6 +184,10 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
     >>> vae.sample(3, random_state=0).shape
     (3, 4)
     """
+
+    # The HTML repr shows its tooltips beside a link only. There is no published site to link to: "#" stays on the page.
+    _doc_link_module = "skvae"
+    _doc_link_template = "#"
 
     _parameter_constraints: ClassVar[dict] = {
         "z_dim": [Interval(Integral, 1, None, closed="left")],
@@ -576,10 +578,10 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
         if scores is None and history and "valid_bound" in history[0]:
             scores = [row["valid_bound"] for row in history if "valid_bound" in row]
         self.validation_scores_ = None if scores is None else [float(score) + shift for score in scores]
-        vae, rows = self.module_, X[:_REPORT_ROWS]
+        vae, rows = self.module_, X[:REPORT_ROWS]
         kl = apply(lambda x: vae.prior.kl(*vae.encode(x)), self._scaled_blocks(rows))
         self.kl_per_unit_ = kl.mean(axis=0)
-        self.active_units_ = self._encode(rows)[0].var(axis=0) > _ACTIVE_VARIANCE
+        self.active_units_ = self._encode(rows)[0].var(axis=0) > ACTIVE_VARIANCE
         if not self.active_units_.any() and len(X) > 1:
             warnings.warn(
                 "No latent unit is active: the variance of E[z | x] is at most 0.01 for each (posterior collapse). The "

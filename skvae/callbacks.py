@@ -11,6 +11,9 @@ from skorch.callbacks import Callback
 
 __all__ = ["BestState", "Report", "SampleGrid"]
 
+ACTIVE_VARIANCE = 0.01  # of E[z | x] over rows: above it a latent unit is active (Burda et al., 2016, section 5)
+REPORT_ROWS = 10_000  # what activity is told from
+
 
 class BestState(Callback):
     """Keep the state with the least validation loss, the starting state included, and stop when none better comes.
@@ -80,29 +83,39 @@ def _is_report(epoch):
 
 
 class Report(Callback):
-    """Print a line at epochs 1, 2, 5, 10, 20, 50, ... and at the last: iteration, loss, validation score, seconds."""
+    """Print a line at epochs 1, 2, 5, 10, 20, 50, ... and at the last.
+
+    A line tells iteration, loss and validation score (nats per row, in the units of X), how many latent units are
+    active on the first 10,000 training rows, and the seconds since the start.
+    """
 
     def on_train_begin(self, net, **kwargs):
         self.start_, self.reported_ = time.perf_counter(), len(net.history)
 
-    def on_epoch_end(self, net, **kwargs):
+    def on_epoch_end(self, net, dataset_train=None, **kwargs):
         if _is_report(len(net.history)):
-            self._print(net)
+            self._print(net, dataset_train)
 
-    def on_train_end(self, net, **kwargs):
+    def on_train_end(self, net, X=None, **kwargs):
         if len(net.history) > self.reported_:
-            self._print(net)
+            self._print(net, X)
 
-    def _print(self, net):
+    def _print(self, net, dataset):
         self.reported_, row = len(net.history), net.history[-1]
         if "train_bound" not in row:  # interrupted in mid-epoch
             return
-        valid = row.get("valid_bound")
+        valid, seconds = row.get("valid_bound"), time.perf_counter() - self.start_
         score = "" if valid is None else f", validation score = {valid + net.log_jacobian:.4f}"
-        seconds = time.perf_counter() - self.start_
         print(
-            f"Iteration {self.reported_}, loss = {-row['train_bound'] - net.log_jacobian:.4f}{score}, {seconds:.1f} s"
+            f"Iteration {self.reported_}, loss = {-row['train_bound'] - net.log_jacobian:.4f}{score}, "
+            f"active units = {_n_active(net, dataset.tensors[0])} of {net.z_dim}, {seconds:.1f} s"
         )
+
+
+@torch.no_grad()
+def _n_active(net, x):
+    mean, _ = net.trained_module.encode(x[:REPORT_ROWS])
+    return int((mean.var(0, correction=0) > ACTIVE_VARIANCE).sum())
 
 
 class SampleGrid(Callback):
