@@ -37,7 +37,7 @@ def public_objects():
 
 
 def excused(thing):
-    """Codes of what need not be written out: what a signature says, and that of nn.Module's constructor says nothing."""
+    """Codes of what need not be written out: what the signature says, and nn.Module's (*args, **kwargs)."""
     if inspect.isclass(thing):
         return {"PR01"} if issubclass(thing, nn.Module) and "__init__" not in vars(thing) else set()
     signature = inspect.signature(thing)
@@ -72,8 +72,8 @@ def test_html_repr_has_tooltips(table):
 
 
 def test_each_public_module_has_its_page():
-    words = (DOCS / "api.rst").read_text().split()
-    assert [module for module in MODULES[1:] if module not in words] == []
+    words = (DOCS / "api.rst").read_text().split()  # of its lists
+    assert [module for module in MODULES[1:] if module.removeprefix("skvae.") not in words] == []
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("*.rst")), ids=lambda path: path.stem)
