@@ -11,29 +11,39 @@ LAYERS = [
     ["_blocks", "_random", "_module", "_linear", "likelihoods", "priors", "objectives", "architectures", "callbacks"],
     ["_build", "_net"],
     ["_transformer"],
-    ["metrics", "displays", "datasets"],
+    ["metrics", "datasets", "displays._estimator", "displays._figure"],
+    ["displays._latent", "displays._paths", "displays._rows", "displays._training"],
+    ["displays"],
 ]
 LEVELS = {module: level for level, modules in enumerate(LAYERS) for module in modules}
-FILES = [path for path in Path(skvae.__file__).parent.glob("*.py") if path.stem != "__init__"]
+ROOT = Path(skvae.__file__).parent
+FILES = [path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py"]
 
 
-def imported(node):
-    """Names of this package's modules that an import statement reads."""
+def imported(node, package=("skvae",)):
+    """Names of skvae's modules that an import statement in a module of `package` reads."""
     if isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
-        prefix = "skvae." * bool(node.level) + (node.module + "." if node.module else "")
-        names = [prefix + alias.name for alias in node.names]
+        above = package[: len(package) - node.level + 1] if node.level else ()
+        names = [".".join([*above, *([node.module] if node.module else []), alias.name]) for alias in node.names]
     else:
         return []
-    return [name.split(".")[1] for name in names if name.startswith("skvae.")]
+    return [module_of(name.removeprefix("skvae.")) for name in names if name.startswith("skvae.")]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def module_of(name):
+    """The longest beginning of a dotted name that is a module."""
+    return name if name in LEVELS or "." not in name else module_of(name.rpartition(".")[0])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_imports_point_down(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    module = ".".join(part for part in parts if part != "__init__")
     for node in ast.walk(ast.parse(path.read_text())):
-        for name in imported(node):
-            assert LEVELS[name] < LEVELS[path.stem], f"{path.stem} imports {name}"
+        for name in imported(node, ("skvae", *parts[:-1])):
+            assert LEVELS[name] < LEVELS[module], f"{module} imports {name}"
 
 
 def test_import_reader_sees_each_form():
@@ -42,9 +52,20 @@ def test_import_reader_sees_each_form():
     assert found == ["likelihoods", "priors", "_net", "callbacks"]
 
 
+def test_import_reader_sees_a_package():
+    lines = [
+        "from ._figure import panels",
+        "from ..priors import X",
+        "from .. import _net",
+        "import skvae.displays._paths",
+    ]
+    found = [name for line in lines for name in imported(ast.parse(line).body[0], ("skvae", "displays"))]
+    assert found == ["displays._figure", "priors", "_net", "displays._paths"]
+
+
 def test_import_is_silent_and_light():
     code = (
-        "import sys, sklearn.model_selection, skorch.callbacks; before = set(sys.modules); import skvae;"
+        "import sys, sklearn.model_selection, skorch.callbacks; before = set(sys.modules); import skvae.displays;"
         "print({'matplotlib.pyplot', 'pandas', 'polars'} & {*sys.modules} - before)"
     )
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
