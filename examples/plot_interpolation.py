@@ -8,26 +8,30 @@ coordinates, decoded, passes through images.
 """
 
 # %%
-# Two ways from one digit to another
-# ----------------------------------
+# Through latent space
+# --------------------
+# From a 3 to an 8, from a 1 to a 7, from a 0 to a 6; both ends are held-out images, encoded and decoded.
 import matplotlib.pyplot as plt
 import numpy as np
 
 from skvae import VAETransformer
 from skvae.datasets import load_images
+from skvae.displays import InterpolationDisplay
 
 X_train, _, X_test, y_test = load_images("digits")
 vae = VAETransformer(8, likelihood="bernoulli", max_iter=60, early_stopping=False, random_state=0).fit(X_train)
-pairs = [(3, 8), (1, 7), (0, 6)]
-share = np.linspace(0, 1, 9)[:, None]
+first, last = ([X_test[y_test == digit][0] for digit in digits] for digits in [(3, 1, 0), (8, 7, 6)])
+InterpolationDisplay.from_estimator(vae, first, last, image_shape=(8, 8))
+plt.show()
 
-fig, axes = plt.subplots(2 * len(pairs), 1, figsize=(7, 5.6), layout="constrained")
-for (line_pixels, line_latent), (first, second) in zip(axes.reshape(-1, 2), pairs, strict=True):
-    a, b = X_test[y_test == first][0], X_test[y_test == second][0]
-    z_a, z_b = vae.transform([a, b])
-    ways = {"pixels": (1 - share) * a + share * b, "latent": vae.inverse_transform((1 - share) * z_a + share * z_b)}
-    for ax, (name, rows) in zip([line_pixels, line_latent], ways.items(), strict=True):
-        ax.imshow(np.hstack(rows.reshape(-1, 8, 8)), cmap="gray_r", vmin=0, vmax=1)
-        ax.set(xticks=[], yticks=[])
-        ax.set_ylabel(f"{first} to {second},\n{name}", rotation=0, ha="right", va="center")
+# %%
+# Through the pixels
+# ------------------
+# The same ends, blended.
+share = np.linspace(0, 1, 9)[:, None, None]
+blended = (1 - share) * np.array(first) + share * np.array(last)  # (9, 3, 64)
+picture = blended.reshape(9, 3, 8, 8).transpose(1, 2, 0, 3).reshape(24, 72)
+fig, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
+ax.imshow(picture, cmap="gray")
+ax.axis("off")
 plt.show()

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from skvae import VAETransformer
 from skvae.datasets import load_images
+from skvae.displays import LearningCurveDisplay
 
 X_train, _, X_test, _ = load_images("digits")
 vae = VAETransformer(8, likelihood="bernoulli", max_iter=80, early_stopping=True, random_state=0, verbose=1)
@@ -26,19 +27,9 @@ vae.fit(X_train)
 # The curves
 # ----------
 # `loss_curve_` is the negative evidence lower bound: the reconstruction term plus `kl_curve_`. `validation_scores_`
-# is the bound on held-out rows, here with its sign turned so that it compares with the loss. It is taken with weights
+# is the bound on held-out rows, drawn with its sign turned so that it compares with the loss. It is taken with weights
 # averaged over the last steps, which is why it can be below the loss.
-epochs = range(1, vae.n_iter_ + 1)
-reconstruction = [loss - kl for loss, kl in zip(vae.loss_curve_, vae.kl_curve_, strict=True)]
-fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-left.plot(epochs, vae.loss_curve_, label="training")
-left.plot(epochs, [-score for score in vae.validation_scores_], label="held out")
-left.set(xlabel="epoch", ylabel="negative ELBO (nats per row)")
-left.legend()
-right.plot(epochs, reconstruction, label="reconstruction")
-right.plot(epochs, vae.kl_curve_, label="KL")
-right.set(xlabel="epoch", ylabel="nats per row", ylim=(0, None))
-right.legend()
+LearningCurveDisplay.from_estimator(vae)
 plt.show()
 
 # %%

@@ -12,11 +12,11 @@ How many latent features does the table need?
 # ---------------------
 # 178 wines, 13 measurements. With 3 folds, each model is scored on rows that it has not seen.
 import matplotlib.pyplot as plt
-import numpy as np
 from sklearn.datasets import load_wine
 from sklearn.model_selection import GridSearchCV, KFold
 
 from skvae import VAETransformer
+from skvae.displays import CollapseDisplay
 
 X = load_wine().data
 vae = VAETransformer(max_iter=40, early_stopping=False, random_state=0)
@@ -36,11 +36,10 @@ print("best:", search.best_params_)
 # reason: a unit that is not worth its cost falls silent, that is, its KL divergence goes to zero nats. To give a few
 # units too many is the smaller mistake.
 wide = VAETransformer(24, max_iter=40, early_stopping=False, random_state=0).fit(X)
-kl = np.sort(wide.kl_per_unit_)[::-1]
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
 left.errorbar(results["param_z_dim"], results["mean_test_score"], yerr=results["std_test_score"], fmt="o-", capsize=3)
 left.set(xlabel="z_dim", ylabel="cross-validated score (nats per row)")
-right.bar(np.arange(1, 25), kl, color=["tab:blue" if value > 0.1 else "tab:gray" for value in kl])
-right.set(xlabel="latent units of the model with z_dim=24, sorted", ylabel="mean KL (nats)")
+CollapseDisplay.from_estimator(wide, ax=right)
+right.set_title("units of the model with z_dim=24")
 plt.show()
