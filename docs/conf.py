@@ -2,7 +2,11 @@
 
 import warnings
 
+from sphinx_gallery.sorting import ExplicitOrder
+
 import skvae
+
+EXAMPLES = ["factor_analysis", "latent_space", "samples", "traversal", "interpolation"]  # first; others by name
 
 project = "skvae"
 author = "The skvae developers"
@@ -31,8 +35,8 @@ if tags.has("online"):  # noqa: F821 (Sphinx's): links into other projects need 
         "skorch": ("https://skorch.readthedocs.io/en/stable", None),
         "torch": ("https://docs.pytorch.org/docs/stable", None),
     }
-nitpick_ignore_regex = [(r"py:.*", r"(torch|sklearn|skorch|numpy|np|nn|F|abc|pathlib|collections)(\..*)?")]
-nitpick_ignore_regex += [(r"py:.*", r"(Tensor|Sequence|Callback|Module|optional)")]
+nitpick_ignore_regex = [(r"py:.*", r"(torch|sklearn|skorch|numpy|matplotlib|collections|nn)(\..*)?")]
+nitpick_ignore_regex += [(r"py:.*", r"(Tensor|Sequence)")]
 
 autosummary_generate = True
 autosummary_ignore_module_all = False
@@ -45,7 +49,9 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "pydata_sphinx_theme"
 html_title = "skvae"
-html_static_path = []
+html_static_path = ["_static"]
+html_css_files = ["custom.css"]
+toc_object_entries_show_parents = "hide"
 html_show_sourcelink = False
 html_theme_options = {
     "navbar_align": "left",
@@ -72,8 +78,7 @@ sphinx_gallery_conf = {
     "doc_module": ("skvae",),
     "backreferences_dir": "generated/backreferences",
     "reference_url": {"skvae": None},
-    "within_subsection_order": "FileNameSortKey",
-    "default_thumb_file": None,
+    "within_subsection_order": ExplicitOrder([f"plot_{name}.py" for name in EXAMPLES] + ["*"]),
     "show_memory": False,
     "min_reported_time": 1,
     "copyfile_regex": "",

@@ -19,7 +19,7 @@ from skvae.datasets import load_images
 from skvae.displays import InterpolationDisplay
 
 X_train, _, X_test, y_test = load_images("digits")
-vae = VAETransformer(8, likelihood="bernoulli", max_iter=60, early_stopping=False, random_state=0).fit(X_train)
+vae = VAETransformer(8, max_iter=60, early_stopping=False, random_state=0).fit(X_train)
 first, last = ([X_test[y_test == digit][0] for digit in digits] for digits in [(3, 1, 0), (8, 7, 6)])
 InterpolationDisplay.from_estimator(vae, first, last, image_shape=(8, 8))
 plt.show()

@@ -70,8 +70,6 @@ for name, score in scores.items():
 # Above the diagonal, a row is more likely under Student's t.
 fig, ax = plt.subplots(figsize=(5, 4.6), layout="constrained")
 ax.scatter(scores["normal"], scores["Student's t"], s=12)
-low = np.percentile(scores["normal"], 2)
-high = max(score.max() for score in scores.values())
-ax.axline((0, 0), (1, 1), color="gray", zorder=0)
-ax.set(xlim=(low, high), ylim=(low, high), xlabel="normal (nats)", ylabel="Student's t (nats)")
+ax.axline((-20, -20), slope=1, color="gray", zorder=0)
+ax.set(xlabel="normal (nats)", ylabel="Student's t (nats)")
 plt.show()

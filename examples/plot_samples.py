@@ -21,7 +21,7 @@ from skvae.datasets import load_images
 from skvae.displays import SampleGridDisplay
 
 X_train = load_images("digits")[0]
-digits = VAETransformer(8, likelihood="bernoulli", max_iter=60, early_stopping=False, random_state=0).fit(X_train)
+digits = VAETransformer(8, max_iter=60, early_stopping=False, random_state=0).fit(X_train)
 fig, axes = plt.subplots(1, 2, figsize=(8, 4.2), layout="constrained")
 for ax, noise in zip(axes, [False, True], strict=True):
     SampleGridDisplay.from_estimator(digits, image_shape=(8, 8), n_samples=64, noise=noise, random_state=0, ax=ax)

@@ -19,7 +19,7 @@ from skvae.datasets import load_images
 from skvae.displays import TraversalDisplay
 
 X_train = load_images("digits")[0]
-vae = VAETransformer(6, likelihood="bernoulli", max_iter=60, early_stopping=False, random_state=0).fit(X_train)
+vae = VAETransformer(6, max_iter=60, early_stopping=False, random_state=0).fit(X_train)
 TraversalDisplay.from_estimator(vae, X_train, image_shape=(8, 8))
 plt.show()
 
