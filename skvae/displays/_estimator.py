@@ -1,6 +1,7 @@
 """What the displays ask of a fitted estimator, in numbers."""
 
 import math
+from itertools import combinations
 from numbers import Integral
 
 import numpy as np
@@ -96,20 +97,28 @@ def _prior_draws(prior):
 
 
 def prior_quantiles(prior, probabilities):
-    """Quantiles of each unit under the prior, exact for the normal one: (n_probabilities, z_dim)."""
+    """Quantiles of two units under the prior, exact for the normal one: (n_probabilities, 2)."""
     if isinstance(prior, StandardNormal):
-        return np.repeat(norm.ppf(probabilities)[:, None], prior.z_dim, axis=1)
+        return np.stack([norm.ppf(probabilities)] * 2, axis=1)
     return np.quantile(_prior_draws(prior), probabilities, axis=0)
 
 
-def prior_density(prior, pair):
-    """Density of two units under the prior, exact for the normal one: both coordinates, values (second, first)."""
+def prior_density(prior, units):
+    """Density under the prior of each pair of `units`: both coordinates, values (n_second, n_first); by their places.
+
+    It is exact for the normal prior. Others have no marginals in closed form: theirs come from draws.
+    """
+    pairs = combinations(range(len(units)), 2)
     if isinstance(prior, StandardNormal):
         grid = np.linspace(-4.5, 4.5, 181)
-        return grid, grid, norm.pdf(grid)[:, None] * norm.pdf(grid)
-    draws = _prior_draws(prior)[:, pair]
-    inside = np.quantile(draws, [0.001, 0.999], axis=0).T  # heavy tails would leave few bins for the rest
-    counts, *edges = np.histogram2d(*draws.T, bins=100, range=inside, density=True)
+        return dict.fromkeys(pairs, (grid, grid, norm.pdf(grid)[:, None] * norm.pdf(grid)))
+    draws = _prior_draws(prior)[:, units]
+    return {pair: _smooth_histogram(draws[:, pair]) for pair in pairs}
+
+
+def _smooth_histogram(points):
+    inside = np.quantile(points, [0.001, 0.999], axis=0).T  # heavy tails would leave few bins for the rest
+    counts, *edges = np.histogram2d(*points.T, bins=100, range=inside, density=True)
     x, y = ((edge[1:] + edge[:-1]) / 2 for edge in edges)
     return x, y, gaussian_filter(counts.T, 2)
 

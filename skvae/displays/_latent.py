@@ -1,6 +1,6 @@
 """Rows in latent space."""
 
-from itertools import combinations
+from itertools import combinations, cycle
 
 import numpy as np
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
@@ -26,8 +26,8 @@ class LatentDisplay:
     y : array-like of shape (n_samples,), default=None
         Classes or a continuous target to colour the rows by.
     prior_density : dict, default=None
-        For each pair of columns of `Z`, coordinates along the first and the second, and the density of the prior at
-        them, of shape (n_second, n_first).
+        For each pair of columns of `Z`, such as ``(0, 1)``, coordinates along the first and the second, and the density
+        of the prior at them, of shape (n_second, n_first).
 
     Attributes
     ----------
@@ -97,8 +97,7 @@ class LatentDisplay:
             check_consistent_length(X, y)
             y = column_or_1d(y)
         Z = np.asarray(estimator.transform(X))[:, units]
-        prior = vae.module_.prior
-        density = {pair: prior_density(prior, units[list(pair)]) for pair in combinations(range(len(units)), 2)}
+        density = prior_density(vae.module_.prior, units)
         return cls(Z=Z, units=units, y=y, prior_density=density).plot(ax, **kwargs)
 
     def plot(self, ax=None, *, probabilities=(0.5, 0.95), scatter_kw=None, contour_kw=None):
@@ -125,36 +124,31 @@ class LatentDisplay:
             raise ValueError(f"probabilities must lie between 0 and 1. Got {probabilities.tolist()}.")
         pairs = list(combinations(range(len(self.units)), 2))
         self.axes_ = panels(ax, len(pairs), size=(5.2, 4.2) if len(pairs) == 1 else (3.2, 3))
-        self.scatters_, self.contours_ = [], []
+        self.scatters_, self.contours_, groups = [], [], self._groups()
         for ax, pair in zip(self.axes_, pairs, strict=True):
-            self._plot_rows(ax, pair, scatter_kw or {})
+            for rows, params in groups:
+                params = {"s": 14, "linewidths": 0, "alpha": 0.8, **params, **(scatter_kw or {})}
+                self.scatters_.append(ax.scatter(*self.Z[rows][:, pair].T, **params))
             if self.prior_density is not None:
                 self._plot_prior(ax, self.prior_density[pair], probabilities, contour_kw or {})
             ax.set(xlabel=f"unit {self.units[pair[0]]}", ylabel=f"unit {self.units[pair[1]]}", aspect="equal")
             ax.set_adjustable("datalim")
         self.figure_ = self.axes_[0].figure
-        if self._is_continuous():
+        if "c" in groups[0][1]:
             self.figure_.colorbar(self.scatters_[0], ax=list(self.axes_))
         elif self.y is not None:
             legend(self.axes_, markerscale=1.5)
         return self
 
-    def _is_continuous(self):
-        return self.y is not None and np.asarray(self.y).dtype.kind in "iuf" and len(np.unique(self.y)) > _MAX_CLASSES
-
-    def _plot_rows(self, ax, pair, scatter_kw):
-        first, second = self.Z[:, pair].T
-        params = {"s": 14, "color": COLORS[0], "linewidths": 0, "alpha": 0.8}
+    def _groups(self):
+        """Rows that look alike, and how they look."""
         if self.y is None:
-            self.scatters_.append(ax.scatter(first, second, **(params | scatter_kw)))
-        elif self._is_continuous():
-            params = {"s": 14, "c": self.y, "cmap": "viridis", "linewidths": 0, "alpha": 0.8}
-            self.scatters_.append(ax.scatter(first, second, **(params | scatter_kw)))
-        else:
-            for i, label in enumerate(np.unique(self.y)):
-                rows = np.asarray(self.y) == label
-                params |= {"color": COLORS[i % len(COLORS)], "marker": _MARKERS[i % len(_MARKERS)], "label": label}
-                self.scatters_.append(ax.scatter(first[rows], second[rows], **(params | scatter_kw)))
+            return [(slice(None), {"color": COLORS[0]})]
+        y, classes = np.asarray(self.y), np.unique(self.y)
+        if y.dtype.kind in "iuf" and len(classes) > _MAX_CLASSES:
+            return [(slice(None), {"c": y, "cmap": "viridis"})]
+        looks = zip(cycle(COLORS), cycle(_MARKERS), classes, strict=False)
+        return [(y == label, {"color": color, "marker": marker, "label": label}) for color, marker, label in looks]
 
     def _plot_prior(self, ax, density, probabilities, contour_kw):
         from matplotlib.patheffects import withStroke

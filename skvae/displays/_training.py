@@ -115,8 +115,8 @@ class LearningCurveDisplay:
 class CollapseDisplay:
     """KL of each latent unit, largest first, and which units are active.
 
-    A unit that the encoder leaves at the prior says nothing about x: it has collapsed. A unit is active where the
-    variance of its posterior mean exceeds 0.01, as `active_units_` tells [1]_.
+    A unit whose posterior stays at the prior says nothing about x: it has collapsed. A unit is active where its
+    posterior mean varies over the rows by more than a hundredth of the prior's variance [1]_, as `active_units_` tells.
 
     Create it with :meth:`from_estimator`; the parameters are kept as attributes.
 
