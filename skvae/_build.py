@@ -53,19 +53,6 @@ def guess_likelihood(X):
     return "bernoulli" if np.all((X == 0) | (X == 1)) else "continuous_bernoulli"
 
 
-def resolve_device(device):
-    if str(device) == "auto":
-        return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"The 'device' parameter of VAETransformer names a device that torch cannot use here: {str(device)!r}. "
-            "device='auto' takes an accelerator where there is one."
-        ) from error
-    return str(device)
-
-
 def copies(callbacks):
     """Copies of skorch callbacks, or of (name, callback) pairs: training leaves the user's own untouched."""
     return [(cb[0], copy.copy(cb[1])) if isinstance(cb, tuple) else copy.copy(cb) for cb in callbacks or ()]

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
-_MAX_Z = 4.0  # left to the linear model
+MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
+MAX_Z = 4.0  # left to the linear model
 
 
 class VAE(nn.Module):
@@ -55,7 +55,7 @@ class VAE(nn.Module):
         if self.linear_encoder is None:
             mean, log_scale = self.encoder(inputs).chunk(2, dim=-1)
             return mean, log_scale
-        mean, log_scale = self.encoder(inputs.clamp(-_MAX_INPUT, _MAX_INPUT)).chunk(2, dim=-1)
+        mean, log_scale = self.encoder(inputs.clamp(-MAX_INPUT, MAX_INPUT)).chunk(2, dim=-1)
         return mean + self.linear_encoder(inputs), log_scale
 
     def decode(self, z: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class VAE(nn.Module):
         if self.linear_decoder is None:
             raw = self.decoder(z)
         else:
-            raw = self.decoder(z.clamp(-_MAX_Z, _MAX_Z)) + self.linear_decoder(z)
+            raw = self.decoder(z.clamp(-MAX_Z, MAX_Z)) + self.linear_decoder(z)
         return raw.unflatten(-1, (self.likelihood.n_raw, -1))
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:

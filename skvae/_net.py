@@ -4,6 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,11 +15,16 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback, PassthroughScoring
 from skorch.helper import predefined_split
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
+from ._device import device_here
+from ._flat import FlatParameter
+from ._gradient import ELBOGradient
 from ._random import SPLIT_STREAM, VALIDATION_STREAM, generator
 from .callbacks import BestState
+from .objectives import ELBO
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -28,6 +34,8 @@ OPTIMIZERS = {
     "sgd": torch.optim.SGD,
 }
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_FLUSH_EVERY = 500  # training steps; a moment takes about 800 to decay into the denormal numbers
+_TINY = 1e-30
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
@@ -84,6 +92,10 @@ class Net(NeuralNet):
         self.scale = scale
         self.ema_decay = ema_decay
         self.interrupted = False
+        self.flats, self.average_flats, self.by_hand = [], [], None  # while training lasts
+
+    def __setstate__(self, state):
+        super().__setstate__(state | {"device": device_here(state["device"])})  # skorch looks after CUDA only
 
     def initialize_module(self):
         super().initialize_module()
@@ -102,7 +114,43 @@ class Net(NeuralNet):
         self.trained_module.load_state_dict(state)
 
     def get_all_learnable_params(self):
-        return self.module_.named_parameters()
+        return ((name, part) for name, part in self.module_.named_parameters() if part.requires_grad)
+
+    def _parameter_groups(self) -> list[dict]:
+        return super().get_params_for_optimizer("optimizer", self.get_all_learnable_params())[0][0]
+
+    def get_params_for_optimizer(self, prefix, named_parameters):
+        """One flat parameter a group, for the optimizers that treat each number by itself."""
+        args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
+        if self._flat:
+            sizes = [sum(part.numel() for part in group["params"]) for group in args[0]]
+            wholes = [nn.Parameter(torch.zeros(size, device=self.device)) for size in sizes]
+            args = ([{**group, "params": [whole]} for group, whole in zip(args[0], wholes, strict=True)],)
+        return args, kwargs
+
+    @property
+    def _flat(self) -> bool:
+        return self.optimizer in OPTIMIZERS.values()
+
+    @contextmanager
+    def training(self):
+        """Parameters flat for as long as it lasts, and what a step asks settled."""
+        groups = zip(self._parameter_groups(), self.optimizer_.param_groups, strict=True) if self._flat else ()
+        self.flats = [FlatParameter(group["params"], flat["params"][0]) for group, flat in groups]
+        if self.ema_decay:
+            twins = dict(zip(self.module_.parameters(), self.average_.parameters(), strict=True))
+            self.average_flats = [flat.twin(twins) for flat in self.flats]
+        if type(self.criterion_) is ELBO and ELBOGradient.covers(self.module_):
+            self.by_hand = ELBOGradient(self.module_, self.criterion_.beta)
+        try:
+            yield
+        finally:
+            for flat in self.flats + self.average_flats:
+                flat.release()
+            self.flats, self.average_flats, self.by_hand = [], [], None
+
+    def __getstate__(self):
+        return super().__getstate__() | {"flats": [], "average_flats": [], "by_hand": None}
 
     @property
     def _default_callbacks(self) -> list:
@@ -129,23 +177,42 @@ class Net(NeuralNet):
 
     def _step(self, module: nn.Module, batch) -> dict[str, Tensor]:
         value, log_prob, kl = self.criterion_(module, **batch[0])
-        return {"loss": -value.mean(), "y_pred": (log_prob.detach(), kl.detach())}
+        return {"loss": -value.mean(), "y_pred": (log_prob.detach().sum(), kl.detach().sum())}
 
     def train_step(self, batch, **fit_params) -> dict[str, Tensor]:
         """skorch's step without its closure and its `train()` at every batch."""
-        self.optimizer_.zero_grad()
-        step = self._step(self.module_, batch)
-        step["loss"].backward()
+        step = self.gradient(batch)
         if self._overridden("on_grad_computed"):
             self.notify("on_grad_computed", named_parameters=list(self.module_.named_parameters()), batch=batch)
+        for flat in self.flats:
+            flat.gather()
         self.optimizer_.step()
         return step
+
+    def gradient(self, batch) -> dict[str, Tensor]:
+        """Loss and terms of the batch, with the gradient left in the module's parameters."""
+        if self.by_hand:
+            log_prob, kl = self.by_hand(**batch[0])
+            return {"loss": (self.by_hand.beta * kl - log_prob) / len(batch[0]["x"]), "y_pred": (log_prob, kl)}
+        self.module_.zero_grad()
+        step = self._step(self.module_, batch)
+        step["loss"].backward()
+        return step
+
+    def _flush_moments(self) -> None:
+        """Zero the first moments that would decay into denormal numbers, which are slow to compute with."""
+        for state in self.optimizer_.state.values():
+            if "exp_avg" in state:
+                state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], _TINY))
 
     def _averager(self):
         """What takes the moving average on after a step; made once an epoch, since listing parameters takes time."""
         if not self.ema_decay:
             return None
-        parameters = list(self.average_.parameters()), list(self.module_.parameters())
+        if self.flats:
+            parameters = [flat.whole for flat in self.average_flats], [flat.whole for flat in self.flats]
+        else:
+            parameters = list(self.average_.parameters()), list(self.module_.parameters())
         return partial(get_ema_multi_avg_fn(self.ema_decay), *parameters, None)
 
     @torch.no_grad()
@@ -165,24 +232,28 @@ class Net(NeuralNet):
         if iterator is None:
             return
         per_batch, average = self._overridden(*_BATCH_HOOKS), self._averager() if training else None
-        loss = log_prob = kl = n_rows = 0
+        sizes, sums = [], []
         try:
-            for batch in iterator:
+            for i, batch in enumerate(iterator):
+                if training and i % _FLUSH_EVERY == 0:
+                    self._flush_moments()
                 if per_batch:
                     self.notify("on_batch_begin", batch=batch, training=training)
                 step = step_fn(batch, **fit_params)
                 if average:
                     average()
                 n = len(batch[0]["x"])
-                n_rows, loss = n_rows + n, loss + n * step["loss"].detach()
-                log_prob, kl = (total + term.sum() for total, term in zip((log_prob, kl), step["y_pred"], strict=True))
+                sizes.append(n)
+                sums.append((step["loss"].detach(), *step["y_pred"]))
                 if per_batch:
                     self._record_batch(prefix, step["loss"].item(), n)
                     self.notify("on_batch_end", batch=batch, training=training, **step)
         finally:  # an epoch that is cut short counts for the rows it saw
-            if n_rows:
-                loss, log_prob, kl = (float(total) / n_rows for total in (loss, log_prob, kl))
-                self._record_epoch(prefix, loss, log_prob - kl, kl, None if per_batch else n_rows)
+            if sums:  # one synchronisation
+                losses, *terms = torch.stack([torch.stack(terms) for terms in zip(*sums, strict=True)]).double().cpu()
+                log_prob, kl = (float(term.sum()) / sum(sizes) for term in terms)
+                loss = float(np.average(losses, weights=sizes))
+                self._record_epoch(prefix, loss, log_prob - kl, kl, None if per_batch else sum(sizes))
 
     def _record_epoch(self, prefix: str, loss: float, bound: float, kl: float, n_rows: int | None) -> None:
         if not np.isfinite(loss):
@@ -223,14 +294,20 @@ class Net(NeuralNet):
 
 
 def build_net(module, objective, *, optimizer, weight_decay: float, **params) -> Net:
-    """An initialised `Net`; `params` are skorch's. Weight decay shrinks the networks' weights and nothing else."""
+    """An initialised `Net`; `params` are skorch's. Weight decay shrinks the networks' weights and nothing else.
+
+    Its `recipe_` is what this function was given, but for the module, callbacks and device: what a file needs to keep.
+    """
+    recipe = {"objective": objective, "optimizer": optimizer, "weight_decay": weight_decay, **params}
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
     if "optimizer__weight_decay" not in params:  # else the user has chosen, for all parameters
-        groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay}), ("*", {"weight_decay": 0.0})]
-        params = {"optimizer__param_groups": groups} | params
+        groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay})] if weight_decay else []
+        params = {"optimizer__param_groups": groups, "optimizer__weight_decay": 0.0} | params
     if optimizer in _FUSED:
         params = {"optimizer__fused": True} | params
-    return Net(module, criterion=objective, optimizer=optimizer, verbose=0, **params).initialize()
+    net = Net(module, criterion=objective, optimizer=optimizer, verbose=0, **params).initialize()
+    net.recipe_ = {name: value for name, value in recipe.items() if name not in ("callbacks", "device")}
+    return net
 
 
 @dataclass(frozen=True)
@@ -269,7 +346,8 @@ def train(net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None
     kept = net.callbacks_
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     try:
-        net.partial_fit(TensorDataset(x.to(net.device)))
+        with net.training():
+            net.partial_fit(TensorDataset(x.to(net.device)))
     finally:
         net.callbacks_ = kept  # the fitted net keeps no reference to X, to the best state or to an estimator
         net.train_split = None

@@ -17,15 +17,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._blocks import BLOCK, PAD, apply, location_scale, padded, row_blocks, scaled
-from ._build import (
-    SklearnCallbacks,
-    build_vae,
-    copies,
-    guess_likelihood,
-    layer_sizes,
-    resolve_device,
-    resolve_likelihood,
-)
+from ._build import SklearnCallbacks, build_vae, copies, guess_likelihood, layer_sizes, resolve_likelihood
+from ._device import resolve_device
+from ._files import FileMixin, load_estimator
 from ._linear import linear_start
 from ._net import (
     CROSS_FIT_ROWS,
@@ -55,7 +49,7 @@ _SCORE_ELEMENTS = 2**22  # values of x that one chunk of `score_samples` holds
 _DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
 
 
-class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Variational autoencoder: a generative dimensionality reducer.
 
     A neural network with one latent vector z per row of X: z has the prior N(0, I), a decoder network maps it to the
@@ -603,3 +597,33 @@ class VAETransformer(CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tran
 
     def _in_units_of_X(self, x):
         return (x * self.net_.scale + self.net_.offset).astype(np.float32, copy=False)
+
+
+def load(path):
+    """Read an estimator that `VAETransformer.save` wrote.
+
+    Reading runs no code from the file, and neither needs nor moves a random stream. The estimator is on the device
+    where it was saved, if there is such a one here, otherwise on the CPU: `device`, the parameter, stays as it was.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Name of the file.
+
+    Returns
+    -------
+    estimator : VAETransformer
+        The fitted estimator. On the same machine and versions it gives the same bits as the one that was saved.
+
+    Raises
+    ------
+    ValueError
+        If `save` did not write the file, another version of its format did, the file was cut short or changed since, or
+        names something that skvae does not know. A digest over the whole file finds damage; that the file is from whom
+        you think it is from, it does not show.
+
+    See Also
+    --------
+    VAETransformer.save : Writes the file.
+    """
+    return load_estimator(path, VAETransformer)

@@ -67,6 +67,19 @@ class Likelihood(nn.Module, ABC):
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         """Log-probability of each row, in nats, summed over the features: (...,)."""
 
+    def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob` summed over all rows, and the gradient of minus its mean in `raw`, (batch, n_raw, n_features).
+
+        That in the parameters shared by all rows is left in their ``grad``.
+        """
+        self.zero_grad()
+        with torch.enable_grad():
+            raw = raw.detach().requires_grad_()
+            log_prob = self.log_prob(raw, x)
+            log_prob.mean().neg().backward()
+        assert raw.grad is not None
+        return log_prob.detach().sum(), raw.grad
+
     @abstractmethod
     def mean(self, raw: Tensor) -> Tensor:
         """E[x | z]: (..., n_features)."""
@@ -164,6 +177,17 @@ class Gaussian(Likelihood):
         log_norm = (variance.log() + _LOG_2PI).expand(x.shape[-1:] if self.noise != "row" else loc.shape).sum(-1)
         return -0.5 * (((x - loc).square() / variance).sum(-1) + log_norm)
 
+    def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.noise != "feature":
+            return super().gradient(raw, x)
+        free = (2 * self.log_noise).exp()
+        variance = free + self.floor
+        slope = (raw[:, 0] - x) / variance  # of -log_prob in the mean
+        mean_square = slope.square().mean(0)
+        self.log_noise.grad = free * (1 / variance - mean_square)
+        log_prob = -0.5 * len(x) * (mean_square * variance + variance.log() + _LOG_2PI).sum()
+        return log_prob, slope.div_(len(x))[:, None]
+
     def mean(self, raw: Tensor) -> Tensor:
         return raw[..., 0, :]
 
@@ -199,6 +223,11 @@ class Bernoulli(Likelihood):
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         logits = raw[..., 0, :]
         return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+
+    def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = raw[:, 0]
+        log_prob = torch.dot(x.flatten(), logits.flatten()) - F.softplus(logits).sum()
+        return log_prob, logits.sigmoid().sub_(x).div_(len(x))[:, None]
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw[..., 0, :].sigmoid()

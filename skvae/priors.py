@@ -31,5 +31,10 @@ class StandardNormal(nn.Module):
         """KL(N(mean, scale^2) || prior) of each unit, closed form (appendix B): same shape as `mean`."""
         return 0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale
 
+    def kl_gradient(self, mean: Tensor, log_scale: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """KL summed over all rows, and its gradients in mean and log-scale, (batch, z_dim)."""
+        slope = scale.square().sub_(1)
+        return 0.5 * (slope.sum() + mean.square().sum()) - log_scale.sum(), mean, slope
+
 
 PRIORS = {"standard_normal": StandardNormal}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from skvae._module import VAE
+from skvae._net import Net
 from skvae.architectures import MLP
-from skvae.objectives import ELBO
 from skvae.priors import StandardNormal
 
 torch.set_num_threads(1)  # the models here are tiny: threads would only wait for each other
@@ -62,14 +62,14 @@ def make_vae():
 
 @pytest.fixture
 def n_steps(monkeypatch):
-    """A list that grows by the batch size with each evaluation of the objective."""
-    sizes, forward = [], ELBO.forward
+    """A list that grows by the batch size with each gradient."""
+    sizes, gradient = [], Net.gradient
 
-    def counted(self, vae, x, eps):
-        sizes.append(len(x))
-        return forward(self, vae, x, eps)
+    def counted(self, batch):
+        sizes.append(len(batch[0]["x"]))
+        return gradient(self, batch)
 
-    monkeypatch.setattr(ELBO, "forward", counted)
+    monkeypatch.setattr(Net, "gradient", counted)
     return sizes
 
 

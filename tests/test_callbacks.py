@@ -12,8 +12,8 @@ from sklearn.pipeline import Pipeline
 from skorch.callbacks import MlflowLogger, TensorBoard, WandbLogger
 
 from skvae import VAETransformer
+from skvae._net import Net
 from skvae.callbacks import BestState, SampleGrid
-from skvae.objectives import ELBO
 
 SMALL = {"hidden_layer_sizes": (8,), "early_stopping": False, "random_state": 0}
 DIGITS = load_digits().data[:96] / 16
@@ -135,16 +135,16 @@ def test_nothing_is_printed_without_verbose(early_stopping, table, capsys):
 
 
 def interrupt(monkeypatch, n_calls):
-    """Press Ctrl-C in the given evaluation of the objective; returns the list of evaluations."""
-    forward, calls = ELBO.forward, []
+    """Press Ctrl-C in the given step; returns the list of steps."""
+    gradient, calls = Net.gradient, []
 
-    def interrupted(self, vae, x, eps):
-        calls.append(len(x))
+    def interrupted(self, batch):
+        calls.append(len(batch[0]["x"]))
         if len(calls) == n_calls:
             raise KeyboardInterrupt
-        return forward(self, vae, x, eps)
+        return gradient(self, batch)
 
-    monkeypatch.setattr(ELBO, "forward", interrupted)
+    monkeypatch.setattr(Net, "gradient", interrupted)
     return calls
 
 

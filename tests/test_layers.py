@@ -8,8 +8,23 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_blocks", "_random", "_module", "_linear", "likelihoods", "priors", "objectives", "architectures", "callbacks"],
-    ["_build", "_net"],
+    [
+        "_blocks",
+        "_device",
+        "_flat",
+        "_linear",
+        "_module",
+        "_onnx",
+        "_random",
+        "likelihoods",
+        "priors",
+        "objectives",
+        "architectures",
+        "callbacks",
+    ],
+    ["_build", "_gradient"],
+    ["_net"],
+    ["_files"],
     ["_transformer"],
     ["metrics", "datasets", "displays._estimator", "displays._figure"],
     ["displays._latent", "displays._paths", "displays._rows", "displays._training"],

@@ -1,0 +1,24 @@
+"""Devices by name: what "auto" is, and where to go on when a device is not to be had."""
+
+import torch
+
+
+def resolve_device(device: str | torch.device) -> str:
+    if str(device) == "auto":
+        return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"The 'device' parameter of VAETransformer names a device that torch cannot use here: {str(device)!r}. "
+            "device='auto' takes an accelerator where there is one."
+        ) from error
+    return str(device)
+
+
+def device_here(device: str | torch.device) -> str:
+    """The device that a fitted model was on, or the CPU if there is no such device here."""
+    try:
+        return resolve_device(device)
+    except ValueError:
+        return "cpu"

@@ -1,0 +1,297 @@
+"""Fitted models as files: one safetensors file, written whole or not at all and read without running code from it.
+
+The tensors stand under the path that leads to them (``net.module.encoder.head.weight``). All else is JSON in the
+header's metadata: values that JSON has no type for are objects with one key, ``{"$tuple": [...]}``.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import secrets
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from sklearn.utils.validation import check_is_fitted
+from skorch.callbacks import PassthroughScoring
+
+from ._build import build_vae
+from ._device import device_here
+from ._net import OPTIMIZERS, build_net
+from ._onnx import onnx_graph
+from .architectures import ARCHITECTURES
+from .likelihoods import LIKELIHOODS
+from .objectives import OBJECTIVES
+from .priors import PRIORS
+
+_FORMAT = 1  # to be raised when older versions of skvae could not read what is written
+_KEY = "skvae"  # of the header's metadata
+_NO_DIGEST = "0" * 64  # stands where the SHA-256 of the file goes while it is computed
+_MAX_HEADER = 100_000_000  # bytes: safetensors reads no longer one
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_REGISTRIES = (LIKELIHOODS, PRIORS, OBJECTIVES, ARCHITECTURES, OPTIMIZERS)
+_CLASSES = {cls.__name__: cls for registry in _REGISTRIES for cls in registry.values()}
+
+
+class FileMixin:
+    """`save` and `to_onnx` for an estimator of ours with a `net_`."""
+
+    def save(self, path):
+        """Write the fitted estimator to one safetensors file, which `skvae.load` reads.
+
+        The file holds all that pickle would: parameters, weights, fitted attributes and the state of the optimizer, so
+        that the estimator read back gives the same bits and `partial_fit` goes on as it would have. It holds no code:
+        plain values, arrays and the classes that skvae has names for can be kept, and anything else is refused. The
+        file appears whole or not at all; a file of that name is replaced.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Name of the file, by custom ending in ``.safetensors``.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        TypeError
+            If a parameter or attribute is an object that only pickle can keep, such as a callback, a `RandomState` or
+            a likelihood of your own class. ``set_params`` can take it away before saving.
+        ValueError
+            If the history has millions of batches, more than the format allows.
+
+        See Also
+        --------
+        skvae.load : Reads the file.
+
+        Examples
+        --------
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from sklearn.datasets import load_iris
+        >>> from skvae import VAETransformer, load
+        >>> X, _ = load_iris(return_X_y=True)
+        >>> vae = VAETransformer(z_dim=2, max_iter=2, early_stopping=False, random_state=0).fit(X)
+        >>> with TemporaryDirectory() as folder:
+        ...     vae.save(Path(folder) / "iris.safetensors")
+        ...     kept = load(Path(folder) / "iris.safetensors")
+        >>> bool((kept.transform(X) == vae.transform(X)).all())
+        True
+        """
+        check_is_fitted(self)
+        if type(self).__module__.partition(".")[0] != __package__:
+            raise TypeError(_refusal("a class of your own", self))
+        params = self.get_params(deep=False)
+        fitted = {name: value for name, value in vars(self).items() if name not in params and name != "net_"}
+        model = {"class": type(self).__name__, "params": params, "fitted": fitted, "net": _net_state(self.net_)}
+        _replace_file(path, _to_bytes(model))
+
+    def to_onnx(self, path, part="encoder"):
+        """Write the encoder or the decoder as an ONNX graph of float32 rows, any number of them.
+
+        Needs ``pip install skvae[onnx]``; running the graph needs neither skvae nor torch.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Name of the file, by custom ending in ``.onnx``. A file of that name is replaced.
+        part : {"encoder", "decoder"}, default="encoder"
+            "encoder" computes `transform`: its input "X" (n_samples, n_features) is in the units of the training data,
+            its output "Z" (n_samples, z_dim) the posterior mean. "decoder" computes `inverse_transform`, from "Z" to
+            "X". Both agree with the methods up to rounding.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        ValueError
+            If `part` is neither of the two.
+        ImportError
+            If onnx or onnxscript is missing.
+        """
+        check_is_fitted(self)
+        net = self.net_
+        _replace_file(path, onnx_graph(self.module_, part, self.n_features_in_, net.z_dim, net.offset, net.scale))
+
+
+def load_estimator(path, cls):
+    """The estimator of class `cls` that `save` wrote."""
+    model = _from_bytes(Path(path).read_bytes(), path)
+    with _refusing(path, "skvae cannot build the model that it describes"):
+        if set(model) != {"class", "params", "fitted", "net"} or model["class"] != cls.__name__:
+            raise ValueError(f"it holds {model.get('class')!r} with {sorted(model)}")
+        estimator = cls(**model["params"])
+        shadows = [name for name in model["fitted"] if hasattr(cls, name)]
+        if shadows:
+            raise ValueError(f"{shadows} are no fitted attributes")
+        vars(estimator).update(model["fitted"], net_=_net_from(**model["net"]))
+    return estimator
+
+
+# A net
+
+
+def _net_state(net):
+    """All that training has made of a net, and the arguments that build it anew."""
+    return {
+        "recipe": net.recipe_,
+        "device": str(net.device),
+        "history": net.history.to_list(),
+        "module": net.module_.state_dict(),
+        "average": net.average_.state_dict() if net.ema_decay else None,
+        "optimizer": net.optimizer_.state_dict(),
+        "best_scores": {name: cb.best_score_ for name, cb in net.callbacks_ if isinstance(cb, PassthroughScoring)},
+    }
+
+
+def _net_from(*, recipe, device, history, module, average, optimizer, best_scores):
+    """The net, on the device where it was if there is such a one here, otherwise on the CPU."""
+    net = build_net(build_vae, **recipe, device=device_here(device))
+    net.load_state(module)
+    if net.ema_decay:
+        net.average_.load_state_dict(average)
+    net.optimizer_.load_state_dict(optimizer)
+    net.trained_module.eval()
+    net.history.extend(history)
+    for name, callback in net.callbacks_:
+        if isinstance(callback, PassthroughScoring):
+            callback.best_score_ = best_scores[name]
+    return net
+
+
+# Values as JSON and tensors
+
+
+def _encode(value, path, tensors):
+    """`value` as JSON; its arrays go into `tensors`, under the path that leads to them."""
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, np.generic):
+        return _encode(value.item(), path, tensors)
+    if isinstance(value, torch.Tensor):
+        return _encode_tensor(value, path, tensors)
+    if type(value) is list:
+        return [_encode(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]
+    if isinstance(value, dict):
+        return _encode_dict(value, path, tensors)
+    return _encode_parts(value, path, tensors)
+
+
+def _encode_tensor(value, path, tensors):
+    tensors[path] = value.detach().cpu().contiguous()
+    return {"$tensor": path}
+
+
+def _encode_dict(value, path, tensors):
+    items = {key: _encode(item, f"{path}.{key}".lstrip("."), tensors) for key, item in value.items()}
+    if all(type(key) is str and not key.startswith("$") for key in items):
+        return items
+    return {"$dict": [[_encode(key, path, tensors), item] for key, item in items.items()]}
+
+
+def _encode_parts(value, path, tensors):
+    """An object as its tag and what it is made of."""
+    if type(value) is tuple:
+        tag, parts = "$tuple", list(value)
+    elif isinstance(value, torch.device):
+        tag, parts = "$device", str(value)
+    elif isinstance(value, np.ndarray) and value.dtype == object and all(type(name) is str for name in value.flat):
+        tag, parts = "$names", value.tolist()
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        tag, parts = "$array", torch.from_numpy(np.array(value, order="C"))  # a copy: it may be read-only
+    elif _CLASSES.get(getattr(value, "__name__", None)) is value:
+        tag, parts = "$class", value.__name__
+    elif _CLASSES.get(type(value).__name__) is type(value):
+        tag, parts = "$object", [type(value).__name__, _constructor_arguments(value)]
+    else:
+        raise TypeError(_refusal(path, value))
+    return {tag: _encode(parts, path, tensors)}
+
+
+def _constructor_arguments(value):
+    names = [name for name, p in inspect.signature(type(value)).parameters.items() if p.kind not in _VARIADIC]
+    return {name: getattr(value, name) for name in names}
+
+
+_DECODERS = {
+    "$tuple": tuple,
+    "$dict": dict,
+    "$device": torch.device,
+    "$names": lambda names: np.array(names, dtype=object),
+    "$array": lambda tensor: tensor.numpy(),
+    "$class": _CLASSES.__getitem__,
+    "$object": lambda parts: _CLASSES[parts[0]](**parts[1]),
+}
+
+
+def _decode(value, tensors):
+    if isinstance(value, list):
+        return [_decode(item, tensors) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if not any(key.startswith("$") for key in value):
+        return {key: _decode(item, tensors) for key, item in value.items()}
+    ((tag, parts),) = value.items()
+    return tensors.pop(parts) if tag == "$tensor" else _DECODERS[tag](_decode(parts, tensors))
+
+
+def _refusal(what, value):
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    return (
+        f"save cannot keep {what} ({kind}): a file that runs no code when it is read holds plain values, arrays and "
+        "skvae's own classes. Take it away first (set_params, set_callbacks), or use pickle, which keeps any object."
+    )
+
+
+# Bytes
+
+
+def _to_bytes(model):
+    tensors = {}
+    content = {"sha256": _NO_DIGEST, "format": _FORMAT, "model": _encode(model, "", tensors)}
+    data = safetensors.torch.save(tensors, {_KEY: json.dumps(content)})
+    if int.from_bytes(data[:8], "little") > _MAX_HEADER:
+        raise ValueError("save cannot keep so long a history (of batches, which a callback asked for). Use pickle.")
+    return data.replace(_NO_DIGEST.encode(), hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def _from_bytes(data, path):
+    with _refusing(path, "it is not a model that skvae saved, or it was cut short"):
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        content = json.loads(header["__metadata__"][_KEY])
+        version, digest, model = content["format"], content["sha256"].encode(), content["model"]
+    if version != _FORMAT:
+        raise ValueError(f"{path}: it has format {version!r}, of another version of skvae; this one reads {_FORMAT}.")
+    if digest.decode() != hashlib.sha256(data.replace(digest, _NO_DIGEST.encode(), 1)).hexdigest():
+        raise ValueError(f"{path}: the file was changed after it was saved (its SHA-256 is another).")
+    with _refusing(path, "skvae does not know what it describes"):
+        model = _decode(model, tensors)
+        if tensors:
+            raise ValueError(f"nothing refers to {sorted(tensors)}")
+    return model
+
+
+@contextmanager
+def _refusing(path, reason):
+    """Whatever goes wrong with a file from elsewhere is a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path}: {reason} ({type(error).__name__}: {error}).") from error
+
+
+def _replace_file(path, data):
+    """Write a file whole or not at all: under another name in its folder first."""
+    path = Path(path).resolve()  # what a link points to, as `open` would have it
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with open(part, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

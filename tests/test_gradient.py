@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import nn
+
+from skvae._gradient import ELBOGradient, linear
+from skvae._module import MAX_INPUT, MAX_Z, VAE
+from skvae.architectures import MLP
+from skvae.likelihoods import LIKELIHOODS, Gaussian
+from skvae.objectives import ELBO
+from skvae.priors import StandardNormal
+
+VARIANTS = [*(kind for kind in LIKELIHOODS.values()), lambda: Gaussian("shared"), lambda: Gaussian("row")]
+NAMES = [*LIKELIHOODS, "gaussian, shared noise", "gaussian, noise of each row"]
+
+
+def random_vae(likelihood, x, hidden_layer_sizes, beside, dtype):
+    """A model with weights so large that inputs and z pass the clamps beside linear paths."""
+    rng, sizes = torch.Generator().manual_seed(0), {"hidden_layer_sizes": hidden_layer_sizes}
+    likelihood.build(x.shape[1])
+    n_outputs = likelihood.n_raw * x.shape[1]
+    networks = MLP(x.shape[1], 4, **sizes, generator=rng), MLP(2, n_outputs, **sizes, generator=rng)
+    paths = [nn.Linear(x.shape[1], 2, bias=False), nn.Linear(2, n_outputs, bias=False)] if beside else []
+    vae = VAE(*networks, likelihood, StandardNormal(2), *paths)
+    for parameter in vae.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=rng)
+    likelihood.start(x)
+    return vae.to(dtype)
+
+
+def by_autograd(vae, x, eps, beta):
+    vae.zero_grad()
+    value, log_prob, kl = ELBO(beta)(vae, x, eps)
+    (-value.mean()).backward()
+    return log_prob.detach().sum(), kl.detach().sum(), gradients(vae)
+
+
+def gradients(vae):
+    return [parameter.grad.clone() for parameter in vae.parameters()]
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("sizes", [(), (6,), (6, 3)])
+@pytest.mark.parametrize("likelihood", VARIANTS, ids=NAMES)
+def test_gradient_is_that_of_autograd(likelihood, sizes, beside, beta, table, normal):
+    family = next(name for name, kind in LIKELIHOODS.items() if isinstance(likelihood(), kind))
+    x = torch.from_numpy(table(family))
+    if family == "gaussian":
+        x[::7] *= MAX_INPUT  # outliers
+    vae = random_vae(likelihood(), x, sizes, beside, torch.float64)
+    eps = normal(60, 2, dtype=torch.float64)
+    log_prob, kl, expected = by_autograd(vae, x, eps, beta)
+    for _ in range(2):  # nothing adds up from step to step
+        found = ELBOGradient(vae, beta)(x, eps)
+        torch.testing.assert_close(found, (log_prob, kl), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(gradients(vae), expected, rtol=1e-8, atol=1e-10)
+    if family == "gaussian":  # the clamps were passed on the way
+        assert vae.encode(x)[0].abs().max() > MAX_Z
+
+
+@pytest.mark.parametrize("likelihood", VARIANTS, ids=NAMES)
+def test_gradient_in_single_precision(likelihood, table, normal):
+    family = next(name for name, kind in LIKELIHOODS.items() if isinstance(likelihood(), kind))
+    x, eps = torch.from_numpy(table(family)).float(), normal(60, 2)
+    vae = random_vae(likelihood(), x, (6,), True, torch.float32)
+    *_, expected = by_autograd(vae, x, eps, 1.0)
+    ELBOGradient(vae, 1.0)(x, eps)
+    for parameter, grad in zip(vae.parameters(), expected, strict=True):
+        assert (parameter.grad - grad).abs().max() <= 1e-5 * grad.abs().max()
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_linear_takes_transposed_tensors(dtype, relu, normal):
+    x, weight, bias = normal(7, 5, dtype=dtype), normal(9, 5, seed=1, dtype=dtype), normal(9, seed=2, dtype=dtype)
+    for a in (x, x.t().contiguous().t()):
+        for b in (weight, weight.t().contiguous().t()):
+            expected = a @ b.T + bias
+            torch.testing.assert_close(linear(a, b, bias, relu=relu), expected.relu() if relu else expected)
+
+
+def test_other_parts_are_left_to_autograd(make_vae):
+    vae = make_vae(Gaussian(), n_features=4, hidden_layer_sizes=(3,))
+    assert ELBOGradient.covers(vae)
+    vae.encoder.hidden[1] = nn.Tanh()
+    assert not ELBOGradient.covers(vae)
+    vae.encoder = nn.Linear(4, 4)
+    assert not ELBOGradient.covers(vae)
