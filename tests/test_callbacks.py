@@ -99,7 +99,7 @@ REPORT = r"Iteration (\d+), loss = (-?\d+\.\d{4}), active units = (\d) of 2, \d+
     [(1, [1]), (5, [1, 2, 5]), (12, [1, 2, 5, 10, 12]), (1000, [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000])],
 )
 def test_report_prints_few_lines(max_iter, epochs, table, capsys):
-    vae = VAETransformer(2, max_iter=max_iter, verbose=1, **SMALL).fit(table())
+    vae = VAETransformer(2, max_iter=max_iter, verbose=1, **SMALL).fit(table(n_rows=20))
     lines = capsys.readouterr().out.splitlines()
     found = [re.fullmatch(REPORT, line).groups() for line in lines]
     assert [int(epoch) for epoch, *_ in found] == epochs

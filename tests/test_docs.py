@@ -1,12 +1,14 @@
 """What documentation promises: docstrings that numpydoc accepts, tooltips, no public module without its page."""
 
 import ast
+import doctest
 import importlib
 import inspect
 import pkgutil
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 from numpydoc.validate import validate
 from torch import nn
@@ -15,6 +17,7 @@ import skvae
 from skvae import VAETransformer
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted([*DOCS.glob("*.rst"), *DOCS.glob("guide/*.rst")])
 MODULES = ["skvae"] + [f"skvae.{found.name}" for found in pkgutil.iter_modules(skvae.__path__) if found.name[0] != "_"]
 LEFT_OPEN = {"GL01", "GL02", "GL03", "ES01", "SA01", "EX01"}  # matters of layout, sections that not everything needs
 LEFT_OPEN |= {"RT02"}  # returned values have names, as in scikit-learn
@@ -30,9 +33,8 @@ def public_objects():
             if inspect.ismodule(thing):
                 continue
             yield f"{path}.{name}", thing
-            for member, method in vars(thing).items() if inspect.isclass(thing) else ():
-                inherits_words = any(hasattr(base, member) for base in thing.__mro__[1:]) and not method.__doc__
-                if member[0] != "_" and hasattr(method, "__doc__") and callable(method) and not inherits_words:
+            for member, method in inspect.getmembers(thing, inspect.isroutine) if inspect.isclass(thing) else ():
+                if member[0] != "_" and method.__module__.startswith("skvae.") and method.__doc__:
                     yield f"{path}.{name}.{member}", method
 
 
@@ -76,7 +78,16 @@ def test_each_public_module_has_its_page():
     assert [module for module in MODULES[1:] if module.removeprefix("skvae.") not in words] == []
 
 
-@pytest.mark.parametrize("path", sorted(DOCS.glob("*.rst")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_page_runs(path, tmp_path, monkeypatch):
+    """In a folder that is thrown away."""
+    monkeypatch.chdir(tmp_path)
+    failed, _ = doctest.testfile(str(path), module_relative=False)
+    plt.close("all")
+    assert failed == 0  # what failed has been printed
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_code_that_is_only_shown_compiles(path):
     """Code blocks need packages that the tests lack; all others are doctests."""
     for block in re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", path.read_text()):
