@@ -6,7 +6,10 @@ from sphinx_gallery.sorting import ExplicitOrder
 
 import skvae
 
-EXAMPLES = ["factor_analysis", "latent_space", "samples", "traversal", "interpolation"]  # first; others by name
+EXAMPLES = [  # in this order; others after them
+    "factor_analysis", "latent_space", "samples", "traversal", "interpolation", "uncertainty", "likelihoods", "counts",
+    "own_likelihood", "z_dim", "collapse", "training", "denoising", "outliers", "gridsearch",
+]  # fmt: skip
 
 project = "skvae"
 author = "The skvae developers"
@@ -53,6 +56,7 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 toc_object_entries_show_parents = "hide"
 html_show_sourcelink = False
+html_sidebars = {page: [] for page in ("index", "quickstart", "faq", "changelog", "CONTRIBUTING")}
 html_theme_options = {
     "navbar_align": "left",
     "navigation_with_keys": False,

@@ -86,7 +86,17 @@ class Report(Callback):
     """Print a line at epochs 1, 2, 5, 10, 20, 50, ... and at the last.
 
     A line tells iteration, loss and validation score (nats per row, in the units of X), how many latent units are
-    active on the first 10,000 training rows, and the seconds since the start.
+    active on the first 10,000 training rows, and the seconds since the start. ``VAETransformer(verbose=1)`` adds it.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> X, _ = load_iris(return_X_y=True)
+    >>> vae = VAETransformer(2, max_iter=2, early_stopping=False, verbose=1, random_state=0)
+    >>> vae = vae.fit(X)  # doctest: +ELLIPSIS
+    Iteration 1, loss = ..., active units = 2 of 2, ... s
+    Iteration 2, loss = ..., active units = 2 of 2, ... s
     """
 
     def on_train_begin(self, net, **kwargs):
@@ -144,6 +154,19 @@ class SampleGrid(Callback):
         Training steps seen.
     paths_ : list of Path
         Files written.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from skvae import VAETransformer
+    >>> from skvae.callbacks import SampleGrid
+    >>> from skvae.datasets import load_images
+    >>> X, *_ = load_images()
+    >>> with TemporaryDirectory() as folder:
+    ...     grid = SampleGrid(folder, every=20)
+    ...     vae = VAETransformer(2, max_iter=1, early_stopping=False, callbacks=[grid])
+    ...     vae = vae.fit(X)  # doctest: +ELLIPSIS
+    iteration 0, loss ...
     """
 
     def __init__(self, out="out", every=1000, grid="prior", image_shape=None, shape=(4, 4), seed=0):
