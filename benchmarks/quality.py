@@ -11,16 +11,14 @@ latents of digits and MNIST are good for; `mnist`, the test bound of the first e
 """
 
 import argparse
-import csv
-import os
 import time
 import warnings
-from datetime import date
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from record import Results
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.exceptions import ConvergenceWarning
@@ -45,47 +43,6 @@ DENSITY_Z_DIMS = (2, 5, 10, 20)
 LATENT_Z_DIMS = {"digits": (2, 5, 10, 16, 32), "mnist": (2, 5, 10, 16, 32, 64)}
 DIGITS_SEEDS = (42, 0, 1, 2, 3)  # of the split; 42 is the one of UMAP's documentation
 EPOCHS, BATCH_SIZE, MAX_LR = 3, 256, 4e-3
-
-
-class Results:
-    """A CSV of which each row is known by its key columns; with `keep`, rows that are there are not computed again."""
-
-    def __init__(self, path, keys, values, keep):
-        self.path, self.keys, self.columns = path, keys, [*keys, *values, "date", "machine"]
-        self.kept = {self._key(row) for row in self._read()} if keep else ()
-
-    def _key(self, row):
-        return tuple(row[name] for name in self.keys)
-
-    def _read(self):
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    def lacks(self, *key):
-        """Whether that row is still to be computed."""
-        return tuple(map(str, key)) not in self.kept
-
-    def add(self, *key, **values):
-        """Replace or append the row, on disk at once."""
-        row = dict(zip(self.keys, map(str, key), strict=True))
-        row |= {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
-        print(*(f"{name}={value}" for name, value in row.items() if value != ""), flush=True)
-        row |= {
-            "date": date.today().isoformat(),
-            "machine": f"{os.cpu_count()} CPU cores, threads: {torch.get_num_threads()}",
-        }
-        self._write([*(old for old in self._read() if self._key(old) != self._key(row)), row])
-
-    def _write(self, rows):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        part.replace(self.path)
 
 
 CELLS = (("table", "z_dim", "split", "method"), ("n", "p", "score", "knn", "active", "seconds"))

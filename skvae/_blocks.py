@@ -5,6 +5,8 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ._products import has_onednn, linear
+
 BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `padded`)
 _MIN_OUTPUTS = 16  # of a linear layer at inference (see `_RowwiseLinear`)
 
@@ -22,27 +24,30 @@ def location_scale(X):
 
 
 def scaled(X, offset, scale):
-    """X in the model's units: a float32 tensor, always a copy (X may be read-only, or the user's to change)."""
+    """X in the model's units: a float32 tensor, which shares the memory of X where there is nothing to do."""
+    if np.ndim(scale) == 0 and X.dtype == np.float32 and X.flags.writeable:  # torch warns of what is read-only
+        return torch.from_numpy(X)
     x = np.empty(X.shape, dtype=np.float32)
     for block, out in zip(row_blocks(X), row_blocks(x), strict=True):
-        out[...] = (block - offset) / scale
+        out[...] = (block - offset) / scale if np.ndim(scale) else block
     return torch.from_numpy(x)
 
 
 def padded(blocks, device):
-    """Blocks as zero-padded tensors with their numbers of rows: BLAS takes other kernels for a few rows, and a row's
-    result must not depend on its neighbours."""
-    for block in blocks:
-        x = torch.zeros(-(-len(block) // PAD) * PAD, block.shape[1])
-        x[: len(block)] = torch.from_numpy(np.array(block, dtype=np.float32))
-        yield x.to(device), len(block)
+    """Tensors zero-padded to full blocks, with their numbers of rows: BLAS takes other kernels for a few rows, and a
+    row's result must not depend on its neighbours."""
+    for x in blocks:
+        yield F.pad(x, (0, 0, 0, -len(x) % PAD)).to(device), len(x)
 
 
 class _RowwiseLinear(TorchFunctionMode):
-    """Gives each linear layer at least 16 outputs: with fewer, BLAS takes kernels in which a row's last bits depend on
-    its place in the block. A mode, since it must hold inside a user's own networks too; modes belong to one thread."""
+    """Linear layers whose rows do not depend on their place in the block: oneDNN's, or of at least 16 outputs, since
+    with fewer BLAS takes kernels in which the last bits do. A mode, since it must hold inside a user's own networks
+    too; modes belong to one thread."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.linear and has_onednn(args[0]):
+            return linear(*args, **(kwargs or {}))
         if function is not F.linear or len(args[1]) >= _MIN_OUTPUTS:
             return function(*args, **(kwargs or {}))
         x, weight, bias = args
@@ -52,6 +57,13 @@ class _RowwiseLinear(TorchFunctionMode):
 
 
 @torch.no_grad()
-def apply(function, blocks):
+def apply(function, blocks, n_rows, finish=np.asarray):
+    """The array of all rows that `function` makes of the blocks' tensors, and `finish` of its arrays."""
+    result, end = None, 0
     with _RowwiseLinear():
-        return np.concatenate([function(block)[:n_rows].cpu().numpy() for block, n_rows in blocks])
+        for x, n in blocks:
+            part = finish(function(x)[:n].cpu().numpy())
+            result = np.empty((n_rows, *part.shape[1:]), part.dtype) if result is None else result
+            start, end = end, end + n
+            result[start:end] = part
+    return result

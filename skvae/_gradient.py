@@ -9,23 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ._module import MAX_INPUT, MAX_Z
+from ._products import linear
 
 _relu_backward = torch.ops.aten.threshold_backward
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """``x @ weight.T + bias``, then ReLU if wanted, without a graph: (n, n_in) and (n_out, n_in) -> (n, n_out).
-
-    Takes oneDNN's product where there is one: for float32 it is up to twice as fast as the BLAS that torch takes.
-    """
-    if _ONEDNN and x.dtype == torch.float32 and not x.is_cuda:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
-    y = F.linear(x, weight, bias)
-    return y.relu_() if relu else y
 
 
 def _set_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> None:

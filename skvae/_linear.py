@@ -14,11 +14,12 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
-_MAX_ELEMENTS = 20_000_000  # rows are subsampled beyond this many values of x
+_MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
 _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not formed
 _ALIVE = 1e-3  # least signal-to-noise ratio of a unit: without any, its gradient would be zero
 _SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 _SHRINKAGE_ROWS = 1_000
+_BLOCK = 4_096
 
 
 class _Factors:
@@ -26,7 +27,7 @@ class _Factors:
 
     def __init__(self, y: Tensor, z_dim: int, seed: int) -> None:
         self.y, self.seed, self.n_factors = y, seed, min(z_dim, *y.shape)
-        self.variance = y.double().square().mean(0)
+        self.variance = sum(block.double().square().sum(0) for block in y.split(_BLOCK)) / len(y)
         self.covariance = (y.T @ y).double() / len(y) if y.shape[1] <= _MAX_COVARIANCE else None
 
     def __call__(self, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,7 +60,7 @@ def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     The squared slope has the same mean under the model; where the data spread wider than that, it is the larger one.
     """
     scores, curvature = [], torch.zeros(x.shape[1])
-    for block in x.split(4096):
+    for block in x.split(_BLOCK):
         point = raw.expand(len(block), *raw.shape).clone().requires_grad_()
         (slope,) = torch.autograd.grad(likelihood.log_prob(point, block).sum(), point, create_graph=True)
         (bend,) = torch.autograd.grad(slope.sum(), point)
@@ -115,10 +116,12 @@ def _set_linear_maps(vae: Any, weight: Tensor, bias: Tensor, loadings: Tensor, r
     decoder.weight[: len(loadings)] = loadings.to(decoder.weight)
 
 
-def _subsample(x: Tensor, n_rows: int, seed: int) -> Tensor:
-    if len(x) <= n_rows:
-        return x
-    return x[torch.from_numpy(np.random.default_rng(seed).choice(len(x), n_rows, replace=False))]
+def _subsample(x: Tensor, n_rows: int, seed: int, rows: Any = None) -> Tensor:
+    """At most `n_rows` rows of `x`, or of those whose numbers are given."""
+    numbers = np.arange(len(x)) if rows is None else np.asarray(rows)
+    if len(numbers) > n_rows:
+        numbers = np.random.default_rng(seed).choice(numbers, n_rows, replace=False)
+    return x if len(numbers) == len(x) else x[torch.from_numpy(numbers)]
 
 
 def _best_shrinkage(model: _LinearModel, vae: Any, x: Tensor, raw: Tensor, beta: float, seed: int) -> float:
@@ -134,7 +137,7 @@ def _best_shrinkage(model: _LinearModel, vae: Any, x: Tensor, raw: Tensor, beta:
     return max(_SHRINKAGES, key=bound)
 
 
-def linear_start(vae: Any, x: Tensor, raw: Tensor, *, beta: float, seed: int) -> None:
+def linear_start(vae: Any, x: Tensor, raw: Tensor, *, beta: float, seed: int, rows: Any = None) -> None:
     """Set `vae` to the optimum of the linear model, in place.
 
     Parameters
@@ -149,9 +152,11 @@ def linear_start(vae: Any, x: Tensor, raw: Tensor, *, beta: float, seed: int) ->
         Weight of the KL term.
     seed : int
         Decides which rows are taken where all would be too many.
+    rows : array-like of int, default=None
+        Numbers of the rows to take; None takes all.
     """
     likelihood, z_dim = vae.likelihood, vae.prior.z_dim
-    x = _subsample(x, max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // x.shape[1]), seed)
+    x = _subsample(x, max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // x.shape[1]), seed, rows)
     if hasattr(likelihood, "set_noise"):
         factors = _Factors(x - x.mean(0), z_dim, seed)
         noise = _fit_noise(factors, likelihood.nearest_noise)

@@ -17,7 +17,7 @@ from skorch.helper import predefined_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from ._device import device_here
 from ._flat import FlatParameter
@@ -49,16 +49,18 @@ class StopTraining(KeyboardInterrupt):
 
 
 class TrainBatches:
-    """Shuffled passes over a tensor of rows. The noise comes with the batch, so that the step itself draws nothing;
-    the streams belong to (seed, epoch), so that epoch k is the same however training was cut into calls."""
+    """Shuffled passes over a tensor, or over the given rows of it. The noise comes with the batch, so that the step
+    itself draws nothing; the streams belong to (seed, epoch), so that epoch k is the same however training was cut into
+    calls."""
 
-    def __init__(self, net: "Net", x: Tensor) -> None:
+    def __init__(self, net: "Net", x: Tensor, rows: Tensor | None = None) -> None:
         self.net, self.x = net, x
+        self.rows = torch.arange(len(x)) if rows is None else rows
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
         x, batch_size, rng = self.x, self.net.batch_size, generator(self.net.seed, len(self.net.history))
-        order = torch.randperm(len(x), generator=rng).to(x.device)
-        noise = torch.randn(len(x), self.net.z_dim, generator=rng).to(x.device)
+        order = self.rows[torch.randperm(len(self.rows), generator=rng)].to(x.device)
+        noise = torch.randn(len(order), self.net.z_dim, generator=rng).to(x.device)
         for rows, eps in zip(order.split(batch_size), noise.split(batch_size), strict=True):
             yield {"x": x.index_select(0, rows), "eps": eps}, None
 
@@ -159,7 +161,9 @@ class Net(NeuralNet):
             ("valid_loss", PassthroughScoring(name="valid_loss")),
         ]
 
-    def get_iterator(self, dataset: TensorDataset, training: bool = False):
+    def get_iterator(self, dataset: TensorDataset | Subset, training: bool = False):
+        if isinstance(dataset, Subset):
+            return TrainBatches(self, *dataset.dataset.tensors, dataset.indices)
         return (TrainBatches if training else ValidationBatches)(self, *dataset.tensors)
 
     @property
@@ -336,9 +340,11 @@ class Schedule:
         return cls(max_iter, batch_size, n_iter_no_change, tol)
 
 
-def train(net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None, callbacks=(), n_decays=2) -> None:
-    """Train `net` on the rows of `x`; with `x_valid`, keep the state that does best there."""
-    split = None
+def train(
+    net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None, callbacks=(), n_decays=2, rows=None
+) -> None:
+    """Train `net` on `x`, or the given rows of it; with `x_valid`, keep the state that does best there."""
+    split, dataset = None, TensorDataset(x.to(net.device))
     if x_valid is not None:
         split = predefined_split(TensorDataset(x_valid.to(net.device)))
         callbacks = [*callbacks, BestState(schedule.patience, schedule.tol, n_decays)]
@@ -347,22 +353,22 @@ def train(net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     try:
         with net.training():
-            net.partial_fit(TensorDataset(x.to(net.device)))
+            net.partial_fit(dataset if rows is None else Subset(dataset, rows))
     finally:
         net.callbacks_ = kept  # the fitted net keeps no reference to X, to the best state or to an estimator
         net.train_split = None
 
 
-def hold_out(x: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split the rows at random into those to train on and those to validate on."""
-    n_valid = math.ceil(fraction * len(x))
-    if n_valid >= len(x):
+def hold_out(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers in random order, split into those to train on and those to validate on."""
+    n_valid = math.ceil(fraction * n_rows)
+    if n_valid >= n_rows:
         raise ValueError(
-            f"The validation set is too small: X has {len(x)} sample(s). Increase 'validation_fraction' or the size of "
+            f"The validation set is too small: X has {n_rows} sample(s). Increase 'validation_fraction' or the size of "
             "your dataset, or set early_stopping=False."
         )
-    order = torch.randperm(len(x), generator=generator(seed, SPLIT_STREAM))
-    return x[order[n_valid:]], x[order[:n_valid]]
+    order = torch.randperm(n_rows, generator=generator(seed, SPLIT_STREAM))
+    return order[n_valid:], order[:n_valid]
 
 
 def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray | None, int]:
@@ -373,8 +379,8 @@ def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray | Non
     """
     curves = []
     for train_rows, valid_rows in KFold(N_FOLDS, shuffle=True, random_state=0).split(x):
-        net = make_net(x[train_rows])
-        train(net, x[train_rows], schedule, x[valid_rows], n_decays=0)
+        net = make_net(train_rows)
+        train(net, x, schedule, x[valid_rows], n_decays=0, rows=torch.from_numpy(train_rows))
         if net.interrupted:
             return None, 0
         curves.append(net.history[:, "valid_bound"])

@@ -318,7 +318,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         Z : ndarray of shape (n_samples, z_dim)
             Posterior means, float32.
         """
-        return self._encode(self._check_X(X))[0]
+        X, vae = self._check_X(X), self.module_
+        return apply(lambda x: vae.encode(x)[0], self._scaled_blocks(X), len(X))
 
     def posterior(self, X):
         """Mean and standard deviation of the posterior q(z | x).
@@ -333,7 +334,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         mean, std : ndarray of shape (n_samples, z_dim)
             Parameters of the diagonal Gaussian, float32.
         """
-        mean, log_scale = self._encode(self._check_X(X))
+        X, vae = self._check_X(X), self.module_
+        both = apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X), len(X))
+        mean, log_scale = np.split(both, 2, axis=1)
         return mean, np.exp(log_scale)
 
     def inverse_transform(self, X):
@@ -356,8 +359,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
                 f"X has {X.shape[1]} features, but {type(self).__name__}.inverse_transform is expecting "
                 f"{self._n_features_out} features as input."
             )
-        vae, blocks = self.module_, padded(row_blocks(X), self.net_.device)
-        return self._in_units_of_X(apply(lambda z: vae.likelihood.mean(vae.decode(z)), blocks))
+        vae = self.module_
+        return self._decode(lambda z: vae.likelihood.mean(vae.decode(z)), X)
 
     def sample(self, n_samples=1, *, noise=False, random_state=None):
         """Draw rows from the model.
@@ -385,8 +388,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             z = vae.prior.sample(n_samples, rng).cpu().numpy()
         if not noise:
             return self.inverse_transform(z)
-        blocks = padded(row_blocks(z), self.net_.device)
-        return self._in_units_of_X(apply(lambda z: vae.likelihood.sample(vae.decode(z), rng), blocks))
+        return self._decode(lambda z: vae.likelihood.sample(vae.decode(z), rng), z)
 
     def score_samples(self, X):
         """Log-likelihood of each row, estimated with `n_draws` importance-weighted posterior draws.
@@ -414,7 +416,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             weights = torch.cat([vae.log_weights(x, part) for part in eps.split(n_draws)])
             return weights.logsumexp(0) - math.log(self.n_draws)
 
-        return apply(log_likelihood, self._scaled_blocks(X, n_rows)).astype(np.float64) + self.net_.log_jacobian
+        rows = apply(log_likelihood, self._scaled_blocks(X, n_rows), len(X))
+        return rows.astype(np.float64) + self.net_.log_jacobian
 
     def score(self, X, y=None):
         """Mean log-likelihood of the rows: what GridSearchCV maximises where no `scoring` is given.
@@ -482,17 +485,18 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
             x = scaled(values, self.net_.offset, self.net_.scale)
         schedule = self._schedule(len(x), one_epoch)
-        x_valid = scores = None
+        rows = x_valid = scores = None
         select = self.early_stopping and not one_epoch
         cross = fresh and self.early_stopping == "auto" and len(x) < CROSS_FIT_ROWS
         if select and cross and len(x) >= 2 * N_FOLDS:
             scores, n_epochs = cross_fit(make_net, x, schedule)
             schedule = replace(schedule, n_epochs=n_epochs)
         if select and not cross:
-            x, x_valid = hold_out(x, self.validation_fraction, seed)
-        net = make_net(x, callbacks=copies(self.callbacks)) if fresh else self.net_
+            rows, valid_rows = hold_out(len(x), self.validation_fraction, seed)
+            x_valid = x[valid_rows]
+        net = make_net(rows, callbacks=copies(self.callbacks)) if fresh else self.net_
         with self._task(net, likelihood, schedule.n_epochs, X, y) as bridge:
-            train(net, x, schedule, x_valid, [*bridge, *([Report()] if self.verbose else [])])
+            train(net, x, schedule, x_valid, [*bridge, *([Report()] if self.verbose else [])], rows=rows)
         self._set_fitted(net, likelihood, X)
         self._report(values, scores)
         return self
@@ -503,7 +507,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         return Schedule.resolve(n_rows, max_iter=max_iter, **given)
 
     def _prepare(self, X, likelihood, seed):
-        """A function of training rows that makes a net at its start, and all rows in the model's units."""
+        """A function of the numbers of training rows that makes a net at its start, and all rows in its units."""
         device = resolve_device(self.device)
         likelihood = resolve_likelihood(likelihood)
         offset, scale = location_scale(X) if likelihood.standardize else (0.0, 1.0)
@@ -513,7 +517,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         if self.batch_size == "auto":
             learning_rate *= max(1, Schedule.resolve(len(X)).batch_size / 64)
 
-        def make_net(x, callbacks=None):
+        def make_net(rows=None, callbacks=None):
+            n_rows = len(all_rows) if rows is None else len(rows)
             net = build_net(
                 build_vae,
                 ELBO,
@@ -521,7 +526,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
                 optimizer=self.optimizer,
                 lr=learning_rate,
                 ema_decay=self.ema_decay,
-                weight_decay=self.weight_decay / len(x) if sizes and self.init == "linear" else 0.0,
+                weight_decay=self.weight_decay / n_rows if sizes and self.init == "linear" else 0.0,
                 callbacks=callbacks,
                 device=device,
                 seed=seed,
@@ -540,7 +545,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             with torch.no_grad():
                 raw = vae.likelihood.start(all_rows)  # statistics of single features, as offset and scale are
             if self.init == "linear":
-                linear_start(vae, x, raw, beta=self.beta, seed=seed)
+                linear_start(vae, all_rows, raw, beta=self.beta, seed=seed, rows=rows)
             net.load_state(vae.to(net.device).state_dict())
             return net
 
@@ -573,9 +578,10 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             scores = [row["valid_bound"] for row in history if "valid_bound" in row]
         self.validation_scores_ = None if scores is None else [float(score) + shift for score in scores]
         vae, rows = self.module_, X[:REPORT_ROWS]
-        kl = apply(lambda x: vae.prior.kl(*vae.encode(x)), self._scaled_blocks(rows))
+        kl = apply(lambda x: vae.prior.kl(*vae.encode(x)), self._scaled_blocks(rows), len(rows))
         self.kl_per_unit_ = kl.mean(axis=0)
-        self.active_units_ = self._encode(rows)[0].var(axis=0) > ACTIVE_VARIANCE
+        means = apply(lambda x: vae.encode(x)[0], self._scaled_blocks(rows), len(rows))
+        self.active_units_ = means.var(axis=0) > ACTIVE_VARIANCE
         if not self.active_units_.any() and len(X) > 1:
             warnings.warn(
                 "No latent unit is active: the variance of E[z | x] is at most 0.01 for each (posterior collapse). The "
@@ -586,17 +592,19 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     # Inference
 
-    def _encode(self, X):
-        """Mean and log-scale of the posterior of each row of a validated X."""
-        vae = self.module_
-        return np.split(apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X)), 2, axis=1)
-
     def _scaled_blocks(self, X, size=BLOCK):
         net = self.net_
-        return padded(((block - net.offset) / net.scale for block in row_blocks(X, size)), net.device)
+        return padded((scaled(block, net.offset, net.scale) for block in row_blocks(X, size)), net.device)
+
+    def _decode(self, function, z):
+        """What `function` makes of latent coordinates, brought to the units of X."""
+        blocks = padded((scaled(block, 0.0, 1.0) for block in row_blocks(z)), self.net_.device)
+        return apply(function, blocks, len(z), self._in_units_of_X)
 
     def _in_units_of_X(self, x):
-        return (x * self.net_.scale + self.net_.offset).astype(np.float32, copy=False)
+        if np.ndim(self.net_.scale) == 0:
+            return x
+        return (x * self.net_.scale + self.net_.offset).astype(np.float32)
 
 
 def load(path):

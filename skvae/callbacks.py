@@ -118,13 +118,13 @@ class Report(Callback):
         score = "" if valid is None else f", validation score = {valid + net.log_jacobian:.4f}"
         print(
             f"Iteration {self.reported_}, loss = {-row['train_bound'] - net.log_jacobian:.4f}{score}, "
-            f"active units = {_n_active(net, dataset.tensors[0])} of {net.z_dim}, {seconds:.1f} s"
+            f"active units = {_n_active(net, *dataset[:REPORT_ROWS])} of {net.z_dim}, {seconds:.1f} s"
         )
 
 
 @torch.no_grad()
 def _n_active(net, x):
-    mean, _ = net.trained_module.encode(x[:REPORT_ROWS])
+    mean, _ = net.trained_module.encode(x)
     return int((mean.var(0, correction=0) > ACTIVE_VARIANCE).sum())
 
 

@@ -8,6 +8,7 @@ import pytest
 import skvae
 
 LAYERS = [
+    ["_products"],
     [
         "_blocks",
         "_device",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from skvae import VAETransformer
 from skvae._net import OPTIMIZERS, Net, Schedule, build_net, hold_out, train
@@ -145,12 +145,19 @@ def test_history_has_a_row_for_each_epoch(net, normal):
 
 
 def test_hold_out_splits_the_rows():
-    x = torch.arange(50.0)[:, None]
-    rest, held = hold_out(x, 0.1, seed=0)
+    rest, held = hold_out(50, 0.1, seed=0)
     assert (len(rest), len(held)) == (45, 5)
-    assert torch.equal(torch.cat([rest, held]).sort(0).values, x)
-    assert all(torch.equal(*pair) for pair in zip((rest, held), hold_out(x, 0.1, seed=0), strict=True))
-    assert not torch.equal(held, hold_out(x, 0.1, seed=1)[1])
+    assert torch.equal(torch.cat([rest, held]).sort().values, torch.arange(50))
+    assert all(torch.equal(*pair) for pair in zip((rest, held), hold_out(50, 0.1, seed=0), strict=True))
+    assert not torch.equal(held, hold_out(50, 0.1, seed=1)[1])
+
+
+def test_only_the_given_rows_are_trained_on(net, normal):
+    x, rows = normal(50, 3), torch.arange(7, 40)
+    subset = Subset(TensorDataset(x), rows)
+    trained = net().set_params(batch_size=16)
+    seen = torch.cat([batch[0]["x"] for batch in trained.get_iterator(subset, training=True)])
+    assert torch.equal(seen[seen[:, 0].argsort()], x[rows][x[rows][:, 0].argsort()])
 
 
 @pytest.mark.parametrize(("max_iter", "n_rows", "batch_size"), [(3, 100, 32), (2, 10, 100), (1, 64, 64)])

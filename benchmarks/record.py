@@ -1,0 +1,48 @@
+"""Tables of results that grow row by row and survive being cut off."""
+
+import csv
+import os
+from datetime import date
+
+import torch
+
+
+class Results:
+    """A CSV of which each row is known by its key columns; with `keep`, rows that are there are not computed again."""
+
+    def __init__(self, path, keys, values, keep):
+        self.path, self.keys, self.columns = path, keys, [*keys, *values, "date", "machine"]
+        self.kept = {self._key(row) for row in self._read()} if keep else ()
+
+    def _key(self, row):
+        return tuple(row[name] for name in self.keys)
+
+    def _read(self):
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def lacks(self, *key):
+        """Whether that row is still to be computed."""
+        return tuple(map(str, key)) not in self.kept
+
+    def add(self, *key, **values):
+        """Replace or append the row, on disk at once."""
+        row = dict(zip(self.keys, map(str, key), strict=True))
+        row |= {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
+        print(*(f"{name}={value}" for name, value in row.items() if value != ""), flush=True)
+        row |= {
+            "date": date.today().isoformat(),
+            "machine": f"{os.cpu_count()} CPU cores, threads: {torch.get_num_threads()}",
+        }
+        self._write([*(old for old in self._read() if self._key(old) != self._key(row)), row])
+
+    def _write(self, rows):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(f".{os.getpid()}")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(self.path)
