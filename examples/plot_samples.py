@@ -31,7 +31,8 @@ plt.show()
 # %%
 # Draws of a table
 # ----------------
-# 150 draws beside the 150 flowers: same ranges, same correlations.
+# 150 draws beside the 150 flowers: alike in place and in correlation. That no petal is shorter than nothing, a normal
+# distribution does not know.
 iris = load_iris()
 vae = VAETransformer(2, max_iter=100, early_stopping=False, random_state=0).fit(iris.data)
 drawn = vae.sample(150, noise=True, random_state=0)
