@@ -1,5 +1,7 @@
 """Rows of X in blocks: into the model's units and through the model, with bounded memory."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -16,11 +18,14 @@ def row_blocks(X, size=BLOCK):
 
 
 def location_scale(X):
-    """Mean and standard deviation of each feature in float64, block by block; 1 for the scale of a constant one."""
-    mean = X.mean(axis=0, dtype=np.float64)
+    """Mean and standard deviation of each feature in float64, block by block; 1 for the scale of a constant one, or
+    what rounding leaves of its differences if that is more."""
+    first = X[0].astype(np.float64)  # differences from it: the mean of equal numbers is then that number
+    mean = first + sum((block - first).sum(axis=0) for block in row_blocks(X)) / len(X)
     square = sum(((block - mean) ** 2).sum(axis=0) for block in row_blocks(X))
     scale = np.sqrt(square / len(X))
-    return mean, np.where(scale > 1e-12 * np.abs(mean), scale, 1.0)
+    rounding = 1e-12 * np.abs(mean)
+    return mean, np.where(scale > rounding, scale, np.maximum(rounding, 1.0))
 
 
 def scaled(X, offset, scale):
@@ -56,6 +61,16 @@ class _RowwiseLinear(TorchFunctionMode):
         return F.linear(x, F.pad(weight, (0, 0, 0, n_missing)), bias)[..., : len(weight)]
 
 
+@contextmanager
+def memory_advice(remedies):
+    """Say what to change where the device's memory does not suffice; torch's own words tell of sizes only."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(f"The device is out of memory. {remedies} ({error})") from error
+
+
+@memory_advice("Lower `n_draws` where rows are scored, or fit with smaller `hidden_layer_sizes` or device='cpu'.")
 @torch.no_grad()
 def apply(function, blocks, n_rows, finish=np.asarray):
     """The array of all rows that `function` makes of the blocks' tensors, and `finish` of its arrays."""

@@ -65,10 +65,13 @@ class SklearnCallbacks(Callback):
         self.context = context
         self.fitted = fitted
         self.data = data
+        self.task = None
 
     def on_epoch_begin(self, net, **kwargs):
-        self.task_ = self.context.subcontext(task_name="epoch").call_on_fit_task_begin(**self.data)
+        if self.task is None:  # else an epoch was undone and comes again
+            self.task = self.context.subcontext(task_name="epoch").call_on_fit_task_begin(**self.data)
 
     def on_epoch_end(self, net, **kwargs):
-        if self.task_.call_on_fit_task_end(**self.data, reconstruction_attributes=self.fitted):
+        task, self.task = self.task, None
+        if task.call_on_fit_task_end(**self.data, reconstruction_attributes=self.fitted):
             raise KeyboardInterrupt

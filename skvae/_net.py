@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Subset, TensorDataset
 
+from ._blocks import memory_advice
 from ._device import device_here
 from ._flat import FlatParameter
 from ._gradient import ELBOGradient
 from ._random import SPLIT_STREAM, VALIDATION_STREAM, generator
-from .callbacks import BestState
+from .callbacks import BestState, RollBack
 from .objectives import ELBO
 
 OPTIMIZERS = {
@@ -46,6 +47,10 @@ _VALIDATION_BATCH = 2048
 
 class StopTraining(KeyboardInterrupt):
     """Raised by a callback to end training; skorch knows no other way."""
+
+
+class Diverged(ArithmeticError):
+    """A loss that is not finite; `RollBack` undoes the epoch."""
 
 
 class TrainBatches:
@@ -114,6 +119,18 @@ class Net(NeuralNet):
         """Go on from `state`, and average from there."""
         self.module_.load_state_dict(state)
         self.trained_module.load_state_dict(state)
+
+    def training_state(self) -> dict:
+        """All that training goes on from; the callbacks keep the rest."""
+        parts = {"module": self.module_, "average": self.trained_module, "optimizer": self.optimizer_}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        return {**states, "lr": self.lr, "history": list(self.history)}
+
+    def load_training_state(self, state: dict) -> None:
+        self.module_.load_state_dict(state["module"])
+        self.trained_module.load_state_dict(state["average"])
+        self.optimizer_.load_state_dict(state["optimizer"])
+        self.lr, self.history[:] = state["lr"], state["history"]
 
     def get_all_learnable_params(self):
         return ((name, part) for name, part in self.module_.named_parameters() if part.requires_grad)
@@ -261,10 +278,7 @@ class Net(NeuralNet):
 
     def _record_epoch(self, prefix: str, loss: float, bound: float, kl: float, n_rows: int | None) -> None:
         if not np.isfinite(loss):
-            raise ValueError(
-                f"Training diverged in epoch {len(self.history)}: the {prefix} loss is {loss}. Lower `learning_rate`, "
-                "or look for outliers in X and scale or clip them."
-            )
+            raise Diverged(f"the {prefix} loss of epoch {len(self.history)} is {loss}")
         if n_rows is not None:
             self.history.new_batch()
             self._record_batch(prefix, loss, n_rows)
@@ -275,26 +289,53 @@ class Net(NeuralNet):
         self.history.record_batch(prefix + "_loss", loss)
         self.history.record_batch(prefix + "_batch_size", n)
 
+    @contextmanager
+    def own_work(self) -> Iterator[None]:
+        """Around what our callbacks do at length: a Ctrl-C in there is the user's, and no callback's wish to stop."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.interrupted = True
+            raise
+
     def evaluate(self, dataset: TensorDataset) -> float:
         """Validation loss of the net as it stands, without a trace in the history."""
-        steps = [(self.validation_step(batch), len(batch[0]["x"])) for batch in self.get_iterator(dataset)]
-        return float(sum(step["loss"] * n for step, n in steps)) / sum(n for _, n in steps)
+        with self.own_work():
+            steps = [(self.validation_step(batch), len(batch[0]["x"])) for batch in self.get_iterator(dataset)]
+            return float(sum(step["loss"] * n for step, n in steps)) / sum(n for _, n in steps)
 
     def notify(self, method_name: str, **cb_kwargs) -> None:
         try:
             super().notify(method_name, **cb_kwargs)
         except KeyboardInterrupt as stop:  # a callback's way to end training, to be told from the user's Ctrl-C
+            if self.interrupted:
+                raise
             raise StopTraining from stop
 
-    def fit_loop(self, *args, **kwargs):
+    def fit_loop(self, X, y=None, epochs=None, **kwargs):
+        self.interrupted = False
+        end = len(self.history) + (self.max_epochs if epochs is None else epochs)
         try:
-            return super().fit_loop(*args, **kwargs)
+            while len(self.history) < end:
+                self._fit_until(end, X, y, **kwargs)
         except StopTraining:
-            return self
+            pass
         except KeyboardInterrupt:
             self.interrupted = True
             warnings.warn("Training interrupted by user.", stacklevel=2)
-            return self
+        return self
+
+    def _fit_until(self, end: int, *args, **kwargs) -> None:
+        """skorch's loop, until `end` epochs are in the history or one has diverged and was undone."""
+        try:
+            super().fit_loop(*args, epochs=end - len(self.history), **kwargs)
+        except Diverged as error:
+            guards = [callback for _, callback in self.callbacks_ if isinstance(callback, RollBack)]
+            if not guards:
+                raise
+            guards[0].undo(self, error)
+            if isinstance(error.__context__, KeyboardInterrupt):  # in the epoch that was undone
+                raise error.__context__ from None
 
 
 def build_net(module, objective, *, optimizer, weight_decay: float, **params) -> Net:
@@ -304,6 +345,7 @@ def build_net(module, objective, *, optimizer, weight_decay: float, **params) ->
     """
     recipe = {"objective": objective, "optimizer": optimizer, "weight_decay": weight_decay, **params}
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
+    weight_decay = min(weight_decay, 1 / params["lr"])  # a step shrinks no weight past zero
     if "optimizer__weight_decay" not in params:  # else the user has chosen, for all parameters
         groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay})] if weight_decay else []
         params = {"optimizer__param_groups": groups, "optimizer__weight_decay": 0.0} | params
@@ -340,14 +382,16 @@ class Schedule:
         return cls(max_iter, batch_size, n_iter_no_change, tol)
 
 
+@memory_advice("X is held there whole. Lower `batch_size` or `hidden_layer_sizes`, or fit with device='cpu'.")
 def train(
-    net: Net, x: Tensor, schedule: Schedule, x_valid: Tensor | None = None, callbacks=(), n_decays=2, rows=None
+    net: Net, x: Tensor, schedule: Schedule, x_valid=None, callbacks=(), n_decays=2, rows=None, checkpoint=None
 ) -> None:
     """Train `net` on `x`, or the given rows of it; with `x_valid`, keep the state that does best there."""
-    split, dataset = None, TensorDataset(x.to(net.device))
+    split, callbacks, dataset = None, [RollBack(), *callbacks], TensorDataset(x.to(net.device))
     if x_valid is not None:
         split = predefined_split(TensorDataset(x_valid.to(net.device)))
-        callbacks = [*callbacks, BestState(schedule.patience, schedule.tol, n_decays)]
+        callbacks.append(BestState(schedule.patience, schedule.tol, n_decays))
+    callbacks += [checkpoint] if checkpoint else []  # last, to see what the others made of an epoch
     net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size, train_split=split)
     kept = net.callbacks_
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._blocks import BLOCK, PAD, apply, location_scale, padded, row_blocks, scaled
 from ._build import SklearnCallbacks, build_vae, copies, guess_likelihood, layer_sizes, resolve_likelihood
+from ._checkpoint import open_checkpoint
 from ._device import resolve_device
 from ._files import FileMixin, load_estimator
 from ._linear import linear_start
@@ -116,6 +118,11 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         Where to train; "auto" takes an accelerator where there is one.
     callbacks : list, default=None
         Callbacks of skorch, as instances or (name, instance) pairs; copies of them are used.
+    checkpoint : str or path-like, default=None
+        Folder in which `fit` keeps its state, every five seconds or less often. If its process dies, the next `fit`
+        with the same X and parameters goes on from there, to the same bits; with ``random_state=None``, with the seed
+        that it had. Each X and set of parameters has a file of its own (callbacks count by their class), which is
+        deleted when the fit is done and kept after Ctrl-C. The files are pickles: read none that are not yours.
     net_params : dict, default=None
         Further parameters of the skorch net, such as ``{"optimizer__weight_decay": 1e-4}``.
     warm_start : bool, default=False
@@ -203,6 +210,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
         "callbacks": [list, tuple, None],
+        "checkpoint": [str, os.PathLike, None],
         "net_params": [dict, None],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
@@ -231,6 +239,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         n_draws=100,
         device="auto",
         callbacks=None,
+        checkpoint=None,
         net_params=None,
         warm_start=False,
         random_state=None,
@@ -255,6 +264,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         self.n_draws = n_draws
         self.device = device
         self.callbacks = callbacks
+        self.checkpoint = checkpoint
         self.net_params = net_params
         self.warm_start = warm_start
         self.random_state = random_state
@@ -280,7 +290,14 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         ------
         ValueError
             Before training, if X or a parameter is not valid or X leaves the support of the likelihood; during
-            training, if the loss is no longer finite.
+            training, if the loss is not finite even after the learning rate has been lowered five times.
+        torch.OutOfMemoryError
+            If the device's memory does not suffice; the message names the parameters to lower.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If an epoch's loss was not finite, and was undone; and if no latent unit is active.
         """
         return self._fit(X, y, fresh=not (self.warm_start and hasattr(self, "net_")))
 
@@ -480,9 +497,15 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         if fresh:
             values, likelihood = self._check_first(X)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-            make_net, x = self._prepare(values, likelihood, seed)
         else:
             values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
+        checkpoint = None
+        if self.checkpoint is not None and not one_epoch:
+            checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, None if fresh else self.net_)
+            seed = checkpoint.seed
+        if fresh:
+            make_net, x = self._prepare(values, likelihood, seed)
+        else:
             x = scaled(values, self.net_.offset, self.net_.scale)
         schedule = self._schedule(len(x), one_epoch)
         rows = x_valid = scores = None
@@ -496,9 +519,12 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             x_valid = x[valid_rows]
         net = make_net(rows, callbacks=copies(self.callbacks)) if fresh else self.net_
         with self._task(net, likelihood, schedule.n_epochs, X, y) as bridge:
-            train(net, x, schedule, x_valid, [*bridge, *([Report()] if self.verbose else [])], rows=rows)
+            reports = [Report()] if self.verbose else []
+            train(net, x, schedule, x_valid, [*bridge, *reports], rows=rows, checkpoint=checkpoint)
         self._set_fitted(net, likelihood, X)
         self._report(values, scores)
+        if checkpoint and schedule.n_epochs and not net.interrupted:
+            checkpoint.remove()
         return self
 
     def _schedule(self, n_rows, one_epoch):

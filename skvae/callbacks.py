@@ -3,13 +3,16 @@
 import copy
 import math
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback
+from torch.utils.data import TensorDataset
 
-__all__ = ["BestState", "Report", "SampleGrid"]
+__all__ = ["BestState", "Report", "RollBack", "SampleGrid"]
 
 ACTIVE_VARIANCE = 0.01  # of E[z | x] over rows: above it a latent unit is active (Burda et al., 2016, section 5)
 REPORT_ROWS = 10_000  # what activity is told from
@@ -45,7 +48,8 @@ class BestState(Callback):
 
     def on_epoch_begin(self, net, dataset_valid=None, **kwargs):
         if self.state_ is None:  # the start is a candidate
-            self._keep(net, net.evaluate(dataset_valid))
+            loss = net.evaluate(dataset_valid)
+            self._keep(net, loss if math.isfinite(loss) else math.inf)
             self.reference_ = self.loss_
 
     def _keep(self, net, loss):
@@ -77,6 +81,92 @@ class BestState(Callback):
         self.state_ = None
 
 
+class RollBack(Callback):
+    """Undo an epoch whose loss is not finite, and go on with a lower learning rate.
+
+    The epoch counts for nothing: training goes back to the best validated state (`BestState`'s) or, where nothing is
+    validated, to the last one that a finite loss has confirmed; the optimizer starts anew. The learning rate is halved
+    the first time, quartered the second, and so on, and stays there.
+
+    Parameters
+    ----------
+    n_tries : int, default=5
+        How often an epoch is undone before training is given up with a ValueError.
+    """
+
+    _CHECKED_ROWS = 2048
+
+    def __init__(self, n_tries=5):
+        self.n_tries = n_tries
+
+    def on_train_begin(self, net, **kwargs):
+        self.n_undone_, self.start_, self.confirmed_, self.latest_ = 0, None, None, None
+
+    def on_epoch_begin(self, net, dataset_valid=None, **kwargs):
+        if dataset_valid is None:  # the loss of an epoch speaks for the states of all its steps but the last
+            state = {name: value.clone() for name, value in net.trained_module.state_dict().items()}
+            self.start_ = self.start_ or state
+            self.confirmed_, self.latest_ = self.latest_, state
+
+    def undo(self, net, error):
+        """Take back the epoch in which `error` occurred.
+
+        Parameters
+        ----------
+        net : NeuralNet
+            The net that is training.
+        error : Exception
+            What ended the epoch; its message is passed on.
+
+        Raises
+        ------
+        ValueError
+            If it was the last try.
+        """
+        net.history.pop()
+        best = [callback.state_ for _, callback in net.callbacks_ if isinstance(callback, BestState)]
+        state = best[0] if best else self.confirmed_ or self.latest_
+        self.latest_ = None if best else state
+        self._go_back(net, state, str(error))
+        if self.n_undone_ > self.n_tries:
+            raise ValueError(
+                f"Training diverged: {error}, at a learning rate of {2**self.n_undone_ * net.lr:.1e} still. Lower "
+                "`learning_rate`, or look for outliers in X and scale or clip them."
+            )
+
+    def _go_back(self, net, state, reason):
+        self.n_undone_ += 1
+        factor = 0.5**self.n_undone_
+        net.load_state(state)
+        net.lr *= factor
+        net.optimizer_.state.clear()
+        for group in net.optimizer_.param_groups:
+            for name in group.keys() & {"lr", "initial_lr", "min_lr", "max_lr"}:
+                group[name] *= factor
+        if self.n_undone_ <= self.n_tries:
+            warnings.warn(
+                f"Training diverged: {reason}. It goes back to the last good state, with the learning rate lowered to "
+                f"{net.lr:.1e}.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+    def on_train_end(self, net, X=None, **kwargs):
+        if self.latest_ is not None and not self._is_finite(net, X.tensors[0]):
+            self._go_back(net, self.latest_, f"the loss after epoch {len(net.history)} is not finite")
+            for state in (self.confirmed_ or self.start_, self.start_):  # a row's loss speaks for one state only
+                if not self._is_finite(net, X.tensors[0]):
+                    net.load_state(state)
+        self.start_ = self.confirmed_ = self.latest_ = None
+
+    @torch.no_grad()
+    def _is_finite(self, net, x):
+        """Whether the last step left finite terms of the bound, on some rows and on the first batch of validation."""
+        some = TensorDataset(x[:: -(-len(x) // self._CHECKED_ROWS)])
+        batch, _ = next(iter(net.get_iterator(some)))
+        return all(term.isfinite().all() for term in net.trained_module(**batch))
+
+
 def _is_report(epoch):
     """1, 2, 5, 10, 20, 50, ...: about three reports for each tenfold of epochs."""
     return epoch in (1, 2, 5) or (epoch % 10 == 0 and _is_report(epoch // 10))
@@ -100,7 +190,7 @@ class Report(Callback):
     """
 
     def on_train_begin(self, net, **kwargs):
-        self.start_, self.reported_ = time.perf_counter(), len(net.history)
+        self.start_, self.reported_ = time.time(), len(net.history)
 
     def on_epoch_end(self, net, dataset_train=None, **kwargs):
         if _is_report(len(net.history)):
@@ -114,7 +204,7 @@ class Report(Callback):
         self.reported_, row = len(net.history), net.history[-1]
         if "train_bound" not in row:  # interrupted in mid-epoch
             return
-        valid, seconds = row.get("valid_bound"), time.perf_counter() - self.start_
+        valid, seconds = row.get("valid_bound"), time.time() - self.start_
         score = "" if valid is None else f", validation score = {valid + net.log_jacobian:.4f}"
         print(
             f"Iteration {self.reported_}, loss = {-row['train_bound'] - net.log_jacobian:.4f}{score}, "

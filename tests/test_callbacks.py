@@ -6,14 +6,15 @@ import pytest
 import torch
 from matplotlib.image import imread
 from sklearn.datasets import load_digits
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
-from skorch.callbacks import MlflowLogger, TensorBoard, WandbLogger
+from skorch.callbacks import Callback, MlflowLogger, TensorBoard, WandbLogger
 
 from skvae import VAETransformer
 from skvae._net import Net
-from skvae.callbacks import BestState, SampleGrid
+from skvae.callbacks import BestState, RollBack, SampleGrid
 
 SMALL = {"hidden_layer_sizes": (8,), "early_stopping": False, "random_state": 0}
 DIGITS = load_digits().data[:96] / 16
@@ -134,6 +135,134 @@ def test_nothing_is_printed_without_verbose(early_stopping, table, capsys):
     assert (captured.out, captured.err) == ("", "")
 
 
+def spoil(monkeypatch, *steps):
+    """Make the loss of the given training steps NaN, and so the weights after them; returns the list of all steps."""
+    train_step, seen = Net.train_step, []
+
+    def spoiled(net, batch, **kwargs):
+        seen.append(net.optimizer_.param_groups[0]["lr"])
+        if len(seen) in steps:
+            batch = ({**batch[0], "eps": batch[0]["eps"] * float("nan")}, None)
+        return train_step(net, batch, **kwargs)
+
+    monkeypatch.setattr(Net, "train_step", spoiled)
+    return seen
+
+
+class States(Callback):
+    """Keeps the weights at the start of each epoch, and whether the optimizer has moments."""
+
+    def __init__(self, states, moments):
+        self.states = states
+        self.moments = moments
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.states.append([value.clone() for value in net.module_.state_dict().values()])
+        self.moments += [bool(net.optimizer_.state)]
+
+
+def same(left, right):
+    return all(torch.equal(*pair) for pair in zip(left, right, strict=True))
+
+
+def diverged(epoch, rate):
+    words = f"the train loss of epoch {epoch} is nan. It goes back to the last good state, with the learning rate low"
+    return pytest.warns(ConvergenceWarning, match=rf"^Training diverged: {words}ered to {rate}\.$")
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_an_epoch_that_diverges_is_undone(ema_decay, table, monkeypatch):
+    X, states, moments = table(n_rows=96), [], []
+    rates = spoil(monkeypatch, 8)  # of three steps an epoch: in the third
+    params = {"max_iter": 5, "batch_size": 32, "ema_decay": ema_decay, "learning_rate": 1e-3}
+    with diverged(3, "5.0e-04") as caught:
+        vae = VAETransformer(2, callbacks=[States(states, moments)], **SMALL, **params).fit(X)
+    assert len(caught) == 1
+    assert rates == [1e-3] * 9 + [5e-4] * 9
+    assert vae.n_iter_ == len(vae.loss_curve_) == 5
+    assert np.isfinite(vae.loss_curve_).all()
+    # six starts: of epochs 1, 2, 3, again 3, 4 and 5; what the second epoch's loss confirmed is the first one's end
+    assert moments == [False, True, True, False, True, True]
+    assert not same(states[2], states[3])
+    if not ema_decay:
+        assert same(states[1], states[3])
+    assert np.isfinite(vae.transform(X)).all()
+    vae.partial_fit(X)
+    assert rates[-1] == 5e-4  # what was learned stays
+
+
+def test_divergence_goes_back_to_the_best_validated_state(table, monkeypatch):
+    X, states = table(n_rows=100), []
+    rates = spoil(monkeypatch, 3 * 6 + 1)
+    params = {"max_iter": 20, "batch_size": 32, "learning_rate": 0.03, "ema_decay": 0.0, "init": "random"}
+    with diverged(7, "1.5e-02"):
+        vae = VAETransformer(2, callbacks=[States(states, [])], **(SMALL | params | {"early_stopping": True})).fit(X)
+    best = int(np.argmax(vae.validation_scores_[:6]))  # better than the random start; epochs start where one has ended
+    assert same(states[7], states[best + 1])
+    assert rates[20] == 0.03
+    assert max(rates[21:]) == 0.015
+    assert vae.validation_scores_[6] == pytest.approx(vae.validation_scores_[best], abs=1)
+
+
+def test_the_last_step_may_diverge_too(table, monkeypatch):
+    """No loss has seen it; what is left is the state that the last epoch started from."""
+    X = table(n_rows=96)
+    params = {"max_iter": 2, "batch_size": 96, "ema_decay": 0.0}
+    one = VAETransformer(2, **SMALL, **params | {"max_iter": 1}).fit(X)
+    step, n_steps = torch.optim.AdamW.step, []
+
+    def exploding(self, *args, **kwargs):
+        n_steps.append(step(self, *args, **kwargs))
+        if len(n_steps) == 2:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.data.fill_(1e30)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", exploding)
+    with pytest.warns(ConvergenceWarning, match="Training diverged: the loss after epoch 2 is not finite"):
+        two = VAETransformer(2, **SMALL, **params).fit(X)
+    assert np.array_equal(one.transform(X), two.transform(X))
+
+
+@pytest.mark.parametrize(("finite", "n_epochs"), [((False, True, True), 3), ((False, False, True), 2)])
+def test_the_end_is_the_last_state_that_is_finite_for_all_rows(finite, n_epochs, table, monkeypatch):
+    X, answers = table(n_rows=96), list(finite)
+    params = {"batch_size": 32, "ema_decay": 0.0}
+    expected = VAETransformer(2, **SMALL, **params, max_iter=n_epochs).fit(X).transform(X)
+    monkeypatch.setattr(RollBack, "_is_finite", lambda *args: answers.pop(0))
+    with pytest.warns(ConvergenceWarning, match="Training diverged: the loss after epoch 4 is not finite"):
+        vae = VAETransformer(2, **SMALL, **params, max_iter=4).fit(X)
+    assert np.array_equal(vae.transform(X), expected)
+
+
+def test_divergence_is_given_up_in_the_end_and_loses_nothing(table, monkeypatch):
+    X = table(n_rows=96)
+    vae = VAETransformer(2, batch_size=32, max_iter=2, learning_rate=1e-3, **SMALL).fit(X)
+    Z, rates = vae.transform(X), spoil(monkeypatch, *range(1, 100))
+    with (
+        pytest.warns(ConvergenceWarning, match="Training diverged") as caught,
+        pytest.raises(
+            ValueError, match=r"^Training diverged: the train loss of epoch 3 is nan, at a learning rate of 3"
+        ),
+    ):
+        vae.partial_fit(X)
+    assert len(caught) == 5
+    assert rates[::3] == pytest.approx([1e-3 * 0.5**k for k in (0, 1, 3, 6, 10, 15)])
+    np.testing.assert_array_equal(vae.transform(X), Z)
+
+
+def test_ctrl_c_in_an_epoch_that_diverges(table, monkeypatch):
+    X = table(n_rows=96)
+    spoil(monkeypatch, 7)
+    interrupt(monkeypatch, 8)
+    vae = VAETransformer(2, max_iter=50, batch_size=32, **SMALL)
+    with pytest.warns(UserWarning, match=r"Training (diverged|interrupted)") as caught:
+        vae.fit(X)
+    assert [str(warning.message)[:17] for warning in caught] == ["Training diverged", "Training interrup"]
+    assert vae.n_iter_ == 2
+    assert np.isfinite(vae.score(X))
+
+
 def interrupt(monkeypatch, n_calls):
     """Press Ctrl-C in the given step; returns the list of steps."""
     gradient, calls = Net.gradient, []
@@ -183,6 +312,29 @@ def test_ctrl_c_ends_the_search_for_the_number_of_epochs(n_calls, table, monkeyp
         vae.fit(X)
     assert len(calls) <= n_calls + 10
     assert np.isfinite(vae.score(X))
+
+
+@pytest.mark.parametrize(("early_stopping", "n_rows"), [(True, 100), ("auto", 100), (True, 20)])
+@pytest.mark.parametrize("n_validations", [1, 2, 5])
+def test_ctrl_c_while_validating(n_validations, early_stopping, n_rows, table, monkeypatch):
+    """The start's validation is a callback's doing, whose KeyboardInterrupt would be its wish to stop."""
+    X, validation_step, calls = table(n_rows=n_rows), Net.validation_step, []
+
+    def interrupted(net, batch, **kwargs):
+        calls.append(1)
+        if len(calls) == n_validations:
+            raise KeyboardInterrupt
+        return validation_step(net, batch, **kwargs)
+
+    monkeypatch.setattr(Net, "validation_step", interrupted)
+    vae = VAETransformer(2, max_iter=20, **(SMALL | {"early_stopping": early_stopping}))
+    with pytest.warns(UserWarning, match=r"^Training interrupted by user\.$") as caught:
+        vae.fit(X)
+    assert len(caught) == 1
+    assert len(calls) == n_validations
+    assert np.isfinite(vae.score(X))
+    vae.partial_fit(X)
+    assert np.isfinite(vae.transform(X)).all()
 
 
 def test_callback_may_end_training(table):

@@ -11,6 +11,7 @@ LAYERS = [
     ["_products"],
     [
         "_blocks",
+        "_checkpoint",
         "_device",
         "_flat",
         "_linear",

@@ -19,6 +19,7 @@ from sklearn.pipeline import Pipeline
 from torch import nn
 
 from skvae import VAETransformer
+from skvae._net import Net
 from skvae.likelihoods import LIKELIHOODS, Gaussian, Likelihood
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 10, "random_state": 0}
@@ -405,6 +406,7 @@ BAD_PARAMETERS = [
     bad("warm_start", "yes", "an instance of 'bool'"),
     bad("random_state", "seed", "an int in the range [0, 4294967295]"),
     bad("callbacks", 3, "an instance of 'list'"),
+    bad("checkpoint", 3, "an instance of 'str', an instance of 'os.PathLike' or None. Got 3 instead."),
     bad("net_params", [], "an instance of 'dict' or None. Got [] instead."),
     bad("device", 3, "an instance of 'str'"),
     bad("hidden_layer_sizes", 0, "an array-like or an int in the range [1, inf). Got 0 instead."),
@@ -683,6 +685,22 @@ def test_sklearn_callback_ends_training(table):
     assert len(set(callback.scores)) == 3  # the model as it stood at each epoch
     plain = small(max_iter=3).fit(X)
     assert_same_bits(outputs(vae, X), outputs(plain, X))
+
+
+def test_sklearn_callbacks_see_an_epoch_that_was_undone_once(table, monkeypatch):
+    pytest.importorskip("sklearn.callback")
+    X, callback, gradient, n_calls = table(), CountsEpochs(9), Net.gradient, []
+
+    def diverges(self, batch):
+        n_calls.append(1)
+        step = gradient(self, batch)
+        return step | {"loss": step["loss"] * float("nan")} if len(n_calls) == 3 else step
+
+    monkeypatch.setattr(Net, "gradient", diverges)
+    with pytest.warns(ConvergenceWarning, match="Training diverged: the train loss of epoch 2 is nan"):
+        vae = small(max_iter=3, batch_size=32).set_callbacks(callback).fit(X)  # two batches an epoch
+    assert callback.calls == ["setup", "begin fit", *["begin epoch", "end epoch"] * 3, "end fit", "teardown"]
+    assert vae.n_iter_ == 3
 
 
 @pytest.mark.parametrize("early_stopping", [False, True])

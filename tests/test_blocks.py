@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from skvae._blocks import location_scale, scaled
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e6, 1e30])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1 / 3, 7.0])
+def test_a_constant_is_zero_in_the_models_units(value, magnitude):
+    """A sum of 133 equal numbers over 133 is not that number, and what is left of 1e30 is 1e14."""
+    X = np.full((133, 2), value * magnitude)
+    offset, scale = location_scale(X)
+    assert np.all(scaled(X, offset, scale).numpy() == 0)
+    assert np.all(offset == X[0])
+    assert scale.tolist() == [max(1, abs(1e-12 * X[0, 0]))] * 2
+
+
+def test_what_rounding_leaves_of_a_constant_stays_small():
+    X = 1e30 * (1 + 1e-15 * np.random.default_rng(0).normal(size=(1000, 3)))
+    assert scaled(X, *location_scale(X)).abs().max() < 0.01  # five times 1e-15, of 1e-12
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e30])
+def test_features_are_standardised(magnitude):
+    X = (np.random.default_rng(0).normal(3, 2, size=(3000, 4))) * magnitude
+    x = scaled(X, *location_scale(X)).double()
+    # float32 in the model's units
+    np.testing.assert_allclose(x.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(x.std(0, correction=0), 1, atol=1e-6)
