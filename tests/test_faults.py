@@ -237,11 +237,11 @@ def small_device(monkeypatch):
     def limit(method, n_calls):
         inner, calls = getattr(VAE, method), []
 
-        def limited(self, *args):
+        def limited(self, *args, **kwargs):
             calls.append(1)
             if len(calls) >= n_calls:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return inner(self, *args)
+            return inner(self, *args, **kwargs)
 
         monkeypatch.setattr(VAE, method, limited)
 
