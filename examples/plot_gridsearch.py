@@ -1,7 +1,7 @@
 """
-====================================================
+==============================================
 Choosing the latent dimension for a classifier
-====================================================
+==============================================
 
 A :class:`~skvae.VAETransformer` is a step of a pipeline like any other: here it compresses images of digits for a
 logistic regression, a grid search chooses how many latent dimensions the classifier gets, and

@@ -27,7 +27,7 @@ from ._linear import linear_start
 from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, cross_fit, hold_out, train
 from ._random import PRIOR_STREAM, SCORE_STREAM, generator
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
-from .callbacks import Report
+from .callbacks import ACTIVE_VARIANCE, REPORT_ROWS, Report
 from .likelihoods import LIKELIHOODS, Likelihood
 from .objectives import OBJECTIVES, Objective
 from .priors import PRIORS, Prior
@@ -42,8 +42,6 @@ except ImportError:  # scikit-learn < 1.9
 
 _SCORE_ELEMENTS = 2**22  # values of x that one chunk of `score_samples` holds
 _DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
-_REPORT_ROWS = 10_000
-_ACTIVE_VARIANCE = 0.01  # of E[z | x], as a share of the prior's (Burda, Grosse & Salakhutdinov, 2016, section 5)
 
 
 class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -82,9 +80,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         The two networks, from `skvae.architectures`: "conv" for rows that are images, `skvae.architectures.Custom` for
         your own modules. `hidden_layer_sizes` and `activation` hold for all but the last.
     init : {"linear", "random"}, default="linear"
-        "linear" adds linear paths beside the two networks and starts at the optimum of the linear model, in closed
-        form; the networks start at zero output. "random" leaves the networks alone and draws their weights from a
-        normal distribution with variance 2 / fan_in [3]_.
+        Where training starts. "linear" adds linear paths beside the two networks and starts at the optimum of the
+        linear model, in closed form; the networks start at zero output. "random" leaves the networks alone and draws
+        their weights from a normal distribution with variance 2 / fan_in [3]_.
     linear_share : float, default=0.01
         Share of the linear model in the density that `score_samples` gives and ``sample(noise=True)`` draws from, where
         the features are real-valued and the start is linear. No row then scores lower than ``log(linear_share)`` below
@@ -127,7 +125,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     device : str or torch.device, default="auto"
         Where to train; "auto" takes an accelerator where there is one.
     callbacks : list, default=None
-        skorch callbacks, as instances or (name, instance) pairs; copies of them are used.
+        Callbacks of skorch, as instances or (name, instance) pairs; copies of them are used.
     checkpoint : str or path-like, default=None
         Folder in which `fit` keeps its state, every five seconds or less often. If its process dies, the next `fit`
         with the same X and parameters goes on from there, to the same bits; with ``random_state=None``, with the seed
@@ -141,7 +139,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         Decides all that is random in `fit` and `score_samples`. Neither torch's nor, given an int, numpy's global
         stream is read or moved.
     verbose : int, default=0
-        Whether to print the loss at iterations 1, 2, 5, 10, 20, ...
+        Whether to print loss, validation score and number of active units at iterations 1, 2, 5, 10, 20, ...
 
     Attributes
     ----------
@@ -198,6 +196,10 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     >>> vae.sample(3, random_state=0).shape
     (3, 4)
     """
+
+    # The HTML repr shows its tooltips beside a link only. There is no published site to link to: "#" stays on the page.
+    _doc_link_module = "skvae"
+    _doc_link_template = "#"
 
     _parameter_constraints: ClassVar[dict] = {
         "z_dim": [Interval(Integral, 1, None, closed="left")],
@@ -606,7 +608,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             vae = net.module_.cpu()
             with torch.no_grad():
                 raw = vae.likelihood.start(all_rows)  # statistics of single features, as offset and scale are
-                some = numbers[:: -(-len(numbers) // _REPORT_ROWS)]
+                some = numbers[:: -(-len(numbers) // REPORT_ROWS)]
                 vae.prior.start(vae.likelihood.inputs(all_rows[some]), generator(seed, PRIOR_STREAM))
             if self.init == "linear":
                 linear_start(vae, all_rows, raw, beta=objective.kl_weight, seed=seed, rows=rows)
@@ -641,12 +643,12 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         if scores is None and history and "valid_bound" in history[0]:
             scores = [row["valid_bound"] for row in history if "valid_bound" in row]
         self.validation_scores_ = None if scores is None else [float(score) + shift for score in scores]
-        mean, log_scale = self._encode(X[:_REPORT_ROWS])
+        mean, log_scale = self._encode(X[:REPORT_ROWS])
         with torch.no_grad():
             kl = self.module_.prior.kl_per_unit(torch.from_numpy(mean), torch.from_numpy(log_scale))
             variance = self.module_.prior.moments()[1].cpu().numpy()
         self.kl_per_unit_ = kl.numpy().mean(axis=0)
-        self.active_units_ = mean.var(axis=0) > _ACTIVE_VARIANCE * variance
+        self.active_units_ = mean.var(axis=0) > ACTIVE_VARIANCE * variance
         self._aggregate = to_arrays(fit_aggregate(mean, np.exp(log_scale), self.net_.seed))
         if not self.active_units_.any() and len(X) > 1:
             warnings.warn(

@@ -14,6 +14,9 @@ from torch.utils.data import TensorDataset
 
 __all__ = ["BestState", "Report", "RollBack", "SampleGrid"]
 
+ACTIVE_VARIANCE = 0.01  # of E[z | x] over rows: above it a latent unit is active (Burda et al., 2016, section 5)
+REPORT_ROWS = 10_000  # what activity is told from
+
 
 class BestState(Callback):
     """Keep the state with the least validation loss, the starting state included, and stop when none better comes.
@@ -107,7 +110,20 @@ class RollBack(Callback):
             self.confirmed_, self.latest_ = self.latest_, state
 
     def undo(self, net, error):
-        """Take back the epoch in which `error` occurred."""
+        """Take back the epoch in which `error` occurred.
+
+        Parameters
+        ----------
+        net : NeuralNet
+            The net that is training.
+        error : Exception
+            What ended the epoch; its message is passed on.
+
+        Raises
+        ------
+        ValueError
+            If it was the last try.
+        """
         net.history.pop()
         best = [callback.state_ for _, callback in net.callbacks_ if isinstance(callback, BestState)]
         state = best[0] if best else self.confirmed_ or self.latest_
@@ -158,29 +174,49 @@ def _is_report(epoch):
 
 
 class Report(Callback):
-    """Print a line at epochs 1, 2, 5, 10, 20, 50, ... and at the last: iteration, loss, validation score, seconds."""
+    """Print a line at epochs 1, 2, 5, 10, 20, 50, ... and at the last.
+
+    A line tells iteration, loss and validation score (nats per row, in the units of X), how many latent units are
+    active on the first 10,000 training rows, and the seconds since the start. ``VAETransformer(verbose=1)`` adds it.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvae import VAETransformer
+    >>> X, _ = load_iris(return_X_y=True)
+    >>> vae = VAETransformer(2, max_iter=2, early_stopping=False, verbose=1, random_state=0)
+    >>> vae = vae.fit(X)  # doctest: +ELLIPSIS
+    Iteration 1, loss = ..., active units = 2 of 2, ... s
+    Iteration 2, loss = ..., active units = 2 of 2, ... s
+    """
 
     def on_train_begin(self, net, **kwargs):
         self.start_, self.reported_ = time.time(), len(net.history)
 
-    def on_epoch_end(self, net, **kwargs):
+    def on_epoch_end(self, net, dataset_train=None, **kwargs):
         if _is_report(len(net.history)):
-            self._print(net)
+            self._print(net, dataset_train)
 
-    def on_train_end(self, net, **kwargs):
+    def on_train_end(self, net, X=None, **kwargs):
         if len(net.history) > self.reported_:
-            self._print(net)
+            self._print(net, X)
 
-    def _print(self, net):
+    def _print(self, net, dataset):
         self.reported_, row = len(net.history), net.history[-1]
         if "train_bound" not in row:  # interrupted in mid-epoch
             return
-        valid = row.get("valid_bound")
+        valid, seconds = row.get("valid_bound"), time.time() - self.start_
         score = "" if valid is None else f", validation score = {valid + net.log_jacobian:.4f}"
-        seconds = time.time() - self.start_
         print(
-            f"Iteration {self.reported_}, loss = {-row['train_bound'] - net.log_jacobian:.4f}{score}, {seconds:.1f} s"
+            f"Iteration {self.reported_}, loss = {-row['train_bound'] - net.log_jacobian:.4f}{score}, "
+            f"active units = {_n_active(net, *dataset[:REPORT_ROWS])} of {net.z_dim}, {seconds:.1f} s"
         )
+
+
+@torch.no_grad()
+def _n_active(net, x):
+    mean, _ = net.trained_module.encode(x)
+    return int((mean.var(0, correction=0) > ACTIVE_VARIANCE).sum())
 
 
 class SampleGrid(Callback):
@@ -209,6 +245,19 @@ class SampleGrid(Callback):
         Training steps seen.
     paths_ : list of Path
         Files written.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from skvae import VAETransformer
+    >>> from skvae.callbacks import SampleGrid
+    >>> from skvae.datasets import load_images
+    >>> X, *_ = load_images()
+    >>> with TemporaryDirectory() as folder:
+    ...     grid = SampleGrid(folder, every=20)
+    ...     vae = VAETransformer(2, max_iter=1, early_stopping=False, callbacks=[grid])
+    ...     vae = vae.fit(X)  # doctest: +ELLIPSIS
+    iteration 0, loss ...
     """
 
     def __init__(self, out="out", every=1000, grid="prior", image_shape=None, shape=(4, 4), seed=0):

@@ -223,13 +223,15 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
     size = int(np.clip(_MAX_ELEMENTS // (n_draws * X.shape[1]) // PAD, 1, BLOCK // PAD)) * PAD
 
     def moments(x):
-        """Log of the mean weight, and the squared standard error of it by the delta method: (batch, 2)."""
+        """Log-likelihood, and its squared standard error by the delta method: (batch, 2)."""
         n_parts = -(-n_draws * x.numel() // _MAX_ELEMENTS)
         eps = (torch.randn(n, len(x), vae.prior.z_dim, generator=rng) for n in _parts(n_draws, n_parts))
         weights = torch.cat([vae.log_weights(x, part.to(x.device)) for part in eps]).double()
         log_mean = weights.logsumexp(0) - math.log(n_draws)
-        spread = (weights - log_mean).exp().var(0)
-        return torch.stack([log_mean, spread / n_draws], dim=1)
+        mixed = vae.mixed(log_mean, x)
+        slope = (log_mean + math.log1p(-vae.share) - mixed).exp()  # the model's share of the mixture at the row
+        spread = slope.square() * (weights - log_mean).exp().var(0)
+        return torch.stack([mixed, spread / n_draws], dim=1)
 
     blocks = padded((scaled(block, net.offset, net.scale) for block in row_blocks(X, size)), net.device)
     log_mean, squared_error = apply(moments, blocks, len(X)).T

@@ -1,4 +1,5 @@
 import re
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -6,7 +7,10 @@ import torch
 from matplotlib.image import imread
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
-from skorch.callbacks import Callback
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline
+from skorch.callbacks import Callback, MlflowLogger, TensorBoard, WandbLogger
 
 from skvae import VAETransformer
 from skvae._net import Net
@@ -88,16 +92,30 @@ def test_sample_grid_fills_a_small_batch_with_black(tmp_path, capsys):
     assert image[:8, :24].max() > 0.5
 
 
+REPORT = r"Iteration (\d+), loss = (-?\d+\.\d{4}), active units = (\d) of 2, \d+\.\d s"
+
+
 @pytest.mark.parametrize(
-    ("max_iter", "epochs"), [(1, [1]), (5, [1, 2, 5]), (12, [1, 2, 5, 10, 12]), (20, [1, 2, 5, 10, 20])]
+    ("max_iter", "epochs"),
+    [(1, [1]), (5, [1, 2, 5]), (12, [1, 2, 5, 10, 12]), (1000, [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000])],
 )
 def test_report_prints_few_lines(max_iter, epochs, table, capsys):
-    vae = VAETransformer(2, max_iter=max_iter, verbose=1, **SMALL).fit(table())
+    vae = VAETransformer(2, max_iter=max_iter, verbose=1, **SMALL).fit(table(n_rows=20))
     lines = capsys.readouterr().out.splitlines()
-    found = [re.fullmatch(r"Iteration (\d+), loss = (-?\d+\.\d{4}), \d+\.\d s", line).groups() for line in lines]
-    assert [int(epoch) for epoch, _ in found] == epochs
-    for epoch, loss in found:
+    found = [re.fullmatch(REPORT, line).groups() for line in lines]
+    assert [int(epoch) for epoch, *_ in found] == epochs
+    for epoch, loss, _ in found:
         assert float(loss) == pytest.approx(vae.loss_curve_[int(epoch) - 1], abs=1e-4)
+
+
+@pytest.mark.parametrize("beta", [1, 8, 1e4])
+@pytest.mark.filterwarnings("ignore:No latent unit is active")
+def test_report_counts_active_units(beta, table, capsys):
+    """At one of these weights of the KL term both units live, at one neither."""
+    vae = VAETransformer(2, beta=beta, max_iter=20, verbose=1, **SMALL).fit(table())
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert int(re.fullmatch(REPORT, last)[3]) == vae.active_units_.sum()
+    assert vae.active_units_.sum() == {1: 2, 1e4: 0}.get(beta, vae.active_units_.sum())
 
 
 def test_report_tells_the_validation_score(table, capsys):
@@ -332,3 +350,81 @@ def test_callback_may_end_training(table):
 
     vae = VAETransformer(2, max_iter=50, callbacks=[StopAtThree()], **SMALL).fit(table())
     assert vae.n_iter_ == 3
+
+
+class EndsAfter:
+    """A callback of scikit-learn's own kind, handed down to the steps of a meta-estimator, that ends training."""
+
+    max_propagation_depth = None
+
+    def __init__(self, n_epochs):
+        self.n_epochs = n_epochs
+
+    def setup(self, estimator, context):
+        self.n_seen = 0
+
+    def teardown(self, estimator, context):
+        pass
+
+    def on_fit_task_begin(self, estimator, context):
+        pass
+
+    def on_fit_task_end(self, estimator, context):
+        if context.task_name != "epoch":
+            return False
+        self.n_seen += 1
+        return self.n_seen == self.n_epochs
+
+
+def in_pipeline(vae):
+    return Pipeline([("vae", vae), ("clf", LogisticRegression())])
+
+
+def in_search(vae):
+    return GridSearchCV(in_pipeline(vae), {"vae__z_dim": [1, 2]}, cv=2)
+
+
+@pytest.mark.parametrize("wrap", [in_pipeline, in_search])
+def test_progress_bar_is_handed_down(wrap, table, capsys):
+    callback = pytest.importorskip("sklearn.callback")
+    X, y = table(), np.arange(60) % 2
+    vae = VAETransformer(2, max_iter=3, **SMALL)
+    plain, watched = wrap(vae).fit(X, y), wrap(vae).set_callbacks(callback.ProgressBar(max_propagation_depth=None))
+    watched.fit(X, y)
+    out = capsys.readouterr().out
+    assert type(watched).__name__ in out
+    assert "VAETransformer" in out
+    assert "100%" in out
+    assert np.array_equal(watched.predict_proba(X), plain.predict_proba(X))
+
+
+def test_sklearn_callback_ends_training_inside_a_pipeline(table):
+    pytest.importorskip("sklearn.callback")
+    model = in_pipeline(VAETransformer(2, max_iter=50, **SMALL)).set_callbacks(EndsAfter(4))
+    assert model.fit(table(), np.arange(60) % 2)["vae"].n_iter_ == 4
+
+
+def logged_losses(logger, table):
+    """Fit with a logger and return the losses of the epochs."""
+    vae = VAETransformer(2, max_iter=3, callbacks=[logger], **SMALL).fit(table())
+    return vae.net_.history[:, "train_loss"]
+
+
+def test_tensorboard(table):
+    writer = Mock(spec=["add_scalar"])
+    losses = logged_losses(TensorBoard(writer, close_after_train=False), table)
+    logged = [call.kwargs for call in writer.add_scalar.call_args_list if call.kwargs["tag"] == "Loss/train_loss"]
+    assert [(each["global_step"], each["scalar_value"]) for each in logged] == [*enumerate(losses, start=1)]
+
+
+def test_mlflow(table):
+    run, client = Mock(spec=["info"]), Mock(spec=["log_artifact", "log_metric"])
+    losses = logged_losses(MlflowLogger(run, client, terminate_after_train=False), table)
+    logged = [call.args for call in client.log_metric.call_args_list if call.args[1] == "train_loss"]
+    assert [args[2] for args in logged] == losses
+
+
+def test_weights_and_biases(table):
+    run = Mock(spec=["watch", "log"])
+    losses = logged_losses(WandbLogger(run, save_model=False), table)
+    assert [call.args[0]["train_loss"] for call in run.log.call_args_list] == losses

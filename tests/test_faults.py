@@ -232,36 +232,27 @@ def test_one_model_scores_in_many_threads(table):
 
 @pytest.fixture
 def small_device(monkeypatch):
-    """A function that lets a method of the VAE run out of memory from its n-th call on."""
+    """A function that lets a method run out of memory from its n-th call on."""
 
-    def limit(method, n_calls):
-        inner, calls = getattr(VAE, method), []
+    def limit(owner, method, n_calls):
+        inner, calls = getattr(owner, method), []
 
-        def limited(self, *args):
+        def limited(self, *args, **kwargs):
             calls.append(1)
             if len(calls) >= n_calls:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return inner(self, *args)
+            return inner(self, *args, **kwargs)
 
-        monkeypatch.setattr(VAE, method, limited)
+        monkeypatch.setattr(owner, method, limited)
 
     return limit
 
 
 def test_memory_that_does_not_suffice_for_training(small_device, table):
-    X, params = (
-        table(),
-        {
-            "hidden_layer_sizes": (8,),
-            "batch_size": 16,
-            "early_stopping": False,
-            "random_state": 0,
-            "activation": "tanh",
-        },
-    )
+    X, params = table(), {"hidden_layer_sizes": (8,), "batch_size": 16, "early_stopping": False, "random_state": 0}
     vae = VAETransformer(2, max_iter=2, **params).fit(X)
     Z = vae.transform(X)
-    small_device("terms", 3)
+    small_device(Net, "train_step", 3)
     message = r"^The device is out of memory\..*Lower `batch_size` or `hidden_layer_sizes`, .* \(CUDA out of memory\."
     fresh = VAETransformer(2, max_iter=2, **params)
     with pytest.raises(torch.OutOfMemoryError, match=message):
@@ -275,7 +266,7 @@ def test_memory_that_does_not_suffice_for_training(small_device, table):
 def test_memory_that_does_not_suffice_for_scoring(small_device, table):
     X = table()
     vae = VAETransformer(2, hidden_layer_sizes=(8,), max_iter=2, early_stopping=False, random_state=0).fit(X)
-    small_device("log_weights", 1)
+    small_device(VAE, "log_weights", 1)
     with pytest.raises(torch.OutOfMemoryError, match=r"^The device is out of memory\. Lower `n_draws`"):
         vae.score(X)
     assert np.isfinite(vae.transform(X)).all()

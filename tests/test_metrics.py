@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.metrics import mean_squared_error
 
 from skvae import VAETransformer
+from skvae.likelihoods import Gaussian
 from skvae.metrics import (
     active_units,
     frechet_distance,
@@ -38,7 +39,7 @@ def exact_covariance(vae):
 def test_log_likelihood_of_the_linear_model_is_exact(table):
     """At the linear start the posterior is exact: all weights are equal, and the error is none."""
     X = table(n_rows=100)
-    vae = VAETransformer(2, **LINEAR).fit(X)
+    vae = VAETransformer(2, likelihood=Gaussian("feature"), **LINEAR).fit(X)
     offset = vae.inverse_transform(np.zeros((1, 2)))[0]
     exact = multivariate_normal(offset, exact_covariance(vae)).logpdf(X).mean()
     estimate = log_likelihood(vae, X, n_draws=50)
