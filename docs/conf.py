@@ -7,8 +7,8 @@ from sphinx_gallery.sorting import ExplicitOrder
 import skvae
 
 EXAMPLES = [  # in this order; others after them
-    "factor_analysis", "latent_space", "samples", "traversal", "interpolation", "uncertainty", "likelihoods", "counts",
-    "own_likelihood", "z_dim", "collapse", "training", "denoising", "outliers", "gridsearch",
+    "factor_analysis", "latent_space", "samples", "aggregate", "traversal", "interpolation", "uncertainty",
+    "likelihoods", "counts", "own_likelihood", "z_dim", "collapse", "training", "denoising", "outliers", "gridsearch",
 ]  # fmt: skip
 
 project = "skvae"

@@ -35,8 +35,15 @@ def he_linear(n_inputs: int, n_outputs: int, generator: torch.Generator) -> nn.L
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al., 2014) whose masks come from a stream that belongs to the epoch, not torch's global
-    one; in a model that is not training it does nothing."""
+    """Dropout (Srivastava et al., 2014) with masks from a stream that belongs to the epoch, not torch's global one.
+
+    In a model that is not training it does nothing.
+
+    Parameters
+    ----------
+    p : float
+        Share of the values that is dropped in a training step.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()

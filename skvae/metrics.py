@@ -29,14 +29,32 @@ _MAX_ELEMENTS = 2**22  # values of x, or of pairs of rows, that one block holds
 
 
 class Estimate(NamedTuple):
-    """A Monte-Carlo estimate with its standard error."""
+    """A Monte-Carlo estimate with its standard error.
+
+    Parameters
+    ----------
+    value : float
+        The estimate.
+    standard_error : float
+        Its standard deviation over repetitions with other draws.
+    """
 
     value: float
     standard_error: float
 
 
 class KLSplit(NamedTuple):
-    """The KL term in two parts: ``kl = mutual_information + marginal_kl``."""
+    """The KL term in two parts: ``kl = mutual_information + marginal_kl``.
+
+    Parameters
+    ----------
+    kl : float
+        Mean KL divergence of the rows' posteriors from the prior, in nats per row.
+    mutual_information : float
+        What z says about which of the rows it came from.
+    marginal_kl : float
+        KL divergence of the aggregate posterior from the prior.
+    """
 
     kl: float
     mutual_information: float

@@ -40,8 +40,11 @@ class Objective(Component, ABC):
     warming: bool = False
 
     def begin_epoch(self, epoch: int, n_epochs: int, generator: torch.Generator) -> None:
-        """Before each epoch, counted from 1: `n_epochs` is the length of the run that the estimator's `max_iter` asks
-        for, `generator` a stream that belongs to the epoch."""
+        """Prepare for an epoch, counted from 1.
+
+        `n_epochs` is the length of the run that the estimator's `max_iter` asks for, `generator` a stream that belongs
+        to the epoch.
+        """
 
     @abstractmethod
     def forward(self, vae: Any, x: Tensor, eps: Tensor) -> Terms:

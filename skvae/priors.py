@@ -50,7 +50,7 @@ class Prior(Component, ABC):
         """Draw `n` latent points: (n, z_dim)."""
 
     def kl(self, mean: Tensor, log_scale: Tensor, z: Tensor) -> Tensor:
-        """Terms of KL(N(mean, scale^2) || p(z)), in nats: (..., n_terms), to be summed.
+        """Split KL(N(mean, scale^2) || p(z)) into terms to be summed, in nats: (..., n_terms).
 
         A prior with a closed form returns a term for each unit. Otherwise there is one term, an estimate at `z`, a draw
         of the posterior: its negative entropy, which is exact, minus the log-density of the draw.

@@ -34,7 +34,8 @@ def public_objects():
                 continue
             yield f"{path}.{name}", thing
             for member, method in inspect.getmembers(thing, inspect.isroutine) if inspect.isclass(thing) else ():
-                if member[0] != "_" and method.__module__.startswith("skvae.") and method.__doc__:
+                home = getattr(method, "__module__", None) or ""  # a method of a built-in class has none
+                if member[0] != "_" and home.startswith("skvae.") and method.__doc__:
                     yield f"{path}.{name}.{member}", method
 
 
@@ -67,7 +68,7 @@ def test_html_repr_has_tooltips(table):
     vae = VAETransformer(2, max_iter=2, early_stopping=False).fit(table())
     page = vae._repr_html_()
     shown = re.findall(r'class="param-doc-description"\s+style="position-anchor: --doc-link-(\w+);', page)
-    fitted = [name for name in [*vars(vae), "module_"] if name.endswith("_")]
+    fitted = [name for name in [*vars(vae), "module_", "aggregate_"] if name.endswith("_")]
     assert sorted(shown) == sorted([*vae.get_params(), *fitted])
     assert set(re.findall(r'href="([^"]*?)(?:#:~:text=[^"]*)?"', page)) == {"#"}  # nothing outside the page
     assert "Number of latent units" in page
