@@ -32,8 +32,8 @@ for beta, vae in zip(betas, models, strict=True):
 # %%
 # The spectrum of the units
 # -------------------------
-# Only at `beta=1` is what is trained a bound on the log-likelihood, and the score is best near there. A smaller beta
-# buys better reconstructions with a latent space that the prior no longer describes, a larger one a shorter code.
+# At `beta=1` the bound on the log-likelihood itself is trained, and the score is best near there. A smaller beta buys
+# better reconstructions with a latent space that the prior no longer describes, a larger one a shorter code.
 fig, ax = plt.subplots(figsize=(6.5, 4), layout="constrained")
 for beta, vae, color in zip(betas, models, plt.cm.viridis(np.linspace(0, 0.9, len(betas))), strict=True):
     ax.plot(range(1, 17), np.sort(vae.kl_per_unit_)[::-1], "o-", color=color, label=f"beta={beta}")
