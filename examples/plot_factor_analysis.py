@@ -13,8 +13,8 @@ that neither has seen.
 # -----------------------------
 # 30 measurements of 569 tumours, a few latent features. The network adds two things, which are told apart here: means
 # that bend, and, by default, noise scales that it decodes for each row. All five models have a `score` in nats per row,
-# in the units of X, so the numbers compare directly. The VAE needs no scaler; the linear models get one so that all five
-# see the same X.
+# in the units of X, so the numbers compare directly. The VAE needs no scaler; the linear models get one so that all
+# five see the same X.
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_breast_cancer
 from sklearn.decomposition import PCA, FactorAnalysis

@@ -52,7 +52,8 @@ class StudentTLikelihood(Likelihood):
 # Nothing to register
 # -------------------
 # An object of the class stands where a name would. Both models have one scale for each feature, are trained on the same
-# wines and scored on held-out ones, in nats and in the units of X. The rows that the normal model finds least likely gain most.
+# wines and scored on held-out ones, in nats and in the units of X. The rows that the normal model finds least
+# likely gain most.
 X_train, X_test = train_test_split(load_wine().data, test_size=0.3, random_state=0)
 likelihoods = {"normal": Gaussian(noise="feature"), "Student's t": StudentTLikelihood()}
 models = {
