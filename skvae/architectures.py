@@ -57,6 +57,7 @@ class Dropout(nn.Module):
         self.generator = generator
 
     def forward(self, x: Tensor) -> Tensor:
+        """Drop values of `x`, which may have any shape, in a training step."""
         if not self.training:
             return x
         kept = torch.rand(x.shape, generator=self.generator).to(x.device) >= self.p

@@ -390,7 +390,7 @@ BAD_PARAMETERS = [
     bad("z_dim", 0, "an int in the range [1, inf). Got 0 instead."),
     bad("z_dim", 2.0, "an int in the range [1, inf). Got 2.0 instead."),
     bad("likelihood", "foo", "a str among {"),
-    bad("likelihood", object(), "a str among {"),
+    bad("likelihood", 3, "a str among {"),
     bad("init", "foo", "a str among {"),
     bad("activation", "foo", "a str among {"),
     bad("optimizer", "foo", "a str among {"),
