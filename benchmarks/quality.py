@@ -97,7 +97,12 @@ DENSITY = {
     "VAE feature": partial(fit_vae, likelihood=Gaussian(noise="feature")),
 }
 MIXTURE = {"GMM": fit_mixture}
-LATENTS = {"PCA": fit_pca, "VAE": fit_vae, "VAE bernoulli": partial(fit_vae, likelihood="bernoulli")}
+LATENTS = {
+    "PCA": fit_pca,
+    "VAE": fit_vae,
+    "VAE bernoulli": partial(fit_vae, likelihood="bernoulli"),
+    "VAE images": partial(fit_vae, likelihood="bernoulli", hidden_layer_sizes=(256, 128)),
+}
 
 
 # Densities
@@ -203,7 +208,7 @@ def run_latents(args):
     for name, seed, data in latent_data(args):
         for z_dim in args.z_dims or LATENT_Z_DIMS[name]:
             for method, fit in LATENTS.items():
-                if results.lacks(name, z_dim, seed, method):
+                if method in (args.methods or LATENTS) and results.lacks(name, z_dim, seed, method):
                     results.add(name, z_dim, seed, method, **measure_latents(data, z_dim, seed, fit))
 
 
@@ -292,7 +297,9 @@ def parse(argv=None):
     parser.add_argument("--z-dims", type=numbers, help="default: 2,5,10,20; for `latents` 2,5,10,16,32 (,64)")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--methods", type=lambda text: text.split(","), help=f"of {', '.join(DENSITY)}, GMM")
+    parser.add_argument(
+        "--methods", type=lambda text: text.split(","), help=f"of {', '.join({**DENSITY, **MIXTURE, **LATENTS})}"
+    )
     parser.add_argument("--mnist", type=Path, default=HERE.parents[1] / "shared" / "data" / "mnist.npz")
     parser.add_argument(
         "--threads", type=int, default=1, help="of BLAS and torch; with more, small tables are slow on a busy machine"
