@@ -94,10 +94,15 @@ DENSITY = {
     "FA": fit_factors,
     "VAE": fit_vae,
     "VAE random": partial(fit_vae, init="random"),
-    "VAE row": partial(fit_vae, likelihood=Gaussian(noise="row")),
+    "VAE feature": partial(fit_vae, likelihood=Gaussian(noise="feature")),
 }
 MIXTURE = {"GMM": fit_mixture}
-LATENTS = {"PCA": fit_pca, "VAE": fit_vae, "VAE bernoulli": partial(fit_vae, likelihood="bernoulli")}
+LATENTS = {
+    "PCA": fit_pca,
+    "VAE": fit_vae,
+    "VAE bernoulli": partial(fit_vae, likelihood="bernoulli"),
+    "VAE images": partial(fit_vae, likelihood="bernoulli", hidden_layer_sizes=(256, 128)),
+}
 
 
 # Densities
@@ -138,7 +143,7 @@ def run_cells(args, name, methods, z_dims_of):
         for z_dim in z_dims_of(table):
             for split in range(args.splits):
                 for method, fit in methods.items():
-                    if results.lacks(table.name, z_dim, split, method):
+                    if method in (args.methods or methods) and results.lacks(table.name, z_dim, split, method):
                         row = measure_density(table, z_dim, split, fit)
                         results.add(table.name, z_dim, split, method, **row)
 
@@ -203,7 +208,7 @@ def run_latents(args):
     for name, seed, data in latent_data(args):
         for z_dim in args.z_dims or LATENT_Z_DIMS[name]:
             for method, fit in LATENTS.items():
-                if results.lacks(name, z_dim, seed, method):
+                if method in (args.methods or LATENTS) and results.lacks(name, z_dim, seed, method):
                     results.add(name, z_dim, seed, method, **measure_latents(data, z_dim, seed, fit))
 
 
@@ -292,6 +297,9 @@ def parse(argv=None):
     parser.add_argument("--z-dims", type=numbers, help="default: 2,5,10,20; for `latents` 2,5,10,16,32 (,64)")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument(
+        "--methods", type=lambda text: text.split(","), help=f"of {', '.join({**DENSITY, **MIXTURE, **LATENTS})}"
+    )
     parser.add_argument("--mnist", type=Path, default=HERE.parents[1] / "shared" / "data" / "mnist.npz")
     parser.add_argument(
         "--threads", type=int, default=1, help="of BLAS and torch; with more, small tables are slow on a busy machine"

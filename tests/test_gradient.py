@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from skvae._gradient import ELBOGradient, linear
+from skvae._gradient import ELBOGradient
 from skvae._module import MAX_INPUT, MAX_Z, VAE
 from skvae.architectures import MLP, NetworkSpec
 from skvae.likelihoods import LIKELIHOODS, Gaussian
@@ -69,16 +69,6 @@ def test_gradient_in_single_precision(likelihood, table, normal):
     ELBOGradient(vae, 1.0)(x, eps)
     for parameter, grad in zip(vae.parameters(), expected, strict=True):
         assert (parameter.grad - grad).abs().max() <= 1e-5 * grad.abs().max()
-
-
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_linear_takes_transposed_tensors(dtype, relu, normal):
-    x, weight, bias = normal(7, 5, dtype=dtype), normal(9, 5, seed=1, dtype=dtype), normal(9, seed=2, dtype=dtype)
-    for a in (x, x.t().contiguous().t()):
-        for b in (weight, weight.t().contiguous().t()):
-            expected = a @ b.T + bias
-            torch.testing.assert_close(linear(a, b, bias, relu=relu), expected.relu() if relu else expected)
 
 
 def test_other_parts_are_left_to_autograd(make_vae):
