@@ -23,7 +23,8 @@ from skvae.metrics import frechet_distance, kl_split
 
 X_train, _, X_test, _ = load_images("digits")
 settings = {"max_iter": 40, "early_stopping": False, "random_state": 0}
-models = {prior: VAETransformer(16, prior=prior, **settings).fit(X_train) for prior in ["standard_normal", "vamp"]}
+priors = ["standard_normal", "vamp"]
+models = {prior: VAETransformer(16, prior=prior, **settings).fit(X_train) for prior in priors}
 print(f"{'prior':<16} held-out score  KL term  = says which row  + gap")
 for prior, vae in models.items():
     kl, information, gap = kl_split(vae, X_train)
@@ -40,7 +41,8 @@ reference = PCA(10, random_state=0).fit(X_test)
 for prior, vae in models.items():
     for latents in ["prior", "aggregate"]:
         drawn = vae.sample(len(X_test), latents=latents, random_state=0)
-        print(f"{prior:<16} latents={latents!r:<12} distance {frechet_distance(reference, X_test, drawn):.3f}")
+        distance = frechet_distance(reference, X_test, drawn)
+        print(f"{prior:<16} latents={latents!r:<12} distance {distance:.3f}")
 
 # %%
 # The same model, two sources
