@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from skvae import VAETransformer
@@ -172,6 +173,32 @@ def test_work_is_one_step_a_batch(max_iter, n_rows, batch_size, n_steps, table, 
     VAETransformer(2, max_iter=max_iter, batch_size=batch_size, **SMALL).fit(table(n_rows=n_rows))
     full, rest = divmod(n_rows, batch_size)
     assert n_steps == max_iter * ([batch_size] * full + [rest] * bool(rest))
+
+
+class Operators(TorchDispatchMode):
+    """Counts what torch is asked to do."""
+
+    n_calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.n_calls += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operators_per_step(table, **params):
+    X, counts = table(n_rows=96), []
+    for n_epochs in (2, 12):
+        with Operators() as operators:
+            VAETransformer(2, max_iter=n_epochs, batch_size=32, **SMALL | params).fit(X)
+        counts.append(operators.n_calls)
+    return (counts[1] - counts[0]) / 30  # three steps an epoch
+
+
+@pytest.mark.parametrize(("init", "most"), [("linear", 160), ("random", 120)])
+def test_a_step_is_a_bounded_number_of_operators(init, most, table):
+    by_hand = operators_per_step(table, init=init, likelihood=Gaussian("feature"))
+    assert by_hand < most
+    assert operators_per_step(table, init=init, likelihood=Gaussian("feature"), activation="tanh") > 1.2 * by_hand
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
