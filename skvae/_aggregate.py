@@ -13,16 +13,24 @@ _MAX_COMPONENTS = 10  # as many as Ghosh et al. (2020) take
 _ROWS_PER_UNIT = 10  # in a component, at least
 
 
-def fit_aggregate(mean, std, seed):
-    """A mixture fitted to draws of the posteriors N(mean, std^2) of rows, both (n_samples, z_dim)."""
+def posterior_draws(mean, std, seed):
+    """Draws of the posteriors N(mean, std^2) of rows, both (n_samples, z_dim), and how many components they bear: what
+    is kept of a fit until somebody asks for the mixture."""
     n_rows, z_dim = mean.shape
     rng = np.random.default_rng([seed, AGGREGATE_STREAM])
     rows = np.resize(rng.permutation(n_rows), min(max(n_rows, _MIN_DRAWS), _MAX_DRAWS))  # few rows: several draws each
     draws = mean[rows] + std[rows] * rng.standard_normal((len(rows), z_dim))
     n_components = np.clip(n_rows // (_ROWS_PER_UNIT * z_dim), 1, _MAX_COMPONENTS)
-    options = {"init_params": "k-means++", "reg_covar": 1e-4, "tol": 1e-2, "max_iter": 1000, "random_state": seed}
+    return {"draws": draws.astype(np.float32), "n_components": np.array(n_components)}
+
+
+def fit_aggregate(draws, n_components, seed):
+    """The mixture fitted to such draws."""
+    draws = draws.astype(np.float64)
+    options = {"init_params": "k-means++", "tol": 1e-2, "max_iter": 1000, "random_state": seed}
+    floor = 1e-4 * max(1.0, draws.var(axis=0).max())  # of a variance; latent points may lie anywhere
     with config_context(array_api_dispatch=False):  # whose mixtures lack this initialisation
-        return GaussianMixture(int(n_components), **options).fit(draws)
+        return GaussianMixture(int(n_components), reg_covar=floor, **options).fit(draws)
 
 
 def to_arrays(mixture):

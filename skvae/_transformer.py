@@ -17,7 +17,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._aggregate import draw_latents, fit_aggregate, from_arrays, to_arrays
+from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
 from ._blocks import BLOCK, PAD, apply, location_scale, padded, row_blocks, scaled
 from ._build import SklearnCallbacks, build_vae, copies, guess_likelihood, layer_sizes, resolve, resolve_objective
 from ._checkpoint import open_checkpoint
@@ -489,7 +489,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     @property
     def aggregate_(self):
-        """The density of the training rows' latent points, a GaussianMixture."""
+        """The density of the training rows' latent points, a GaussianMixture; fitted when first asked for."""
+        if "draws" in self._aggregate:
+            self._aggregate = to_arrays(fit_aggregate(**self._aggregate, seed=self.net_.seed))
         return from_arrays(self._aggregate)
 
     def __sklearn_is_fitted__(self):
@@ -649,7 +651,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             variance = self.module_.prior.moments()[1].cpu().numpy()
         self.kl_per_unit_ = kl.numpy().mean(axis=0)
         self.active_units_ = mean.var(axis=0) > ACTIVE_VARIANCE * variance
-        self._aggregate = to_arrays(fit_aggregate(mean, np.exp(log_scale), self.net_.seed))
+        self._aggregate = posterior_draws(mean, np.exp(log_scale), self.net_.seed)
         if not self.active_units_.any() and len(X) > 1:
             warnings.warn(
                 "No latent unit is active: the variance of E[z | x] is at most 0.01 for each (posterior collapse). The "

@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from skvae._aggregate import draw_latents, fit_aggregate
+from skvae import VAETransformer
+from skvae._aggregate import draw_latents, fit_aggregate, posterior_draws
+
+
+def mixture_of(mean, std, seed):
+    return fit_aggregate(**posterior_draws(mean, std, seed), seed=seed)
 
 
 def clusters(n_rows, seed=0):
@@ -16,7 +21,7 @@ def clusters(n_rows, seed=0):
 @pytest.mark.parametrize("seed", range(3))
 def test_mixture_is_the_density_of_the_latent_points(n_rows, seed):
     mean, std = clusters(n_rows, seed)
-    mixture = fit_aggregate(mean, std, seed)
+    mixture = mixture_of(mean, std, seed)
     points = np.array([[-3.0, 0.0], [3.0, 1.0], [0.0, 0.0]])
     share = np.mean(mean[:, 0] > 0)
     near = norm.logpdf([0.0, 0.0], scale=[np.hypot(0.1, 0.2), 1.0]).sum()
@@ -30,13 +35,13 @@ def test_mixture_is_the_density_of_the_latent_points(n_rows, seed):
 @pytest.mark.parametrize(("n_rows", "z_dim", "n_components"), [(1, 3, 1), (60, 10, 1), (300, 2, 10), (500, 10, 5)])
 def test_number_of_components_leaves_rows_for_each(n_rows, z_dim, n_components):
     rng = np.random.default_rng(0)
-    mixture = fit_aggregate(rng.normal(size=(n_rows, z_dim)), np.ones((n_rows, z_dim)), 0)
+    mixture = mixture_of(rng.normal(size=(n_rows, z_dim)), np.ones((n_rows, z_dim)), 0)
     assert mixture.n_components == n_components
     assert mixture.converged_
 
 
 def test_draws_are_in_random_order_and_leave_the_mixture_alone(global_streams):
-    mixture, before = fit_aggregate(*clusters(500), 0), global_streams()
+    mixture, before = mixture_of(*clusters(500), 0), global_streams()
     first, same, other = (draw_latents(mixture, 400, np.random.RandomState(seed)) for seed in (0, 0, 1))
     assert global_streams() == before
     np.testing.assert_array_equal(first, same)
@@ -45,3 +50,21 @@ def test_draws_are_in_random_order_and_leave_the_mixture_alone(global_streams):
     assert mixture.random_state == 0
     side = first[:, 0] > 0
     assert 140 < np.count_nonzero(side[1:] != side[:-1]) < 260  # 200 +- 10 changes of the cluster
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_latent_points_of_any_scale(scale):
+    rng = np.random.default_rng(0)
+    mean = scale * rng.integers(0, 2, size=(40, 3)) * [1.0, 1.0, 0.0]  # four points in a plane
+    mixture = mixture_of(mean, np.full_like(mean, 1e-3 * scale), 0)
+    assert np.isfinite(mixture.sample(10)[0]).all()
+
+
+def test_the_mixture_is_fitted_when_asked_for(table, monkeypatch):
+    calls, inner = [], fit_aggregate
+    monkeypatch.setattr("skvae._transformer.fit_aggregate", lambda **params: calls.append(1) or inner(**params))
+    vae = VAETransformer(2, hidden_layer_sizes=(8,), max_iter=2, early_stopping=False, random_state=0).fit(table())
+    assert calls == []
+    first = vae.sample(5, latents="aggregate", random_state=0)
+    np.testing.assert_array_equal(vae.sample(5, latents="aggregate", random_state=0), first)
+    assert len(calls) == 1
