@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ._module import MAX_INPUT, MAX_Z
 from ._products import fastest as linear
+from .priors import Prior
 
 _relu_backward = torch.ops.aten.threshold_backward
 
@@ -69,11 +70,14 @@ class ELBOGradient:
         self.beside = vae.linear_encoder is not None
         if self.beside:
             self.linear_encoder, self.linear_decoder = vae.linear_encoder.weight, vae.linear_decoder.weight
+        looks_through = type(vae.prior).attach is not Prior.attach  # the encoder then has gradients of the prior too
+        encoding = [*vae.encoder.parameters(), *([self.linear_encoder] if self.beside else [])]
+        self.shared = encoding if looks_through else []
 
     @staticmethod
     def covers(vae: Any) -> bool:
-        """Whether the parts of `vae` are known: chains of rectified linear units, a prior with its own gradient."""
-        return hasattr(vae.prior, "kl_gradient") and _Chain.covers(vae.encoder) and _Chain.covers(vae.decoder)
+        """Whether the parts of `vae` are known: chains of rectified linear units."""
+        return _Chain.covers(vae.encoder) and _Chain.covers(vae.decoder)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,10 +88,15 @@ class ELBOGradient:
         z = torch.addcmul(mean, scale, eps)
         raw = self._decode(z).unflatten(-1, (self.likelihood.n_raw, -1))
         log_prob, grad_raw = self.likelihood.gradient(raw, x)
-        kl, kl_mean, kl_log_scale = self.prior.kl_gradient(mean, log_scale, scale)
-        grad_z, weight = self._backward_decoder(z, grad_raw.flatten(1)), self.beta / len(x)
-        grad_log_scale = (grad_z * eps).mul_(scale).add_(kl_log_scale, alpha=weight)
-        self._backward_encoder(inputs, grad_z.add_(kl_mean, alpha=weight), grad_log_scale)
+        for part in self.shared:
+            part.grad = None
+        kl, kl_mean, kl_log_scale = self.prior.kl_gradient(mean, log_scale, eps, self.beta / len(x))
+        shared = [(part, part.grad) for part in self.shared]
+        grad_z = self._backward_decoder(z, grad_raw.flatten(1))
+        grad_log_scale = (grad_z * eps).mul_(scale).add_(kl_log_scale)
+        self._backward_encoder(inputs, grad_z.add_(kl_mean), grad_log_scale)
+        for part, grad in shared:
+            part.grad = part.grad if grad is None else part.grad + grad
         return log_prob, kl
 
     def _encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,21 @@ class Prior(Component, ABC):
         negative_entropy = -(log_scale + 0.5 * (1 + _LOG_2PI)).sum(-1)
         return (negative_entropy - self.log_prob(z)).unsqueeze(-1)
 
+    def kl_gradient(self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        """KL summed over all rows, and the gradients of `weight` times it in mean and log-scale, (batch, z_dim).
+
+        `eps` are the standard normal draws of z. Gradients in parameters are left in their ``grad``, those of an
+        encoder through which the prior looks included.
+        """
+        self.zero_grad()
+        with torch.enable_grad():
+            mean, log_scale = mean.detach().requires_grad_(), log_scale.detach().requires_grad_()
+            kl = self.kl(mean, log_scale, mean + log_scale.exp() * eps).sum()
+            (weight * kl).backward()
+        assert mean.grad is not None
+        assert log_scale.grad is not None
+        return kl.detach(), mean.grad, log_scale.grad
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of each unit, (z_dim,) each; here those of a fixed block of draws."""
         draws = self.sample(_MOMENT_DRAWS, torch.Generator().manual_seed(0))
@@ -95,10 +110,10 @@ class StandardNormal(Prior):
         """KL of each unit, closed form (Kingma & Welling, 2014, appendix B): same shape as `mean`."""
         return 0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale
 
-    def kl_gradient(self, mean: Tensor, log_scale: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """KL summed over all rows, and its gradients in mean and log-scale, (batch, z_dim)."""
-        slope = scale.square().sub_(1)
-        return 0.5 * (slope.sum() + mean.square().sum()) - log_scale.sum(), mean, slope
+    def kl_gradient(self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+        slope = (2 * log_scale).exp_().sub_(1)
+        kl = 0.5 * (slope.sum() + mean.square().sum()) - log_scale.sum()
+        return kl, weight * mean, slope.mul_(weight)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         return torch.zeros(self.z_dim), torch.ones(self.z_dim)
@@ -112,13 +127,13 @@ class _NormalMixture(Prior):
         """Log-weights (n_components,), means and log-scales (n_components, z_dim)."""
 
     def log_prob(self, z: Tensor) -> Tensor:
-        log_weight, loc, log_scale = self.components()
-        rows = z.reshape(-1, 1, self.z_dim)  # (n_rows, 1, z_dim)
-        log_norm = log_weight - (log_scale + 0.5 * _LOG_2PI).sum(-1)
-        inverse_scale = (-log_scale).exp()
-        chunks = rows.split(max(1, _MAX_ELEMENTS // loc.numel()))
-        squares = [((chunk - loc) * inverse_scale).square().sum(-1) for chunk in chunks]  # (n_rows, n_components)
-        return torch.cat([(log_norm - 0.5 * square).logsumexp(-1) for square in squares]).view(z.shape[:-1])
+        log_weight, loc, log_scale = (part.double() for part in self.components())  # the squares cancel
+        precision = (-2 * log_scale).exp()
+        log_norm = log_weight - (log_scale + 0.5 * (_LOG_2PI + loc.square() * precision)).sum(-1)
+        slope, bend = (loc * precision).t(), -0.5 * precision.t()  # (z_dim, n_components)
+        chunks = z.reshape(-1, self.z_dim).double().split(max(1, _MAX_ELEMENTS // len(loc)))
+        densities = [(log_norm + chunk @ slope + chunk.square() @ bend).logsumexp(-1) for chunk in chunks]
+        return torch.cat(densities).view(z.shape[:-1]).to(z.dtype)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         log_weight, loc, log_scale = (part.to(generator.device) for part in self.components())

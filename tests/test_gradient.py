@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import nn
@@ -7,15 +9,15 @@ from skvae._module import MAX_INPUT, MAX_Z, VAE
 from skvae.architectures import MLP, NetworkSpec
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.objectives import ELBO
-from skvae.priors import Mixture, StandardNormal
+from skvae.priors import PRIORS, StandardNormal
 
 VARIANTS = [*(kind for kind in LIKELIHOODS.values()), lambda: Gaussian("shared"), lambda: Gaussian("row")]
 NAMES = [*LIKELIHOODS, "gaussian, shared noise", "gaussian, noise of each row"]
 
 
-def random_vae(likelihood, x, hidden_layer_sizes, beside, dtype):
+def random_vae(likelihood, x, hidden_layer_sizes, beside, dtype, prior=StandardNormal):
     """A model with weights so large that inputs and z pass the clamps beside linear paths."""
-    rng, encoder, decoder, prior = torch.Generator().manual_seed(0), MLP(), MLP(), StandardNormal()
+    rng, encoder, decoder, prior = torch.Generator().manual_seed(0), MLP(), MLP(), prior()
     likelihood.build(x.shape[1])
     n_outputs = likelihood.n_raw * x.shape[1]
     encoder.build(NetworkSpec(x.shape[1], 4, hidden_layer_sizes, generator=rng))
@@ -71,6 +73,19 @@ def test_gradient_in_single_precision(likelihood, table, normal):
         assert (parameter.grad - grad).abs().max() <= 1e-5 * grad.abs().max()
 
 
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("prior", [name for name in PRIORS if name != "flow" or find_spec("zuko")])
+def test_gradient_of_any_prior_is_that_of_autograd(prior, beside, table, normal):
+    """Its own parameters' included, and those of the encoder through which the VampPrior looks."""
+    x, eps = torch.from_numpy(table("gaussian")), normal(60, 2, dtype=torch.float64)
+    vae = random_vae(Gaussian(), x, (6,), beside, torch.float64, PRIORS[prior])
+    log_prob, kl, expected = by_autograd(vae, x, eps, 0.7)
+    for _ in range(2):
+        found = ELBOGradient(vae, 0.7)(x, eps)
+        torch.testing.assert_close(found, (log_prob, kl), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(gradients(vae), expected, rtol=1e-8, atol=1e-10)
+
+
 def test_other_parts_are_left_to_autograd(make_vae):
     vae = make_vae(Gaussian(), n_features=4, hidden_layer_sizes=(3,))
     assert ELBOGradient.covers(vae)
@@ -86,7 +101,3 @@ def test_layers_between_are_left_to_autograd(options, make_vae):
     vae.encoder = MLP(**options)
     vae.encoder.build(NetworkSpec(4, 4, (3,)))
     assert not ELBOGradient.covers(vae)
-
-
-def test_learned_priors_are_left_to_autograd(make_vae):
-    assert not ELBOGradient.covers(make_vae(Gaussian(), n_features=4, hidden_layer_sizes=(3,), prior=Mixture()))
