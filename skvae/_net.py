@@ -23,6 +23,7 @@ from ._blocks import memory_advice
 from ._device import device_here
 from ._flat import FlatParameter
 from ._gradient import ELBOGradient
+from ._products import LinearByOneDNN
 from ._random import EPOCH_STREAM, SPLIT_STREAM, VALIDATION_STREAM, generator
 from .callbacks import BestState, RollBack
 from .objectives import ELBO
@@ -124,6 +125,11 @@ class Net(NeuralNet):
         """The averaged module, or the last one where nothing is averaged."""
         return self.average_ if self.ema_decay else self.module_
 
+    def set_objective(self, objective: nn.Module) -> None:
+        """Go on with another objective; the optimizer's state stays."""
+        self.criterion_ = objective.to(self.device)
+        self.recipe_["objective"] = objective
+
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`, and average from there."""
         self.module_.load_state_dict(state)
@@ -212,7 +218,8 @@ class Net(NeuralNet):
                 part.begin_epoch(epoch, self.run_length, rng)
 
     def _step(self, module: nn.Module, batch) -> dict[str, Tensor]:
-        value, log_prob, kl = self.criterion_(module, **batch[0])
+        with LinearByOneDNN():
+            value, log_prob, kl = self.criterion_(module, **batch[0])
         return {"loss": -value.mean(), "y_pred": (log_prob.detach().sum(), kl.detach().sum())}
 
     def train_step(self, batch, **fit_params) -> dict[str, Tensor]:

@@ -1,8 +1,12 @@
 """Matrix products of linear layers."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 _LARGE = 2**21  # multiplications
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -31,3 +35,34 @@ def fastest(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool
         return linear(x, weight, bias, relu=relu)
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y
+
+
+class _Linear(torch.autograd.Function):
+    """`linear` with a graph; the products of its gradient are oneDNN's too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            linear(grad, weight.t()) if for_x else None,
+            linear(rows.t(), x.reshape(-1, x.shape[-1]).t()) if for_weight else None,
+            rows.sum(0) if for_bias else None,
+        )
+
+
+class LinearByOneDNN(TorchFunctionMode):
+    """Linear layers of some size, a user's own networks included, take oneDNN's products in training."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not F.linear or kwargs or not has_onednn(args[0]) or args[0].numel() * len(args[1]) < _LARGE:
+            return function(*args, **(kwargs or {}))
+        x, weight, bias = args
+        return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else linear(x, weight, bias)

@@ -134,7 +134,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     net_params : dict, default=None
         Further parameters of the skorch net, such as ``{"optimizer__weight_decay": 1e-4}``.
     warm_start : bool, default=False
-        Whether `fit` goes on from the last fit, if there is one, with its scaling and linear start.
+        Whether `fit` goes on from the last fit, if there is one, with its scaling, linear start, networks and learning
+        rate. `objective`, `beta`, `max_iter` and `batch_size` may be others than then.
     random_state : int, RandomState instance or None, default=None
         Decides all that is random in `fit` and `score_samples`. Neither torch's nor, given an int, numpy's global
         stream is read or moved.
@@ -554,6 +555,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             rows, valid_rows = hold_out(len(x), self.validation_fraction, seed)
             x_valid = x[valid_rows]
         net = make_net(rows, callbacks=copies(self.callbacks)) if fresh else self.net_
+        if not fresh and not one_epoch:
+            net.set_objective(resolve_objective(self.objective, self.beta))
         with self._task(net, likelihood, schedule.n_epochs, X, y) as bridge:
             reports = [Report()] if self.verbose else []
             train(net, x, schedule, x_valid, [*bridge, *reports], rows=rows, checkpoint=checkpoint)

@@ -1,8 +1,11 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
+from torch import nn
 
 from skvae import _products
-from skvae._products import fastest, has_onednn, linear
+from skvae._products import LinearByOneDNN, fastest, has_onednn, linear
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -34,3 +37,35 @@ def test_only_large_products_go_to_onednn(monkeypatch, normal):
     fastest(normal(64, 4), normal(128, 4))
     fastest(normal(64, 784), normal(128, 784))
     assert sizes == [(64, 784)]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(300,), (3, 100)])
+def test_gradients_of_onednn_are_those_of_torch(shape, bias, normal):
+    """To 1e-5 of the largest: the rounding of float32 over 300 rows."""
+    network = nn.Sequential(nn.Linear(80, 120, bias=bias), nn.Tanh(), nn.Linear(120, 90, bias=bias))
+    x, weights = normal(*shape, 80), normal(*shape, 90, seed=1)
+    results = []
+    for mode in (nullcontext(), LinearByOneDNN()):
+        inputs = x.clone().requires_grad_()
+        with mode:
+            y = network(inputs)
+        results.append([y, *torch.autograd.grad((y * weights).sum(), [inputs, *network.parameters()])])
+    for expected, found in zip(*results, strict=True):
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_mode_takes_large_products_of_any_network(monkeypatch, normal):
+    if not has_onednn(normal(1)):
+        pytest.skip("torch was built without oneDNN")
+    sizes = []
+
+    def counted(x, weight, bias=None):
+        sizes.append(tuple(x.shape))
+        return nn.functional.linear(x, weight, bias)
+
+    monkeypatch.setattr(_products, "linear", counted)
+    with LinearByOneDNN():
+        nn.Linear(784, 128)(normal(64, 784)).sum().backward()
+        nn.Linear(4, 4)(normal(64, 4))
+    assert sizes == [(64, 784), (128, 64)]

@@ -18,9 +18,10 @@ from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import Pipeline
 from torch import nn
 
-from skvae import VAETransformer
+from skvae import VAETransformer, load
 from skvae._net import Net
 from skvae.likelihoods import LIKELIHOODS, Gaussian, Likelihood
+from skvae.objectives import ELBO
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 10, "random_state": 0}
 WINE, DIGITS = load_wine().data, load_digits().data
@@ -125,6 +126,21 @@ def test_partial_fit_is_fit_in_pieces(optimizer, table):
         assert vae.n_iter_ == 4
         assert vae.loss_curve_ == whole.loss_curve_
         assert_same_bits(outputs(vae, X), outputs(whole, X))
+
+
+def test_warm_start_takes_another_objective(table, tmp_path):
+    X = table()
+    vae = small(max_iter=2, warm_start=True, early_stopping=False).fit(X)
+    vae.set_params(objective=ELBO(beta=4.0), max_iter=3).fit(X)
+    assert vae.n_iter_ == 5
+    assert vae.net_.criterion_.beta == 4.0
+    vae.save(tmp_path / "vae.skvae")
+    assert load(tmp_path / "vae.skvae").net_.criterion_.beta == 4.0
+    vae.set_params(objective="elbo", beta=0.5).fit(X)
+    assert vae.net_.criterion_.beta == 0.5
+    with pytest.raises(ValueError, match="is not that of objective='mmd'"):
+        vae.set_params(objective="mmd").fit(X)
+    assert vae.n_iter_ == 8
 
 
 def test_fit_without_warm_start_forgets(table):
