@@ -16,6 +16,7 @@ from ._component import Component
 
 _LOG_2PI = math.log(2 * math.pi)
 _MOMENT_DRAWS = 2_500
+_NEGLIGIBLE = -50.0  # nats below the largest term, to which a sum is deaf even in float64
 _MAX_ELEMENTS = 2**24  # values that one chunk of a mixture's log-density holds
 
 
@@ -119,6 +120,13 @@ class StandardNormal(Prior):
         return torch.zeros(self.z_dim), torch.ones(self.z_dim)
 
 
+def _log_sum(terms: Tensor) -> Tensor:
+    """logsumexp over the last dimension without the terms that do not count: their gradients would be denormal numbers,
+    with which a step takes four times as long."""
+    least = terms.detach().amax(-1, keepdim=True) + _NEGLIGIBLE
+    return torch.where(terms > least, terms, -math.inf).logsumexp(-1)
+
+
 class _NormalMixture(Prior):
     """What mixtures of diagonal Gaussians share."""
 
@@ -132,7 +140,7 @@ class _NormalMixture(Prior):
         log_norm = log_weight - (log_scale + 0.5 * (_LOG_2PI + loc.square() * precision)).sum(-1)
         slope, bend = (loc * precision).t(), -0.5 * precision.t()  # (z_dim, n_components)
         chunks = z.reshape(-1, self.z_dim).double().split(max(1, _MAX_ELEMENTS // len(loc)))
-        densities = [(log_norm + chunk @ slope + chunk.square() @ bend).logsumexp(-1) for chunk in chunks]
+        densities = [_log_sum(log_norm + chunk @ slope + chunk.square() @ bend) for chunk in chunks]
         return torch.cat(densities).view(z.shape[:-1]).to(z.dtype)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
