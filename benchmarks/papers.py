@@ -21,13 +21,13 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
-import torch
 from record import Results
 from skorch.callbacks import Callback
 
 from skvae import VAETransformer
 from skvae.architectures import Conv
 from skvae.datasets import load_images
+from skvae.likelihoods import Bernoulli
 from skvae.metrics import frechet_distance, log_likelihood
 from skvae.objectives import DReG
 from skvae.priors import Flow, VampPrior
@@ -40,20 +40,6 @@ KEYS, VALUES = (
     ("row",),
     ("paper", "published", "required", "nll", "standard_error", "minutes", "budget", "epochs", "active"),
 )
-
-
-class Binarize(Callback):
-    """Draws the bits of each batch from its grey values.
-
-    Bits are their own grey values, so that drawing those of held-out rows again would change nothing.
-    """
-
-    def on_epoch_begin(self, net, **kwargs):
-        self.rng_ = torch.Generator().manual_seed(net.seed + 2**32 * len(net.history))
-
-    def on_batch_begin(self, net, batch=None, **kwargs):
-        x = batch[0]["x"]
-        x.copy_(torch.rand(x.shape, generator=self.rng_) < x.cpu())
 
 
 class Anneal(Callback):
@@ -144,12 +130,12 @@ ROWS = {
 def fit(row, x, work):
     """The row's model, trained or read from where an earlier run left it."""
     vae = VAETransformer(
-        likelihood="bernoulli",
+        likelihood=Bernoulli(binarize=True),
         weight_decay=0.0,
         early_stopping=False,
         warm_start=True,
         checkpoint=work,
-        callbacks=[Binarize(), Anneal(row.peak), Clock()],
+        callbacks=[Anneal(row.peak), Clock()],
         random_state=0,
         verbose=1,
     )

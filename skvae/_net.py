@@ -65,10 +65,11 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
         x, batch_size, rng = self.x, self.net.batch_size, generator(self.net.seed, len(self.net.history))
+        draw = self.net.module_.likelihood.draw
         order = self.rows[torch.randperm(len(self.rows), generator=rng)].to(x.device)
         batches = order.split(batch_size)
         for rows, eps in zip(batches, _noise(self.net, [len(rows) for rows in batches], rng), strict=True):
-            yield {"x": x.index_select(0, rows), "eps": eps}, None
+            yield {"x": draw(x.index_select(0, rows), rng), "eps": eps}, None
 
 
 def _noise(net: "Net", sizes: list[int], rng: torch.Generator) -> Iterator[Tensor]:
@@ -88,9 +89,10 @@ class ValidationBatches:
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
         batches = self.x.split(max(1, _VALIDATION_BATCH // self.net.criterion_.n_draws))
-        noise = _noise(self.net, [len(rows) for rows in batches], generator(self.net.seed, VALIDATION_STREAM))
+        rng = generator(self.net.seed, VALIDATION_STREAM)
+        noise = _noise(self.net, [len(rows) for rows in batches], rng)
         for rows, eps in zip(batches, noise, strict=True):
-            yield {"x": rows, "eps": eps}, None
+            yield {"x": self.net.module_.likelihood.draw(rows, rng), "eps": eps}, None
 
 
 class Net(NeuralNet):

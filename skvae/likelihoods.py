@@ -65,6 +65,10 @@ class Likelihood(Component, ABC):
         """What the encoder sees of `x`: (..., n_features) -> (..., n_features)."""
         return x
 
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """What a batch `x` (batch, n_features) of X is for a step of training, or for validation: `x` itself."""
+        return x
+
     @abstractmethod
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         """Log-probability of each row, in nats, summed over the features: (...,)."""
@@ -213,15 +217,40 @@ class Bernoulli(Likelihood):
 
     Domain: {0, 1}. Grey values in [0, 1] are accepted, with the cross-entropy as their pseudo-likelihood: useful for
     images, but not a density, so do not compare its score with another likelihood's.
+
+    Parameters
+    ----------
+    binarize : bool, default=False
+        Whether training draws the bits of each batch anew from its grey values, 1 with the grey value as probability
+        (dynamic binarization; Burda et al., 2016, section 5). It augments images, which a large network would otherwise
+        learn by heart. Scores do not draw: binarize the rows before, for a likelihood of bits.
+
+    References
+    ----------
+    Burda, Grosse & Salakhutdinov (2016). "Importance weighted autoencoders". ICLR.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.likelihoods import Bernoulli
+    >>> VAETransformer(likelihood=Bernoulli(binarize=True))
+    VAETransformer(likelihood=Bernoulli(binarize=True))
     """
 
     non_negative = True
+
+    def __init__(self, binarize: bool = False) -> None:
+        super().__init__()
+        self.binarize = binarize
 
     def check(self, X: np.ndarray, whom: str) -> None:
         _check_unit_interval(X, whom)
 
     def start(self, x: Tensor) -> Tensor:
         return x.mean(0, keepdim=True).clamp(1e-3, 1 - 1e-3).logit()
+
+    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        return (_uniform_like(x, generator) < x).to(x.dtype) if self.binarize else x
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         logits = raw[..., 0, :]

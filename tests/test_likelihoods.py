@@ -321,3 +321,20 @@ def test_rate_goes_on_linearly():
     torch.testing.assert_close(means, expected, rtol=1e-4, atol=1e-6)
     slopes = torch.autograd.grad(means.sum(), raw)[0]
     assert slopes[1].item() == pytest.approx(slopes[2].item(), rel=0.01)
+
+
+def test_bits_are_drawn_anew_from_grey_values():
+    """Their mean has a standard error of 0.5 / 100; five of these are allowed."""
+    x, rng = torch.linspace(0, 1, 11).repeat(10_000, 1), torch.Generator().manual_seed(0)
+    first, second = (Bernoulli(binarize=True).draw(x, rng) for _ in range(2))
+    assert not torch.equal(first, second)
+    for bits in (first, second):
+        assert set(bits.unique().tolist()) == {0.0, 1.0}
+        torch.testing.assert_close(bits.mean(0), x[0], rtol=0, atol=0.025)
+    assert torch.equal(Bernoulli(binarize=True).draw(first, rng), first)  # bits stay
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_others_train_on_x_itself(name):
+    x = torch.rand(3, 2)
+    assert LIKELIHOODS[name]().draw(x, torch.Generator()) is x

@@ -20,7 +20,7 @@ from torch import nn
 
 from skvae import VAETransformer, load
 from skvae._net import Net
-from skvae.likelihoods import LIKELIHOODS, Gaussian, Likelihood
+from skvae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian, Likelihood
 from skvae.objectives import ELBO
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 10, "random_state": 0}
@@ -126,6 +126,26 @@ def test_partial_fit_is_fit_in_pieces(optimizer, table):
         assert vae.n_iter_ == 4
         assert vae.loss_curve_ == whole.loss_curve_
         assert_same_bits(outputs(vae, X), outputs(whole, X))
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_drawn_bits_belong_to_the_epoch(early_stopping, table):
+    """However training is cut into calls; and the rows of X stay grey."""
+    X = (0.9 * table("bernoulli") + 0.05).astype(np.float32)
+    before, params = X.copy(), {"likelihood": Bernoulli(binarize=True), "early_stopping": early_stopping}
+    whole, again, grey = (
+        small(max_iter=4, **params),
+        small(max_iter=4, **params),
+        small(max_iter=4, likelihood="bernoulli"),
+    )
+    assert_same_bits(outputs(whole.fit(X), X), outputs(again.fit(X), X))
+    assert whole.loss_curve_ != grey.set_params(early_stopping=early_stopping).fit(X).loss_curve_
+    if not early_stopping:
+        pieces = small(**params)
+        for _ in range(4):
+            pieces.partial_fit(X)
+        assert_same_bits(outputs(pieces, X), outputs(whole, X))
+    np.testing.assert_array_equal(X, before)
 
 
 def test_warm_start_takes_another_objective(table, tmp_path):
