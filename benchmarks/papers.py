@@ -15,7 +15,7 @@ checkpoint, scoring from the last block of images.
 import argparse
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import joblib
@@ -86,8 +86,8 @@ class Row:
         Of the `VAETransformer`.
     peak : float
         Highest learning rate.
-    then : dict
-        Parameters of a second fit, which goes on from the first.
+    after : str
+        Row whose model this one goes on from.
     """
 
     paper: str
@@ -96,9 +96,17 @@ class Row:
     budget: int
     params: dict
     peak: float = 2e-3
-    then: dict = field(default_factory=dict)
+    after: str = ""
 
 
+ALL = {
+    "likelihood": Bernoulli(binarize=True),
+    "weight_decay": 0.0,
+    "early_stopping": False,
+    "warm_start": True,
+    "random_state": 0,
+    "verbose": 1,
+}
 WIDE = {"hidden_layer_sizes": (500, 500), "batch_size": 250}
 SMALL = {"hidden_layer_sizes": (256, 128), "batch_size": 250, "max_iter": 250}
 ROWS = {
@@ -108,8 +116,9 @@ ROWS = {
         84.78,
         84.32,
         30,
-        {"z_dim": 50, "max_iter": 280, **WIDE},
-        then={"objective": DReG(50), "max_iter": 20, "batch_size": 100},
+        {"objective": DReG(50), "max_iter": 20, "batch_size": 100},
+        peak=1e-3,
+        after="plain",
     ),
     "prior": Row(
         "VampPrior, MLP, z 40", 82.43, 82.4, 45, {"z_dim": 40, "prior": VampPrior(500), "max_iter": 330, **WIDE}
@@ -127,22 +136,19 @@ ROWS = {
 }
 
 
-def fit(row, x, work):
+def fit(name, x, work):
     """The row's model, trained or read from where an earlier run left it."""
-    vae = VAETransformer(
-        likelihood=Bernoulli(binarize=True),
-        weight_decay=0.0,
-        early_stopping=False,
-        warm_start=True,
-        checkpoint=work,
-        callbacks=[Anneal(row.peak), Clock()],
-        random_state=0,
-        verbose=1,
-    )
-    for number, params in enumerate(stage for stage in (row.params, row.then) if stage):
-        path = work / f"stage{number}.joblib"
-        vae = joblib.load(path) if path.exists() else vae.set_params(**params).fit(x)
-        joblib.dump(vae, path)
+    row, path = ROWS[name], work / name / "model.joblib"
+    if path.exists():
+        return joblib.load(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if row.after:
+        vae = fit(row.after, x, work)
+        vae.net_.set_params(callbacks__Anneal__peak=row.peak)
+    else:
+        vae = VAETransformer(callbacks=[Anneal(row.peak), Clock()], **ALL)
+    vae.set_params(checkpoint=path.parent, **row.params).fit(x)
+    joblib.dump(vae, path)
     return vae
 
 
@@ -160,12 +166,11 @@ def score(vae, x_test, work):
 
 
 def run_row(name, args):
-    row, work = ROWS[name], args.work / name
-    work.mkdir(parents=True, exist_ok=True)
+    row = ROWS[name]
     x, _, x_test, _ = load_images(args.mnist)
     x_test = (np.random.default_rng(TEST_SEED).random(x_test.shape) < x_test).astype(np.float32)
-    vae = fit(row, x, work)
-    nll, error = score(vae, x_test[: args.n_test], work)
+    vae = fit(name, x, args.work)
+    nll, error = score(vae, x_test[: args.n_test], args.work / name)
     Results(args.out / "papers.csv", KEYS, VALUES, keep=True).add(
         name,
         paper=row.paper,
