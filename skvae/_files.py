@@ -17,22 +17,18 @@ from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import PassthroughScoring
 
 from ._atomic import replace_file
-from ._build import build_vae
+from ._build import REGISTRIES, build_vae
 from ._device import device_here
 from ._net import OPTIMIZERS, build_net
 from ._onnx import onnx_graph
-from .architectures import ARCHITECTURES
-from .likelihoods import LIKELIHOODS
-from .objectives import OBJECTIVES, Objective
-from .priors import PRIORS
+from .objectives import Objective
 
 _FORMAT = 1  # to be raised when older versions of skvae could not read what is written
 _KEY = "skvae"  # of the header's metadata
 _NO_DIGEST = "0" * 64  # stands where the SHA-256 of the file goes while it is computed
 _MAX_HEADER = 100_000_000  # bytes: safetensors reads no longer one
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_REGISTRIES = (LIKELIHOODS, PRIORS, OBJECTIVES, ARCHITECTURES, OPTIMIZERS)
-_CLASSES = {cls.__name__: cls for registry in _REGISTRIES for cls in registry.values()}
+_CLASSES = {cls.__name__: cls for registry in (*REGISTRIES.values(), OPTIMIZERS) for cls in registry.values()}
 
 
 class FileMixin:
