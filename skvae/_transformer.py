@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
-from ._blocks import BLOCK, PAD, apply, location_scale, padded, row_blocks, scaled
+from ._blocks import BLOCK, apply, chunk_sizes, location_scale, scaled, scaled_blocks
 from ._build import SklearnCallbacks, build_vae, copies, guess_likelihood, layer_sizes, resolve, resolve_objective
 from ._checkpoint import open_checkpoint
 from ._device import resolve_device
@@ -40,7 +40,6 @@ except ImportError:  # scikit-learn < 1.9
         """Stands in for the mixin that older versions of scikit-learn lack."""
 
 
-_SCORE_ELEMENTS = 2**22  # values of x that one chunk of `score_samples` holds
 _DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
 
 
@@ -455,11 +454,10 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         X = self._check_X(X)
         vae, rng = self.module_, generator(self.net_.seed, SCORE_STREAM)
         eps = torch.randn(self.n_draws, 1, self._n_features_out, generator=rng).to(self.net_.device)
-        n_rows = int(np.clip(_SCORE_ELEMENTS // (self.n_draws * X.shape[1]) // PAD, 1, BLOCK // PAD)) * PAD
-        n_draws = max(1, _SCORE_ELEMENTS // (n_rows * X.shape[1]))
+        n_rows, n_parts = chunk_sizes(self.n_draws, X.shape[1])
 
         def log_likelihood(x):
-            weights = torch.cat([vae.log_weights(x, part) for part in eps.split(n_draws)])
+            weights = torch.cat([vae.log_weights(x, part) for part in eps.tensor_split(n_parts)])
             return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
 
         rows = apply(log_likelihood, self._scaled_blocks(X, n_rows), len(X))
@@ -670,11 +668,11 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     def _scaled_blocks(self, X, size=BLOCK):
         net = self.net_
-        return padded((scaled(block, net.offset, net.scale) for block in row_blocks(X, size)), net.device)
+        return scaled_blocks(X, net.offset, net.scale, net.device, size)
 
     def _decode(self, function, z):
         """What `function` makes of latent coordinates, brought to the units of X."""
-        blocks = padded((scaled(block, 0.0, 1.0) for block in row_blocks(z)), self.net_.device)
+        blocks = scaled_blocks(z, 0.0, 1.0, self.net_.device)
         return apply(function, blocks, len(z), self._in_units_of_X)
 
     def _in_units_of_X(self, x):

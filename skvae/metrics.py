@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import mean_squared_error
 from sklearn.utils import check_array
 
-from ._blocks import BLOCK, PAD, apply, padded, row_blocks, scaled
+from ._blocks import apply, chunk_sizes, scaled_blocks
 from ._random import generator
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "reconstruction_error",
 ]
 
-_MAX_ELEMENTS = 2**22  # values of x, or of pairs of rows, that one block holds
+_MAX_ELEMENTS = 2**22  # values of pairs of rows that one block holds
 
 
 class Estimate(NamedTuple):
@@ -238,11 +238,10 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
     estimator.transform(X)  # which has its say on X
     X = np.asarray(X, dtype=np.float64)
     vae, net, rng = estimator.module_, estimator.net_, generator(random_state)
-    size = int(np.clip(_MAX_ELEMENTS // (n_draws * X.shape[1]) // PAD, 1, BLOCK // PAD)) * PAD
+    n_rows, n_parts = chunk_sizes(n_draws, X.shape[1])
 
     def moments(x):
         """Log-likelihood, and its squared standard error by the delta method: (batch, 2)."""
-        n_parts = -(-n_draws * x.numel() // _MAX_ELEMENTS)
         eps = (torch.randn(n, len(x), vae.prior.z_dim, generator=rng) for n in _parts(n_draws, n_parts))
         weights = torch.cat([vae.log_weights(x, part.to(x.device)) for part in eps]).double()
         log_mean = weights.logsumexp(0) - math.log(n_draws)
@@ -251,14 +250,14 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
         spread = slope.square() * (weights - log_mean).exp().var(0)
         return torch.stack([mixed, spread / n_draws], dim=1)
 
-    blocks = padded((scaled(block, net.offset, net.scale) for block in row_blocks(X, size)), net.device)
+    blocks = scaled_blocks(X, net.offset, net.scale, net.device, n_rows)
     log_mean, squared_error = apply(moments, blocks, len(X)).T
     return Estimate(float(log_mean.mean()) + net.log_jacobian, float(np.sqrt(squared_error.sum()) / len(X)))
 
 
 def _parts(total, n_parts):
     """Whole numbers of about the same size that add up to `total`."""
-    bounds = np.linspace(0, total, min(n_parts, total) + 1).astype(int)
+    bounds = np.linspace(0, total, n_parts + 1).astype(int)
     return np.diff(bounds).tolist()
 
 
