@@ -27,7 +27,7 @@ from ._linear import linear_start
 from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, cross_fit, hold_out, train
 from ._random import PRIOR_STREAM, SCORE_STREAM, generator
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
-from .callbacks import ACTIVE_VARIANCE, REPORT_ROWS, Report
+from .callbacks import REPORT_ROWS, Report
 from .likelihoods import LIKELIHOODS, Likelihood
 from .objectives import OBJECTIVES, Objective
 from .priors import PRIORS, Prior
@@ -644,15 +644,14 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             scores = [row["valid_bound"] for row in history if "valid_bound" in row]
         self.validation_scores_ = None if scores is None else [float(score) + shift for score in scores]
         mean, log_scale = self._encode(X[:REPORT_ROWS])
+        prior, tensors = self.module_.prior, [torch.from_numpy(part) for part in (mean, log_scale)]
         with torch.no_grad():
-            kl = self.module_.prior.kl_per_unit(torch.from_numpy(mean), torch.from_numpy(log_scale))
-            variance = self.module_.prior.moments()[1].cpu().numpy()
-        self.kl_per_unit_ = kl.numpy().mean(axis=0)
-        self.active_units_ = mean.var(axis=0) > ACTIVE_VARIANCE * variance
+            self.kl_per_unit_ = prior.kl_per_unit(*tensors).numpy().mean(axis=0)
+            self.active_units_ = prior.active_units(tensors[0]).numpy()
         self._aggregate = posterior_draws(mean, np.exp(log_scale), self.net_.seed)
         if not self.active_units_.any() and len(X) > 1:
             warnings.warn(
-                "No latent unit is active: the variance of E[z | x] is at most 0.01 for each (posterior collapse). The "
+                "No latent unit is active: E[z | x] has at most 0.01 of the prior's variance (posterior collapse). The "
                 "features may be independent of each other; otherwise lower `beta` or set `init='linear'`.",
                 ConvergenceWarning,
                 stacklevel=4,

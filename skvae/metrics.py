@@ -126,10 +126,9 @@ def active_units(estimator, X, *, threshold=0.01):
     >>> int(active_units(vae, X).sum())
     2
     """
-    mean = estimator.transform(X)
+    mean, _ = map(torch.from_numpy, estimator.posterior(X))
     with torch.no_grad():
-        variance = estimator.module_.prior.moments()[1].cpu().numpy()
-    return mean.var(axis=0) > threshold * variance
+        return estimator.module_.prior.active_units(mean, threshold).numpy()
 
 
 def kl_split(estimator, X, *, n_draws=10, random_state=0):

@@ -73,6 +73,15 @@ class Prior(Component, ABC):
         ratio = ((2 * log_scale).exp() + (mean - loc).square()) / variance
         return 0.5 * (ratio - 1 + variance.log()) - log_scale
 
+    def active_units(self, mean: Tensor, threshold: float = 0.01) -> Tensor:
+        """Whether the variance of E[z | x] over rows exceeds a share of the prior's variance, unit by unit.
+
+        (n_samples, z_dim) -> (z_dim,), bool. For the standard normal prior the criterion of Burda, Grosse &
+        Salakhutdinov (2016), section 5.2.
+        """
+        _, variance = self.moments()
+        return mean.var(0, correction=0) > threshold * variance.to(mean)
+
 
 class StandardNormal(Prior):
     """The unit Gaussian N(0, I) (Kingma & Welling, 2014).

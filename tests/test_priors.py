@@ -130,6 +130,16 @@ def test_kl_per_unit_is_zero_at_the_moments_only(name):
     torch.testing.assert_close(prior.kl_per_unit(torch.full((3,), 0.5), torch.full((3,), math.log(2.0))), expected)
 
 
+@each_prior
+def test_units_are_active_by_the_variance_of_the_prior(name):
+    """Means of variance 0.009, 0.011 and 4 times the prior's, in units of their own."""
+    prior = built(name)
+    _, variance = prior.moments()
+    mean = torch.tensor([[-1.0], [1.0]]) * (torch.tensor([0.009, 0.011, 4]) * variance).sqrt()
+    assert prior.active_units(mean).tolist() == [False, True, True]
+    assert prior.active_units(mean + 100, threshold=1).tolist() == [False, False, True]
+
+
 @pytest.mark.parametrize("size", [1e-6, 1e-2, 1.0, 5.0])
 @each_closed_form
 def test_gradient_of_kl_is_never_zero(name, size):
