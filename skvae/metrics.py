@@ -13,6 +13,7 @@ from sklearn.utils import check_array
 
 from ._blocks import apply, chunk_sizes, scaled_blocks
 from ._random import generator
+from .priors import mixture_log_prob
 
 __all__ = [
     "Estimate",
@@ -24,8 +25,6 @@ __all__ = [
     "log_likelihood",
     "reconstruction_error",
 ]
-
-_MAX_ELEMENTS = 2**22  # values of pairs of rows that one block holds
 
 
 class Estimate(NamedTuple):
@@ -173,25 +172,18 @@ def kl_split(estimator, X, *, n_draws=10, random_state=0):
     mean, std = (torch.from_numpy(part).double() for part in estimator.posterior(X))
     rng, n_rows = generator(random_state), len(mean)
     prior = estimator.module_.prior
+    aggregate = mean.new_full((n_rows,), -math.log(n_rows)), mean, std.log()
     log_q = log_aggregate = log_p = 0.0
     for _ in range(n_draws):
         eps = torch.randn(mean.shape, generator=rng, dtype=torch.float64)
         z = mean + std * eps
         log_q += float((-0.5 * (eps.square() + math.log(2 * math.pi)) - std.log()).sum())
-        log_aggregate += float(_log_aggregate(z, mean, std).sum())
+        log_aggregate += float(mixture_log_prob(z, *aggregate).sum())
         device = estimator.net_.device
         with torch.no_grad():
             log_p += float(prior.log_prob(z.float().to(device)).double().sum())
     log_q, log_aggregate, log_p = (total / (n_rows * n_draws) for total in (log_q, log_aggregate, log_p))
     return KLSplit(log_q - log_p, log_q - log_aggregate, log_aggregate - log_p)
-
-
-def _log_aggregate(z, mean, std):
-    """Log-density of points under the mean of the posteriors N(mean, std^2): (n_points,)."""
-    log_norm = (std.log() + 0.5 * math.log(2 * math.pi)).sum(-1) + math.log(len(mean))
-    blocks = z.split(max(1, _MAX_ELEMENTS // mean.numel()))
-    squares = (((block.unsqueeze(1) - mean) / std).square().sum(-1) for block in blocks)  # (n_points, n_rows)
-    return torch.cat([(-0.5 * square - log_norm).logsumexp(1) for square in squares])
 
 
 def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):

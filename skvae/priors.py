@@ -16,7 +16,7 @@ from ._component import Component
 
 _LOG_2PI = math.log(2 * math.pi)
 _MOMENT_DRAWS = 2_500
-_MAX_ELEMENTS = 2**24  # values that one chunk of a mixture's log-density holds
+_MAX_ELEMENTS = 2**22  # values that one chunk of a mixture's log-density holds; larger ones are slower
 
 
 class Prior(Component, ABC):
@@ -113,6 +113,19 @@ class StandardNormal(Prior):
         return torch.zeros(self.z_dim), torch.ones(self.z_dim)
 
 
+def mixture_log_prob(z: Tensor, log_weight: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
+    """Log-density of points (..., z_dim) under a mixture of diagonal Gaussians, in nats: (...,).
+
+    Of the mixture the log-weights (n_components,), means and log-scales (n_components, z_dim).
+    """
+    rows = z.reshape(-1, 1, z.shape[-1])  # (n_rows, 1, z_dim)
+    log_norm = log_weight - (log_scale + 0.5 * _LOG_2PI).sum(-1)
+    inverse_scale = (-log_scale).exp()
+    chunks = rows.split(max(1, _MAX_ELEMENTS // loc.numel()))
+    squares = (((chunk - loc) * inverse_scale).square().sum(-1) for chunk in chunks)  # (n_rows, n_components)
+    return torch.cat([(log_norm - 0.5 * square).logsumexp(-1) for square in squares]).view(z.shape[:-1])
+
+
 class _NormalMixture(Prior):
     """What mixtures of diagonal Gaussians share."""
 
@@ -121,13 +134,7 @@ class _NormalMixture(Prior):
         """Log-weights (n_components,), means and log-scales (n_components, z_dim)."""
 
     def log_prob(self, z: Tensor) -> Tensor:
-        log_weight, loc, log_scale = self.components()
-        rows = z.reshape(-1, 1, self.z_dim)  # (n_rows, 1, z_dim)
-        log_norm = log_weight - (log_scale + 0.5 * _LOG_2PI).sum(-1)
-        inverse_scale = (-log_scale).exp()
-        chunks = rows.split(max(1, _MAX_ELEMENTS // loc.numel()))
-        squares = [((chunk - loc) * inverse_scale).square().sum(-1) for chunk in chunks]  # (n_rows, n_components)
-        return torch.cat([(log_norm - 0.5 * square).logsumexp(-1) for square in squares]).view(z.shape[:-1])
+        return mixture_log_prob(z, *self.components())
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         log_weight, loc, log_scale = (part.to(generator.device) for part in self.components())

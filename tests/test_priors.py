@@ -9,7 +9,7 @@ from scipy.stats import kstest
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from skvae.likelihoods import Gaussian
-from skvae.priors import PRIORS, Mixture, VampPrior
+from skvae.priors import PRIORS, Mixture, VampPrior, mixture_log_prob
 
 each_prior = pytest.mark.parametrize("name", PRIORS)
 each_closed_form = pytest.mark.parametrize("name", ["standard_normal"])
@@ -186,6 +186,15 @@ def test_number_of_components(name, n_components, normal):
         rows = (prior.inputs[:, None] == inputs).all(-1)
         assert torch.all(rows.sum(1) == 1)  # training rows
         assert rows.sum(0).max() == math.ceil(n_components / 50)  # none twice before all are there
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mixture_of_given_components_keeps_their_precision(dtype, normal):
+    z, loc, log_scale = (normal(*shape, dtype=dtype) for shape in [(4, 5, 3), (7, 3), (7, 3)])
+    log_weight = normal(7, dtype=dtype).log_softmax(0)
+    parts = Independent(Normal(loc, log_scale.exp()), 1)
+    expected = MixtureSameFamily(Categorical(logits=log_weight), parts).log_prob(z)
+    torch.testing.assert_close(mixture_log_prob(z, log_weight, loc, log_scale), expected)
 
 
 def test_chunks_of_a_mixture_do_not_show(monkeypatch, normal):
