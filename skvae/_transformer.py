@@ -522,8 +522,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     def _check_values(self, X, likelihood):
         if X.dtype == np.float64 and max(X.max(), -X.min()) > np.finfo(np.float32).max:
             raise ValueError("Input X contains infinity or a value too large for dtype('float32').")
-        name = likelihood if isinstance(likelihood, str) else type(likelihood).__name__
-        resolve("likelihood", likelihood).check(X, f"{type(self).__name__} (likelihood={name!r})")
+        is_name = isinstance(likelihood, str)
+        name = likelihood if is_name else type(likelihood).__name__
+        (LIKELIHOODS[name]() if is_name else likelihood).check(X, f"{type(self).__name__} (likelihood={name!r})")
 
     # Training
 

@@ -848,6 +848,14 @@ def test_users_own_likelihood(init, table):
     assert_same_bits(outputs(vae, X), outputs(clone(vae).fit(X), X))
 
 
+def test_inference_copies_no_likelihood(table, monkeypatch):
+    X = table()
+    vae = small(likelihood=Laplace()).fit(X)
+    expected = outputs(vae, X)
+    monkeypatch.setattr(Laplace, "__deepcopy__", lambda *args: pytest.fail("copied"), raising=False)
+    assert_same_bits(outputs(vae, X), expected)
+
+
 def test_n_draws_may_change_after_fit(table):
     X = table()
     vae = small(n_draws=3).fit(X)
