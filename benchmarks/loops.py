@@ -47,14 +47,14 @@ class HandWritten:
 
     name = "hand-written PyTorch"
 
-    def __init__(self, x, batch_size, device="cpu"):
+    def __init__(self, x, batch_size):
         torch.manual_seed(0)
-        self.x, self.batch_size = x.to(device), batch_size
-        self.module = PlainVAE(x.shape[1]).to(device)
+        self.x, self.batch_size = x, batch_size
+        self.module = PlainVAE(x.shape[1])
         self.optimizer = torch.optim.Adam(self.module.parameters(), lr=LR, fused=True)
 
     def batches(self):
-        return (self.x[rows] for rows in torch.randperm(len(self.x), device=self.x.device).split(self.batch_size))
+        return (self.x[rows] for rows in torch.randperm(len(self.x)).split(self.batch_size))
 
     def epoch(self):
         for x in self.batches():
@@ -207,13 +207,13 @@ class Ours:
 
     name = "VAETransformer"
 
-    def __init__(self, x, batch_size, device="cpu"):
+    def __init__(self, x, batch_size):
         seeds = {"init": "random", "optimizer": "adam", "ema_decay": 0, "early_stopping": False}
         vae = VAETransformer(
-            Z_DIM, likelihood="bernoulli", batch_size=batch_size, max_iter=1, device=device, random_state=0, **seeds
+            Z_DIM, likelihood="bernoulli", batch_size=batch_size, max_iter=1, device="cpu", random_state=0, **seeds
         )
         self.net = vae.fit(x[: 2 * batch_size].numpy()).net_
-        self.x = x.to(device)
+        self.x = x
         self.schedule = _net.Schedule(1, batch_size, 1, 0.0)
 
     def epoch(self):

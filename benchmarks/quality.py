@@ -34,6 +34,7 @@ from tables import SOURCES, load_all
 from threadpoolctl import threadpool_limits
 
 from skvae import VAETransformer
+from skvae.datasets import load_images
 from skvae.likelihoods import Gaussian
 
 HERE = Path(__file__).parent
@@ -168,9 +169,8 @@ def digits_split(seed):
 
 @cache
 def read_mnist(path):
-    with np.load(path) as file:
-        images = [(file[name].reshape(-1, 784) / 255).astype(np.float32) for name in ("X_train", "X_test")]
-        return *images, file["y_train"], file["y_test"]
+    x_train, y_train, x_test, y_test = load_images(path)
+    return x_train, x_test, y_train, y_test
 
 
 def measure_latents(data, z_dim, seed, fit):

@@ -9,7 +9,8 @@ from torch.overrides import TorchFunctionMode
 
 from ._products import has_onednn, linear
 
-BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `padded`)
+BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `scaled_blocks`)
+_MAX_ELEMENTS = 2**22  # values of x that one chunk of draws holds
 _MIN_OUTPUTS = 16  # of a linear layer at inference (see `_RowwiseLinear`)
 
 
@@ -38,11 +39,18 @@ def scaled(X, offset, scale):
     return torch.from_numpy(x)
 
 
-def padded(blocks, device):
-    """Tensors zero-padded to full blocks, with their numbers of rows: BLAS takes other kernels for a few rows, and a
-    row's result must not depend on its neighbours."""
-    for x in blocks:
+def scaled_blocks(X, offset, scale, device, size=BLOCK):
+    """X in the model's units: tensors zero-padded to full blocks, with their numbers of rows. BLAS takes other kernels
+    for a few rows, and a row's result must not depend on its neighbours."""
+    for block in row_blocks(X, size):
+        x = scaled(block, offset, scale)
         yield F.pad(x, (0, 0, 0, -len(x) % PAD)).to(device), len(x)
+
+
+def chunk_sizes(n_draws, n_features):
+    """Rows of a block each of which has `n_draws` draws of x, and the number of parts that the draws come in."""
+    n_rows = int(np.clip(_MAX_ELEMENTS // (n_draws * n_features) // PAD, 1, BLOCK // PAD)) * PAD
+    return n_rows, min(n_draws, -(-n_draws * n_rows * n_features // _MAX_ELEMENTS))
 
 
 class _RowwiseLinear(TorchFunctionMode):

@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import os
 import pickle
-import threading
 import time
 import warnings
 from collections import Counter
@@ -14,6 +12,8 @@ import joblib
 import torch
 from skorch.callbacks import Callback
 from torch import nn
+
+from ._atomic import replace_file
 
 _LAYOUT = 1  # of the file; other ones are not read
 _SECONDS, _SHARE = 5.0, 0.02  # least time between two files, and the most of the training time that they may take
@@ -128,12 +128,7 @@ class Checkpoint(Callback):
         buffer = io.BytesIO()
         callbacks = {key: _state(callback) for key, callback in _numbered(net.callbacks_) if callback is not self}
         torch.save({"seed": self.seed, "net": net.training_state(), "callbacks": callbacks}, buffer)
-        unfinished = self.path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-        with open(unfinished, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, self.path)
+        replace_file(self.path, buffer.getbuffer())
 
     def remove(self):
         """Delete the file, and those that a killed process left unfinished."""

@@ -7,8 +7,6 @@ header's metadata: values that JSON has no type for are objects with one key, ``
 import hashlib
 import inspect
 import json
-import os
-import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,22 +16,19 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from skorch.callbacks import PassthroughScoring
 
-from ._build import build_vae
+from ._atomic import replace_file
+from ._build import REGISTRIES, build_vae
 from ._device import device_here
 from ._net import OPTIMIZERS, build_net
 from ._onnx import onnx_graph
-from .architectures import ARCHITECTURES
-from .likelihoods import LIKELIHOODS
-from .objectives import OBJECTIVES, Objective
-from .priors import PRIORS
+from .objectives import Objective
 
 _FORMAT = 1  # to be raised when older versions of skvae could not read what is written
 _KEY = "skvae"  # of the header's metadata
 _NO_DIGEST = "0" * 64  # stands where the SHA-256 of the file goes while it is computed
 _MAX_HEADER = 100_000_000  # bytes: safetensors reads no longer one
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_REGISTRIES = (LIKELIHOODS, PRIORS, OBJECTIVES, ARCHITECTURES, OPTIMIZERS)
-_CLASSES = {cls.__name__: cls for registry in _REGISTRIES for cls in registry.values()}
+_CLASSES = {cls.__name__: cls for registry in (*REGISTRIES.values(), OPTIMIZERS) for cls in registry.values()}
 
 
 class FileMixin:
@@ -86,7 +81,7 @@ class FileMixin:
         params = self.get_params(deep=False)
         fitted = {name: value for name, value in vars(self).items() if name not in params and name != "net_"}
         model = {"class": type(self).__name__, "params": params, "fitted": fitted, "net": _net_state(self.net_)}
-        _replace_file(path, _to_bytes(model))
+        replace_file(path, _to_bytes(model))
 
     def to_onnx(self, path, part="encoder"):
         """Write the encoder or the decoder as an ONNX graph of float32 rows, any number of them.
@@ -113,7 +108,7 @@ class FileMixin:
         """
         check_is_fitted(self)
         net = self.net_
-        _replace_file(path, onnx_graph(self.module_, part, self.n_features_in_, net.z_dim, net.offset, net.scale))
+        replace_file(path, onnx_graph(self.module_, part, self.n_features_in_, net.z_dim, net.offset, net.scale))
 
 
 def load_estimator(path, cls):
@@ -283,17 +278,3 @@ def _refusing(path, reason):
         yield
     except Exception as error:
         raise ValueError(f"{path}: {reason} ({type(error).__name__}: {error}).") from error
-
-
-def _replace_file(path, data):
-    """Write a file whole or not at all: under another name in its folder first."""
-    path = Path(path).resolve()  # what a link points to, as `open` would have it
-    part = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with open(part, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
-from ._blocks import BLOCK, PAD, apply, location_scale, padded, row_blocks, scaled
+from ._blocks import BLOCK, apply, chunk_sizes, location_scale, scaled, scaled_blocks
 from ._build import SklearnCallbacks, build_vae, copies, guess_likelihood, layer_sizes, resolve, resolve_objective
 from ._checkpoint import open_checkpoint
 from ._device import resolve_device
@@ -27,7 +27,7 @@ from ._linear import linear_start
 from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, cross_fit, hold_out, train
 from ._random import PRIOR_STREAM, SCORE_STREAM, generator
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
-from .callbacks import ACTIVE_VARIANCE, REPORT_ROWS, Report
+from .callbacks import REPORT_ROWS, Report
 from .likelihoods import LIKELIHOODS, Likelihood
 from .objectives import OBJECTIVES, Objective
 from .priors import PRIORS, Prior
@@ -40,7 +40,6 @@ except ImportError:  # scikit-learn < 1.9
         """Stands in for the mixin that older versions of scikit-learn lack."""
 
 
-_SCORE_ELEMENTS = 2**22  # values of x that one chunk of `score_samples` holds
 _DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
 
 
@@ -456,11 +455,10 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         X = self._check_X(X)
         vae, rng = self.module_, generator(self.net_.seed, SCORE_STREAM)
         eps = torch.randn(self.n_draws, 1, self._n_features_out, generator=rng).to(self.net_.device)
-        n_rows = int(np.clip(_SCORE_ELEMENTS // (self.n_draws * X.shape[1]) // PAD, 1, BLOCK // PAD)) * PAD
-        n_draws = max(1, _SCORE_ELEMENTS // (n_rows * X.shape[1]))
+        n_rows, n_parts = chunk_sizes(self.n_draws, X.shape[1])
 
         def log_likelihood(x):
-            weights = torch.cat([vae.log_weights(x, part) for part in eps.split(n_draws)])
+            weights = torch.cat([vae.log_weights(x, part) for part in eps.tensor_split(n_parts)])
             return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
 
         rows = apply(log_likelihood, self._scaled_blocks(X, n_rows), len(X))
@@ -525,8 +523,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     def _check_values(self, X, likelihood):
         if X.dtype == np.float64 and max(X.max(), -X.min()) > np.finfo(np.float32).max:
             raise ValueError("Input X contains infinity or a value too large for dtype('float32').")
-        name = likelihood if isinstance(likelihood, str) else type(likelihood).__name__
-        resolve("likelihood", likelihood).check(X, f"{type(self).__name__} (likelihood={name!r})")
+        is_name = isinstance(likelihood, str)
+        name = likelihood if is_name else type(likelihood).__name__
+        (LIKELIHOODS[name]() if is_name else likelihood).check(X, f"{type(self).__name__} (likelihood={name!r})")
 
     # Training
 
@@ -649,15 +648,14 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             scores = [row["valid_bound"] for row in history if "valid_bound" in row]
         self.validation_scores_ = None if scores is None else [float(score) + shift for score in scores]
         mean, log_scale = self._encode(X[:REPORT_ROWS])
+        prior, tensors = self.module_.prior, [torch.from_numpy(part) for part in (mean, log_scale)]
         with torch.no_grad():
-            kl = self.module_.prior.kl_per_unit(torch.from_numpy(mean), torch.from_numpy(log_scale))
-            variance = self.module_.prior.moments()[1].cpu().numpy()
-        self.kl_per_unit_ = kl.numpy().mean(axis=0)
-        self.active_units_ = mean.var(axis=0) > ACTIVE_VARIANCE * variance
+            self.kl_per_unit_ = prior.kl_per_unit(*tensors).numpy().mean(axis=0)
+            self.active_units_ = prior.active_units(tensors[0]).numpy()
         self._aggregate = posterior_draws(mean, np.exp(log_scale), self.net_.seed)
         if not self.active_units_.any() and len(X) > 1:
             warnings.warn(
-                "No latent unit is active: the variance of E[z | x] is at most 0.01 for each (posterior collapse). The "
+                "No latent unit is active: E[z | x] has at most 0.01 of the prior's variance (posterior collapse). The "
                 "features may be independent of each other; otherwise lower `beta` or set `init='linear'`.",
                 ConvergenceWarning,
                 stacklevel=4,
@@ -673,11 +671,11 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     def _scaled_blocks(self, X, size=BLOCK):
         net = self.net_
-        return padded((scaled(block, net.offset, net.scale) for block in row_blocks(X, size)), net.device)
+        return scaled_blocks(X, net.offset, net.scale, net.device, size)
 
     def _decode(self, function, z):
         """What `function` makes of latent coordinates, brought to the units of X."""
-        blocks = padded((scaled(block, 0.0, 1.0) for block in row_blocks(z)), self.net_.device)
+        blocks = scaled_blocks(z, 0.0, 1.0, self.net_.device)
         return apply(function, blocks, len(z), self._in_units_of_X)
 
     def _in_units_of_X(self, x):

@@ -127,11 +127,6 @@ class Architecture(Component, ABC):
         return self.head(self.hidden(x))
 
 
-def _check_dropout(dropout: float) -> None:
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1. Got {dropout!r} instead.")
-
-
 def _hidden_layers(
     widths: Sequence[int], spec: NetworkSpec, layer_norm: bool = False, dropout: float = 0.0
 ) -> nn.Sequential:
@@ -147,7 +142,30 @@ def _hidden_layers(
     return nn.Sequential(*layers)
 
 
-class MLP(Architecture):
+class _Layered(Architecture):
+    """What networks of hidden layers, and of nothing else, share."""
+
+    def __init__(self, layer_norm: bool, dropout: float) -> None:
+        super().__init__()
+        self.layer_norm = layer_norm
+        self.dropout = dropout
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1. Got {dropout!r} instead.")
+
+    def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
+        return not hidden_layer_sizes
+
+    def build(self, spec: NetworkSpec) -> None:
+        widths = [spec.n_inputs, *spec.hidden_layer_sizes]
+        self.hidden = self._layers(widths, spec)
+        self.head = spec.linear(widths[-1], spec.n_outputs)
+
+    @abstractmethod
+    def _layers(self, widths: Sequence[int], spec: NetworkSpec) -> nn.Sequential:
+        """The hidden part, from `widths[0]` to `widths[-1]` values."""
+
+
+class MLP(_Layered):
     """Multilayer perceptron; without hidden layers, a linear map.
 
     Parameters
@@ -166,18 +184,10 @@ class MLP(Architecture):
     """
 
     def __init__(self, layer_norm: bool = False, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.layer_norm = layer_norm
-        self.dropout = dropout
-        _check_dropout(dropout)
+        super().__init__(layer_norm, dropout)
 
-    def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
-        return not hidden_layer_sizes
-
-    def build(self, spec: NetworkSpec) -> None:
-        widths = [spec.n_inputs, *spec.hidden_layer_sizes]
-        self.hidden = _hidden_layers(widths, spec, self.layer_norm, self.dropout)
-        self.head = spec.linear(widths[-1], spec.n_outputs)
+    def _layers(self, widths: Sequence[int], spec: NetworkSpec) -> nn.Sequential:
+        return _hidden_layers(widths, spec, self.layer_norm, self.dropout)
 
 
 class _Block(nn.Module):
@@ -192,7 +202,7 @@ class _Block(nn.Module):
         return self.skip(x) + self.branch(x)
 
 
-class Residual(Architecture):
+class Residual(_Layered):
     """Residual network: for each hidden layer a block of two linear layers beside an identity (He et al., 2016).
 
     Where the width changes, a linear map stands in the identity's place. Without hidden layers, a linear map.
@@ -217,18 +227,10 @@ class Residual(Architecture):
     """
 
     def __init__(self, layer_norm: bool = True, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.layer_norm = layer_norm
-        self.dropout = dropout
-        _check_dropout(dropout)
+        super().__init__(layer_norm, dropout)
 
-    def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
-        return not hidden_layer_sizes
-
-    def build(self, spec: NetworkSpec) -> None:
-        widths = [spec.n_inputs, *spec.hidden_layer_sizes]
-        self.hidden = nn.Sequential(*(self._block(n_in, n_out, spec) for n_in, n_out in pairwise(widths)))
-        self.head = spec.linear(widths[-1], spec.n_outputs)
+    def _layers(self, widths: Sequence[int], spec: NetworkSpec) -> nn.Sequential:
+        return nn.Sequential(*(self._block(n_in, n_out, spec) for n_in, n_out in pairwise(widths)))
 
     def _block(self, n_inputs: int, n_outputs: int, spec: NetworkSpec) -> nn.Module:
         layers = _hidden_layers([n_inputs, n_outputs], spec, self.layer_norm, self.dropout)

@@ -14,8 +14,7 @@ from torch.utils.data import TensorDataset
 
 __all__ = ["BestState", "Report", "RollBack", "SampleGrid"]
 
-ACTIVE_VARIANCE = 0.01  # of E[z | x] over rows: above it a latent unit is active (Burda et al., 2016, section 5)
-REPORT_ROWS = 10_000  # what activity is told from
+REPORT_ROWS = 10_000  # what the activity of latent units is told from
 
 
 class BestState(Callback):
@@ -216,7 +215,7 @@ class Report(Callback):
 @torch.no_grad()
 def _n_active(net, x):
     mean, _ = net.trained_module.encode(x)
-    return int((mean.var(0, correction=0) > ACTIVE_VARIANCE).sum())
+    return int(net.trained_module.prior.active_units(mean).sum())
 
 
 class SampleGrid(Callback):

@@ -11,8 +11,9 @@ import torch
 from sklearn.metrics import mean_squared_error
 from sklearn.utils import check_array
 
-from ._blocks import BLOCK, PAD, apply, padded, row_blocks, scaled
+from ._blocks import apply, chunk_sizes, scaled_blocks
 from ._random import generator
+from .priors import mixture_log_prob
 
 __all__ = [
     "Estimate",
@@ -24,8 +25,6 @@ __all__ = [
     "log_likelihood",
     "reconstruction_error",
 ]
-
-_MAX_ELEMENTS = 2**22  # values of x, or of pairs of rows, that one block holds
 
 
 class Estimate(NamedTuple):
@@ -126,10 +125,9 @@ def active_units(estimator, X, *, threshold=0.01):
     >>> int(active_units(vae, X).sum())
     2
     """
-    mean = estimator.transform(X)
+    mean, _ = map(torch.from_numpy, estimator.posterior(X))
     with torch.no_grad():
-        variance = estimator.module_.prior.moments()[1].cpu().numpy()
-    return mean.var(axis=0) > threshold * variance
+        return estimator.module_.prior.active_units(mean, threshold).numpy()
 
 
 def kl_split(estimator, X, *, n_draws=10, random_state=0):
@@ -174,25 +172,18 @@ def kl_split(estimator, X, *, n_draws=10, random_state=0):
     mean, std = (torch.from_numpy(part).double() for part in estimator.posterior(X))
     rng, n_rows = generator(random_state), len(mean)
     prior = estimator.module_.prior
+    aggregate = mean.new_full((n_rows,), -math.log(n_rows)), mean, std.log()
     log_q = log_aggregate = log_p = 0.0
     for _ in range(n_draws):
         eps = torch.randn(mean.shape, generator=rng, dtype=torch.float64)
         z = mean + std * eps
         log_q += float((-0.5 * (eps.square() + math.log(2 * math.pi)) - std.log()).sum())
-        log_aggregate += float(_log_aggregate(z, mean, std).sum())
+        log_aggregate += float(mixture_log_prob(z, *aggregate).sum())
         device = estimator.net_.device
         with torch.no_grad():
             log_p += float(prior.log_prob(z.float().to(device)).double().sum())
     log_q, log_aggregate, log_p = (total / (n_rows * n_draws) for total in (log_q, log_aggregate, log_p))
     return KLSplit(log_q - log_p, log_q - log_aggregate, log_aggregate - log_p)
-
-
-def _log_aggregate(z, mean, std):
-    """Log-density of points under the mean of the posteriors N(mean, std^2): (n_points,)."""
-    log_norm = (std.log() + 0.5 * math.log(2 * math.pi)).sum(-1) + math.log(len(mean))
-    blocks = z.split(max(1, _MAX_ELEMENTS // mean.numel()))
-    squares = (((block.unsqueeze(1) - mean) / std).square().sum(-1) for block in blocks)  # (n_points, n_rows)
-    return torch.cat([(-0.5 * square - log_norm).logsumexp(1) for square in squares])
 
 
 def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
@@ -238,11 +229,10 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
     estimator.transform(X)  # which has its say on X
     X = np.asarray(X, dtype=np.float64)
     vae, net, rng = estimator.module_, estimator.net_, generator(random_state)
-    size = int(np.clip(_MAX_ELEMENTS // (n_draws * X.shape[1]) // PAD, 1, BLOCK // PAD)) * PAD
+    n_rows, n_parts = chunk_sizes(n_draws, X.shape[1])
 
     def moments(x):
         """Log-likelihood, and its squared standard error by the delta method: (batch, 2)."""
-        n_parts = -(-n_draws * x.numel() // _MAX_ELEMENTS)
         eps = (torch.randn(n, len(x), vae.prior.z_dim, generator=rng) for n in _parts(n_draws, n_parts))
         weights = torch.cat([vae.log_weights(x, part.to(x.device)) for part in eps]).double()
         log_mean = weights.logsumexp(0) - math.log(n_draws)
@@ -251,14 +241,14 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
         spread = slope.square() * (weights - log_mean).exp().var(0)
         return torch.stack([mixed, spread / n_draws], dim=1)
 
-    blocks = padded((scaled(block, net.offset, net.scale) for block in row_blocks(X, size)), net.device)
+    blocks = scaled_blocks(X, net.offset, net.scale, net.device, n_rows)
     log_mean, squared_error = apply(moments, blocks, len(X)).T
     return Estimate(float(log_mean.mean()) + net.log_jacobian, float(np.sqrt(squared_error.sum()) / len(X)))
 
 
 def _parts(total, n_parts):
     """Whole numbers of about the same size that add up to `total`."""
-    bounds = np.linspace(0, total, min(n_parts, total) + 1).astype(int)
+    bounds = np.linspace(0, total, n_parts + 1).astype(int)
     return np.diff(bounds).tolist()
 
 

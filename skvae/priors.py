@@ -17,7 +17,7 @@ from ._component import Component
 _LOG_2PI = math.log(2 * math.pi)
 _MOMENT_DRAWS = 2_500
 _NEGLIGIBLE = -50.0  # nats below the largest term, to which a sum is deaf even in float64
-_MAX_ELEMENTS = 2**24  # values that one chunk of a mixture's log-density holds
+_MAX_ELEMENTS = 2**20  # values that one chunk of a mixture's log-density holds; larger ones are slower
 
 
 class Prior(Component, ABC):
@@ -89,6 +89,15 @@ class Prior(Component, ABC):
         ratio = ((2 * log_scale).exp() + (mean - loc).square()) / variance
         return 0.5 * (ratio - 1 + variance.log()) - log_scale
 
+    def active_units(self, mean: Tensor, threshold: float = 0.01) -> Tensor:
+        """Whether the variance of E[z | x] over rows exceeds a share of the prior's variance, unit by unit.
+
+        (n_samples, z_dim) -> (z_dim,), bool. For the standard normal prior the criterion of Burda, Grosse &
+        Salakhutdinov (2016), section 5.2.
+        """
+        _, variance = self.moments()
+        return mean.var(0, correction=0) > threshold * variance.to(mean)
+
 
 class StandardNormal(Prior):
     """The unit Gaussian N(0, I) (Kingma & Welling, 2014).
@@ -127,6 +136,20 @@ def _log_sum(terms: Tensor) -> Tensor:
     return torch.where(terms > least, terms, -math.inf).logsumexp(-1)
 
 
+def mixture_log_prob(z: Tensor, log_weight: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
+    """Log-density of points (..., z_dim) under a mixture of diagonal Gaussians, in nats: (...,).
+
+    Of the mixture the log-weights (n_components,), means and log-scales (n_components, z_dim).
+    """
+    log_weight, loc, log_scale = (part.double() for part in (log_weight, loc, log_scale))  # the squares cancel
+    precision = (-2 * log_scale).exp()
+    log_norm = log_weight - (log_scale + 0.5 * (_LOG_2PI + loc.square() * precision)).sum(-1)
+    slope, bend = (loc * precision).t(), -0.5 * precision.t()  # (z_dim, n_components)
+    chunks = z.reshape(-1, z.shape[-1]).double().split(max(1, _MAX_ELEMENTS // len(loc)))
+    densities = [_log_sum(log_norm + chunk @ slope + chunk.square() @ bend) for chunk in chunks]
+    return torch.cat(densities).view(z.shape[:-1]).to(z.dtype)
+
+
 class _NormalMixture(Prior):
     """What mixtures of diagonal Gaussians share."""
 
@@ -135,13 +158,7 @@ class _NormalMixture(Prior):
         """Log-weights (n_components,), means and log-scales (n_components, z_dim)."""
 
     def log_prob(self, z: Tensor) -> Tensor:
-        log_weight, loc, log_scale = (part.double() for part in self.components())  # the squares cancel
-        precision = (-2 * log_scale).exp()
-        log_norm = log_weight - (log_scale + 0.5 * (_LOG_2PI + loc.square() * precision)).sum(-1)
-        slope, bend = (loc * precision).t(), -0.5 * precision.t()  # (z_dim, n_components)
-        chunks = z.reshape(-1, self.z_dim).double().split(max(1, _MAX_ELEMENTS // len(loc)))
-        densities = [_log_sum(log_norm + chunk @ slope + chunk.square() @ bend) for chunk in chunks]
-        return torch.cat(densities).view(z.shape[:-1]).to(z.dtype)
+        return mixture_log_prob(z, *self.components())
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         log_weight, loc, log_scale = (part.to(generator.device) for part in self.components())

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from skvae._blocks import location_scale, scaled
+from skvae._blocks import chunk_sizes, location_scale, scaled, scaled_blocks
 
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e6, 1e30])
@@ -27,3 +27,20 @@ def test_features_are_standardised(magnitude):
     # float32 in the model's units
     np.testing.assert_allclose(x.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(x.std(0, correction=0), 1, atol=1e-6)
+
+
+def test_blocks_are_zero_padded_to_full_ones():
+    X = np.arange(1.0, 261).reshape(130, 2)
+    blocks = list(scaled_blocks(X, np.array([1.0, 2.0]), np.array([2.0, 4.0]), "cpu", size=128))
+    assert [(len(x), n) for x, n in blocks] == [(128, 128), (64, 2)]
+    last, n = blocks[-1]
+    np.testing.assert_array_equal(last[:n].numpy(), [[128.0, 64.0], [129.0, 64.5]])
+    assert not last[n:].any()
+
+
+@pytest.mark.parametrize(
+    ("n_draws", "n_features", "n_rows", "n_parts"),
+    [(1, 1, 1024, 1), (100, 784, 64, 2), (100, 100, 384, 1), (1000, 784, 64, 12), (2, 10**6, 64, 2)],
+)
+def test_chunks_hold_four_million_values_or_a_draw_of_64_rows(n_draws, n_features, n_rows, n_parts):
+    assert chunk_sizes(n_draws, n_features) == (n_rows, n_parts)

@@ -15,6 +15,7 @@ from skorch.callbacks import Callback, MlflowLogger, TensorBoard, WandbLogger
 from skvae import VAETransformer
 from skvae._net import Net
 from skvae.callbacks import BestState, RollBack, SampleGrid
+from skvae.priors import StandardNormal
 
 SMALL = {"hidden_layer_sizes": (8,), "early_stopping": False, "random_state": 0}
 DIGITS = load_digits().data[:96] / 16
@@ -116,6 +117,14 @@ def test_report_counts_active_units(beta, table, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert int(re.fullmatch(REPORT, last)[3]) == vae.active_units_.sum()
     assert vae.active_units_.sum() == {1: 2, 1e4: 0}.get(beta, vae.active_units_.sum())
+
+
+def test_report_asks_the_prior_which_units_are_active(table, capsys, monkeypatch):
+    """The posterior means vary by about 1: little beside a prior's variance of a million."""
+    monkeypatch.setattr(StandardNormal, "moments", lambda prior: (torch.zeros(2), torch.tensor([1.0, 1e6])))
+    vae = VAETransformer(2, max_iter=1, verbose=1, **SMALL).fit(table())
+    assert re.fullmatch(REPORT, capsys.readouterr().out.strip())[3] == "1"
+    assert vae.active_units_.tolist() == [True, False]
 
 
 def test_report_tells_the_validation_score(table, capsys):

@@ -15,6 +15,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from skvae import VAETransformer, _files, load
+from skvae._build import REGISTRIES
 from skvae._net import OPTIMIZERS
 from skvae.callbacks import Report, SampleGrid
 from skvae.likelihoods import LIKELIHOODS, Gaussian
@@ -151,7 +152,7 @@ def test_streams_stay_untouched(table, tmp_path, global_streams):
 
 
 def test_registered_classes_have_names_of_their_own():
-    assert len(_files._CLASSES) == sum(map(len, _files._REGISTRIES))
+    assert len(_files._CLASSES) == sum(map(len, (*REGISTRIES.values(), OPTIMIZERS)))
 
 
 # Devices

@@ -9,7 +9,7 @@ from scipy.stats import kstest
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from skvae.likelihoods import Gaussian
-from skvae.priors import PRIORS, Mixture, VampPrior
+from skvae.priors import PRIORS, Mixture, VampPrior, mixture_log_prob
 
 each_prior = pytest.mark.parametrize("name", PRIORS)
 each_closed_form = pytest.mark.parametrize("name", ["standard_normal"])
@@ -130,6 +130,16 @@ def test_kl_per_unit_is_zero_at_the_moments_only(name):
     torch.testing.assert_close(prior.kl_per_unit(torch.full((3,), 0.5), torch.full((3,), math.log(2.0))), expected)
 
 
+@each_prior
+def test_units_are_active_by_the_variance_of_the_prior(name):
+    """Means of variance 0.009, 0.011 and 4 times the prior's, in units of their own."""
+    prior = built(name)
+    _, variance = prior.moments()
+    mean = torch.tensor([[-1.0], [1.0]]) * (torch.tensor([0.009, 0.011, 4]) * variance).sqrt()
+    assert prior.active_units(mean).tolist() == [False, True, True]
+    assert prior.active_units(mean + 100, threshold=1).tolist() == [False, False, True]
+
+
 @pytest.mark.parametrize("size", [1e-6, 1e-2, 1.0, 5.0])
 @each_closed_form
 def test_gradient_of_kl_is_never_zero(name, size):
@@ -176,6 +186,15 @@ def test_number_of_components(name, n_components, normal):
         rows = (prior.inputs[:, None] == inputs).all(-1)
         assert torch.all(rows.sum(1) == 1)  # training rows
         assert rows.sum(0).max() == math.ceil(n_components / 50)  # none twice before all are there
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mixture_of_given_components_keeps_their_precision(dtype, normal):
+    z, loc, log_scale = (normal(*shape, dtype=dtype) for shape in [(4, 5, 3), (7, 3), (7, 3)])
+    log_weight = normal(7, dtype=dtype).log_softmax(0)
+    parts = Independent(Normal(loc, log_scale.exp()), 1)
+    expected = MixtureSameFamily(Categorical(logits=log_weight), parts).log_prob(z)
+    torch.testing.assert_close(mixture_log_prob(z, log_weight, loc, log_scale), expected)
 
 
 def test_chunks_of_a_mixture_do_not_show(monkeypatch, normal):

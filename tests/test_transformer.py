@@ -884,6 +884,14 @@ def test_users_own_likelihood(init, table):
     assert_same_bits(outputs(vae, X), outputs(clone(vae).fit(X), X))
 
 
+def test_inference_copies_no_likelihood(table, monkeypatch):
+    X = table()
+    vae = small(likelihood=Laplace()).fit(X)
+    expected = outputs(vae, X)
+    monkeypatch.setattr(Laplace, "__deepcopy__", lambda *args: pytest.fail("copied"), raising=False)
+    assert_same_bits(outputs(vae, X), expected)
+
+
 def test_n_draws_may_change_after_fit(table):
     X = table()
     vae = small(n_draws=3).fit(X)
@@ -896,7 +904,7 @@ def test_score_samples_does_not_depend_on_its_chunks(table, monkeypatch):
     X = table(n_rows=200)
     vae = small(n_draws=100).fit(X)
     whole = vae.score_samples(X)
-    monkeypatch.setattr("skvae._transformer._SCORE_ELEMENTS", 64 * 5 * 10)  # ten draws of 64 rows at a time
+    monkeypatch.setattr("skvae._blocks._MAX_ELEMENTS", 64 * 5 * 10)  # ten draws of 64 rows at a time
     np.testing.assert_allclose(vae.score_samples(X), whole, rtol=1e-6)
 
 
