@@ -108,7 +108,7 @@ ALL = {
     "verbose": 1,
 }
 WIDE = {"hidden_layer_sizes": (500, 500), "batch_size": 250}
-SMALL = {"hidden_layer_sizes": (256, 128), "batch_size": 250, "max_iter": 250}
+SMALL = {"hidden_layer_sizes": (256, 128), "batch_size": 250, "max_iter": 120}
 ROWS = {
     "plain": Row("VAE, MLP, z 50", 86.76, 86.35, 10, {"z_dim": 50, "max_iter": 280, **WIDE}),
     "iwae": Row(
@@ -192,10 +192,10 @@ def run_samples(args):
     kinds = {"test rows' reconstructions": lambda vae: vae.inverse_transform(vae.transform(x_test))}
     for latents in ("prior", "aggregate"):
         kinds[latents] = lambda vae, latents=latents: vae.sample(len(x_test), latents=latents, random_state=0)
-    reference = VAETransformer(32, likelihood="bernoulli", random_state=1000).fit(x)
+    reference = VAETransformer(32, likelihood=ALL["likelihood"], random_state=1000).fit(x)
     for seed in range(3):
         start = time.process_time()
-        vae = VAETransformer(16, likelihood="bernoulli", hidden_layer_sizes=(256, 128), random_state=seed).fit(x)
+        vae = VAETransformer(16, likelihood=ALL["likelihood"], hidden_layer_sizes=(256, 128), random_state=seed).fit(x)
         for kind, draw in kinds.items():
             distance = frechet_distance(reference, x_test, draw(vae))
             results.add(kind, seed, frechet=distance, seconds=time.process_time() - start)

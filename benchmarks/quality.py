@@ -35,7 +35,7 @@ from threadpoolctl import threadpool_limits
 
 from skvae import VAETransformer
 from skvae.datasets import load_images
-from skvae.likelihoods import Gaussian
+from skvae.likelihoods import Bernoulli, Gaussian
 
 HERE = Path(__file__).parent
 PARTS = ("density", "gmm", "latents", "mnist")
@@ -102,7 +102,7 @@ LATENTS = {
     "PCA": fit_pca,
     "VAE": fit_vae,
     "VAE bernoulli": partial(fit_vae, likelihood="bernoulli"),
-    "VAE images": partial(fit_vae, likelihood="bernoulli", hidden_layer_sizes=(256, 128)),
+    "VAE images": partial(fit_vae, likelihood=Bernoulli(binarize=True), hidden_layer_sizes=(256, 128)),
 }
 
 
