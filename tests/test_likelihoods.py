@@ -145,6 +145,17 @@ def test_continuous_bernoulli_against_50_digits(size, sign):
         assert slope.item() == pytest.approx(row.item() - float(mean), rel=1e-8, abs=1e-7)
 
 
+@pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli"])
+@pytest.mark.parametrize("n_features", [1, 8, 19])
+def test_hand_written_derivatives(name, n_features, normal):
+    """The linear start differentiates twice, and x may want a gradient too."""
+    raw, x = normal(3, 2, 1, n_features, dtype=torch.float64), normal(2, n_features, seed=1, dtype=torch.float64)
+    inputs = (3 * raw).requires_grad_(), x.sigmoid().requires_grad_()
+    log_prob = LIKELIHOODS[name]().log_prob
+    assert torch.autograd.gradcheck(log_prob, inputs)
+    assert torch.autograd.gradgradcheck(log_prob, inputs)
+
+
 def test_continuous_bernoulli_is_uniform_at_zero():
     logit = torch.zeros(1, 1, 1, requires_grad=True)
     value = ContinuousBernoulli().log_prob(logit, torch.tensor([[0.25]]))
