@@ -16,9 +16,17 @@ from ._products import fastest as linear
 _relu_backward = torch.ops.aten.threshold_backward
 
 
+def _set(parameter: nn.Parameter, grad: Tensor) -> None:
+    """Set the gradient, at once where it belongs: it is in the cache now."""
+    if parameter.grad is None:
+        parameter.grad = grad
+    else:
+        parameter.grad.copy_(grad)
+
+
 def _set_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> None:
     """Gradient of the weight of a linear layer, laid out in memory as the weight is."""
-    weight.grad = linear(grad.t(), x.t()) if weight.is_contiguous() else linear(x.t(), grad.t()).t()
+    _set(weight, linear(grad.t(), x.t()) if weight.is_contiguous() else linear(x.t(), grad.t()).t())
 
 
 class _Chain:
@@ -46,7 +54,7 @@ class _Chain:
         """Set the gradients, given that of the output; returns that of the first layer's output."""
         for (weight, bias), x in zip(self.layers[::-1], self.inputs[::-1], strict=True):
             _set_gradient(weight, x, grad)
-            bias.grad = grad.sum(0)
+            _set(bias, grad.sum(0))
             if x is not self.inputs[0]:
                 grad = _relu_backward(linear(grad, weight.t()), x, 0)
         return grad

@@ -98,7 +98,7 @@ class StandardNormal(Prior):
     def kl_gradient(self, mean: Tensor, log_scale: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """KL summed over all rows, and its gradients in mean and log-scale, (batch, z_dim)."""
         slope = scale.square().sub_(1)
-        return 0.5 * (slope.sum() + mean.square().sum()) - log_scale.sum(), mean, slope
+        return 0.5 * torch.addcmul(slope, mean, mean).sub_(log_scale, alpha=2).sum(), mean, slope
 
     def moments(self) -> tuple[Tensor, Tensor]:
         return torch.zeros(self.z_dim), torch.ones(self.z_dim)
