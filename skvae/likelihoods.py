@@ -169,9 +169,17 @@ class Gaussian(Likelihood):
         else:
             self.log_noise.data.copy_(log_noise[: len(self.log_noise)])
 
+    def _free_noise(self, raw: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Two factors of the free part of the noise variance; the first is half its slope in the raw output."""
+        if self.noise != "row":
+            return (2 * self.log_noise).exp(), 1.0
+        log_noise = raw[..., 1, :]
+        excess = (log_noise - 5).relu() + 1  # the scale goes on linearly, so that no raw output overflows
+        return (2 * log_noise.clamp(max=5)).exp() * excess, excess
+
     def _loc_variance(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        log_noise = _bounded_log(raw[..., 1, :]) if self.noise == "row" else self.log_noise
-        return raw[..., 0, :], (2 * log_noise).exp() + self.floor
+        half_slope, excess = self._free_noise(raw)
+        return raw[..., 0, :], half_slope * excess + self.floor
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         loc, variance = self._loc_variance(raw)
@@ -179,19 +187,16 @@ class Gaussian(Likelihood):
         return -0.5 * (((x - loc).square() / variance).sum(-1) + log_norm)
 
     def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_noise = _bounded_log(raw[:, 1]) if self.noise == "row" else self.log_noise
-        free = (2 * log_noise).exp()
-        variance = (free + self.floor).expand_as(x)
-        slope = (raw[:, 0] - x) / variance  # of -log_prob in the mean
-        square = slope.square()
-        log_prob = -0.5 * ((square * variance + variance.log()).sum() + x.numel() * _LOG_2PI)
-        noise_slope = free * (1 / variance - square).div_(len(x))  # of its mean over rows, in log_noise
-        slope.div_(len(x))
+        half_slope, excess = self._free_noise(raw)
+        variance = (half_slope * excess + self.floor).expand_as(x)
+        error = raw[:, 0] - x
+        slope = error / variance  # of -log_prob in the mean
+        log_prob = -0.5 * (torch.addcmul(variance.log(), slope, error).sum() + x.numel() * _LOG_2PI)
+        noise_slope = variance.reciprocal().addcmul_(slope, slope, value=-1).mul_(half_slope)
         if self.noise == "row":
-            link_slope = 1 / (raw[:, 1] - 4).clamp(min=1)  # of `_bounded_log`
-            return log_prob, torch.stack([slope, noise_slope * link_slope], dim=1)
-        self.log_noise.grad = noise_slope.sum_to_size(self.log_noise.shape)
-        return log_prob, slope[:, None]
+            return log_prob, torch.stack([slope, noise_slope], dim=1).mul_(1 / len(x))
+        self.log_noise.grad = noise_slope.sum_to_size(self.log_noise.shape) / len(x)
+        return log_prob, slope.mul_(1 / len(x)).unsqueeze(1)
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw[..., 0, :]
