@@ -145,6 +145,19 @@ def test_continuous_bernoulli_against_50_digits(size, sign):
         assert slope.item() == pytest.approx(row.item() - float(mean), rel=1e-8, abs=1e-7)
 
 
+@each_case
+@pytest.mark.parametrize("size", [1.0, 8.0])  # 8: beyond the bend of the link, exp(5), too
+def test_gradient_is_that_of_log_prob(name, size, case, normal):
+    likelihood, x = case(name)
+    raw = raws(likelihood, normal, size)
+    log_prob = likelihood.log_prob(raw, x)
+    expected = torch.autograd.grad(-log_prob.mean(), [raw, *likelihood.parameters()])
+    value, slope = likelihood.gradient(raw.detach(), x)
+    torch.testing.assert_close(value, log_prob.sum(), rtol=1e-12, atol=0)
+    found = [slope, *(parameter.grad for parameter in likelihood.parameters())]
+    torch.testing.assert_close(found, list(expected), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli"])
 @pytest.mark.parametrize("n_features", [1, 8, 19])
 def test_hand_written_derivatives(name, n_features, normal):
