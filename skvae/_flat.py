@@ -17,8 +17,8 @@ class FlatParameter:
         self.parts, self.whole = parts, whole
         whole.grad = torch.zeros_like(whole)
         self.grads = self._views(whole.grad)
-        for part, view in zip(parts, self._views(whole.data), strict=True):
-            part.data = view.copy_(part.data)
+        for part, view, grad in zip(parts, self._views(whole.data), self.grads, strict=True):
+            part.data, part.grad = view.copy_(part.data), grad
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         """The parts in `flat`; tall matrices lie there transposed, since their gradients come so without a copy."""
@@ -30,10 +30,11 @@ class FlatParameter:
         return FlatParameter([of[part] for part in self.parts], nn.Parameter(torch.zeros_like(self.whole)))
 
     def gather(self) -> None:
-        """Bring the gradients of the parameters to that of the whole."""
-        pairs = zip(self.parts, self.grads, strict=True)
-        grads = [torch.zeros_like(view) if part.grad is None else part.grad for part, view in pairs]
-        torch._foreach_copy_(self.grads, grads)
+        """Bring the gradients of the parameters to that of the whole, those that were not written there."""
+        strays = [(view, part) for part, view in zip(self.parts, self.grads, strict=True) if part.grad is not view]
+        if strays:
+            grads = [torch.zeros_like(view) if part.grad is None else part.grad for view, part in strays]
+            torch._foreach_copy_([view for view, _ in strays], grads)
 
     def release(self) -> None:
         """Give each parameter its own memory again."""

@@ -17,9 +17,17 @@ from .priors import Prior
 _relu_backward = torch.ops.aten.threshold_backward
 
 
+def _set(parameter: nn.Parameter, grad: Tensor) -> None:
+    """Set the gradient, at once where it belongs: it is in the cache now."""
+    if parameter.grad is None:
+        parameter.grad = grad
+    else:
+        parameter.grad.copy_(grad)
+
+
 def _set_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> None:
     """Gradient of the weight of a linear layer, laid out in memory as the weight is."""
-    weight.grad = linear(grad.t(), x.t()) if weight.is_contiguous() else linear(x.t(), grad.t()).t()
+    _set(weight, linear(grad.t(), x.t()) if weight.is_contiguous() else linear(x.t(), grad.t()).t())
 
 
 class _Chain:
@@ -47,7 +55,7 @@ class _Chain:
         """Set the gradients, given that of the output; returns that of the first layer's output."""
         for (weight, bias), x in zip(self.layers[::-1], self.inputs[::-1], strict=True):
             _set_gradient(weight, x, grad)
-            bias.grad = grad.sum(0)
+            _set(bias, grad.sum(0))
             if x is not self.inputs[0]:
                 grad = _relu_backward(linear(grad, weight.t()), x, 0)
         return grad
@@ -88,16 +96,20 @@ class ELBOGradient:
         z = torch.addcmul(mean, scale, eps)
         raw = self._decode(z).unflatten(-1, (self.likelihood.n_raw, -1))
         log_prob, grad_raw = self.likelihood.gradient(raw, x)
-        for part in self.shared:
-            part.grad = None
+        self._forget_shared()
         kl, kl_mean, kl_log_scale = self.prior.kl_gradient(mean, log_scale, eps, self.beta / len(x))
         shared = [(part, part.grad) for part in self.shared]
+        self._forget_shared()
         grad_z = self._backward_decoder(z, grad_raw.flatten(1))
         grad_log_scale = (grad_z * eps).mul_(scale).add_(kl_log_scale)
         self._backward_encoder(inputs, grad_z.add_(kl_mean), grad_log_scale)
         for part, grad in shared:
-            part.grad = part.grad if grad is None else part.grad + grad
+            part.grad += 0 if grad is None else grad
         return log_prob, kl
+
+    def _forget_shared(self) -> None:
+        for part in self.shared:
+            part.grad = None
 
     def _encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         networks = self.encoder.forward(inputs.clamp(-MAX_INPUT, MAX_INPUT) if self.beside else inputs)

@@ -8,6 +8,7 @@ analysis with known noise of the scores over their curvature.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,11 @@ class _Factors:
 
     def __init__(self, y: Tensor, z_dim: int, seed: int) -> None:
         self.y, self.seed, self.n_factors = y, seed, min(z_dim, *y.shape)
-        self.variance = sum(block.double().square().sum(0) for block in y.split(_BLOCK)) / len(y)
         self.covariance = (y.T @ y).double() / len(y) if y.shape[1] <= _MAX_COVARIANCE else None
+
+    @cached_property
+    def variance(self) -> Tensor:
+        return sum(block.double().square().sum(0) for block in self.y.split(_BLOCK)) / len(self.y)
 
     def __call__(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Largest eigenvalues and their vectors, of the covariance of y / sqrt(noise): (k,) and (n_features, k)."""
@@ -88,19 +92,24 @@ class _LinearModel:
         directions[:, : len(values)] = vectors
         return cls(factors.y, noise, torch.cat([values, values.new_zeros(z_dim - len(values))]), directions)
 
-    def put_into(self, vae: Any, x: Tensor, raw: Tensor, *, beta: float, shrinkage: float = 1.0) -> None:
+    def of_inputs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """y as a linear function of the encoder's inputs: their centre and, for each feature, the slope."""
+        centre = inputs.mean(0)
+        inputs = inputs - centre
+        spread = inputs.square().mean(0).clamp(min=1e-12)
+        return centre, (inputs * self.y).mean(0) / spread
+
+    def put_into(self, vae: Any, line: tuple[Tensor, Tensor], raw: Tensor, beta: float, shrinkage: float = 1.0) -> None:
         """Set `vae` to the optimum for the weighted bound, whose posterior sees the noise `beta` times larger.
 
-        The loadings are rotated so that the posterior is diagonal.
+        The loadings are rotated so that the posterior is diagonal. `line` is what `of_inputs` returned.
         """
         signal = ((self.values - beta) * shrinkage).clamp(min=_ALIVE)
         loadings = self.directions * signal.sqrt() * self.noise.sqrt()[:, None]  # (n_features, z_dim)
         weight = (loadings / self.noise[:, None] / (beta + signal)).T  # (z_dim, n_features)
         log_scale = 0.5 * (max(beta, 1e-4) / (beta + signal)).log()
-        inputs = vae.likelihood.inputs(x)
-        centre = inputs.mean(0)
-        spread = (inputs - centre).square().mean(0).clamp(min=1e-12)
-        weight = weight * (((inputs - centre) * self.y).mean(0) / spread)  # y as a linear function of the inputs
+        centre, slope = line
+        weight = weight * slope
         bias = torch.cat([-weight @ centre.double(), log_scale])
         _set_linear_maps(vae, weight, bias, loadings, raw.flatten())
 
@@ -170,13 +179,13 @@ def _subsample(x: Tensor, n_rows: int, seed: int, rows: Any = None) -> Tensor:
     return x if len(numbers) == len(x) else x[torch.from_numpy(numbers)]
 
 
-def _best_shrinkage(model: _LinearModel, vae: Any, x: Tensor, raw: Tensor, beta: float, seed: int) -> float:
+def _best_shrinkage(put: Callable[..., None], vae: Any, x: Tensor, beta: float, seed: int) -> float:
     """The expansion holds near the mean only: how far the signal must shrink for the bound itself to be best."""
     rows = _subsample(x, _SHRINKAGE_ROWS, seed)
     eps = torch.randn(len(rows), vae.prior.z_dim, generator=torch.Generator().manual_seed(seed))
 
     def bound(shrinkage: float) -> float:
-        model.put_into(vae, x, raw, beta=beta, shrinkage=shrinkage)
+        put(shrinkage=shrinkage)
         log_prob, kl = vae(rows, eps)
         return float((log_prob - beta * kl).mean())
 
@@ -216,5 +225,5 @@ def linear_start(vae: Any, x: Tensor, raw: Tensor, *, beta: float, seed: int, ro
         if vae.background is not None:
             vae.background.set_model(model, x.mean(0))
         exact = hasattr(likelihood, "set_noise")
-        shrinkage = 1.0 if exact else _best_shrinkage(model, vae, x, raw, beta, seed)
-        model.put_into(vae, x, raw, beta=beta, shrinkage=shrinkage)
+        put = partial(model.put_into, vae, model.of_inputs(likelihood.inputs(x)), raw, beta)
+        put(shrinkage=1.0 if exact else _best_shrinkage(put, vae, x, beta, seed))

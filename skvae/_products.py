@@ -31,7 +31,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
 
 def fastest(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
     """The same by whichever is faster at this size: oneDNN takes 20 microseconds before it begins."""
-    if x.numel() * len(weight) >= _LARGE:
+    if x.numel() * weight.shape[0] >= _LARGE:
         return linear(x, weight, bias, relu=relu)
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y

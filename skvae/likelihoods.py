@@ -6,6 +6,8 @@ Link and log-density are written together, so that each is stable for raw output
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -171,9 +173,17 @@ class Gaussian(Likelihood):
         else:
             self.log_noise.data.copy_(log_noise[: len(self.log_noise)])
 
+    def _free_noise(self, raw: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Two factors of the free part of the noise variance; the first is half its slope in the raw output."""
+        if self.noise != "row":
+            return (2 * self.log_noise).exp(), 1.0
+        log_noise = raw[..., 1, :]
+        excess = (log_noise - 5).relu() + 1  # the scale goes on linearly, so that no raw output overflows
+        return (2 * log_noise.clamp(max=5)).exp() * excess, excess
+
     def _loc_variance(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        log_noise = _bounded_log(raw[..., 1, :]) if self.noise == "row" else self.log_noise
-        return raw[..., 0, :], (2 * log_noise).exp() + self.floor
+        half_slope, excess = self._free_noise(raw)
+        return raw[..., 0, :], half_slope * excess + self.floor
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         loc, variance = self._loc_variance(raw)
@@ -181,19 +191,16 @@ class Gaussian(Likelihood):
         return -0.5 * (((x - loc).square() / variance).sum(-1) + log_norm)
 
     def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_noise = _bounded_log(raw[:, 1]) if self.noise == "row" else self.log_noise
-        free = (2 * log_noise).exp()
-        variance = (free + self.floor).expand_as(x)
-        slope = (raw[:, 0] - x) / variance  # of -log_prob in the mean
-        square = slope.square()
-        log_prob = -0.5 * ((square * variance + variance.log()).sum() + x.numel() * _LOG_2PI)
-        noise_slope = free * (1 / variance - square).div_(len(x))  # of its mean over rows, in log_noise
-        slope.div_(len(x))
+        half_slope, excess = self._free_noise(raw)
+        variance = (half_slope * excess + self.floor).expand_as(x)
+        error = raw[:, 0] - x
+        slope = error / variance  # of -log_prob in the mean
+        log_prob = -0.5 * (torch.addcmul(variance.log(), slope, error).sum() + x.numel() * _LOG_2PI)
+        noise_slope = variance.reciprocal().addcmul_(slope, slope, value=-1).mul_(half_slope)
         if self.noise == "row":
-            link_slope = 1 / (raw[:, 1] - 4).clamp(min=1)  # of `_bounded_log`
-            return log_prob, torch.stack([slope, noise_slope * link_slope], dim=1)
-        self.log_noise.grad = noise_slope.sum_to_size(self.log_noise.shape)
-        return log_prob, slope[:, None]
+            return log_prob, torch.stack([slope, noise_slope], dim=1).mul_(1 / len(x))
+        self.log_noise.grad = noise_slope.sum_to_size(self.log_noise.shape) / len(x)
+        return log_prob, slope.mul_(1 / len(x)).unsqueeze(1)
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw[..., 0, :]
@@ -212,7 +219,55 @@ def _check_unit_interval(X: np.ndarray, whom: str) -> None:
         )
 
 
-class Bernoulli(Likelihood):
+class _LogDensity(torch.autograd.Function):
+    """``x * logits - log_normalizer(logits)`` of each row; in a family like that the gradient is x less the mean.
+
+    Autograd would go through several more tensors of the size of the logits, and cancel where they are small.
+    """
+
+    @staticmethod
+    def forward(logits: Tensor, x: Tensor, log_factor: Callable, mean: Callable) -> Tensor:
+        total = log_factor(logits.abs())  # first, so that one tensor of that size is held at a time
+        return total - logits.relu().addcmul_(x, logits, value=-1).sum(-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.mean = inputs[-1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        logits, x = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        grad_x = grad * logits if ctx.needs_input_grad[1] else None
+        return (x - ctx.mean(logits.unsqueeze(-2))) * grad, grad_x, None, None
+
+
+class _UnitInterval(Likelihood):
+    """What the likelihoods of the unit interval share: the raw output is the logit, l, and the log-density ``x * l -
+    max(l, 0) + log_factor(|l|)``."""
+
+    non_negative = True
+
+    def check(self, X: np.ndarray, whom: str) -> None:
+        _check_unit_interval(X, whom)
+
+    @abstractmethod
+    def _log_factor(self, size: Tensor) -> Tensor:
+        """Summed over the features, for the absolute logits `size`, which may be overwritten: (...,)."""
+
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        logits = raw[..., 0, :]
+        if logits.shape != x.shape:
+            logits, x = torch.broadcast_tensors(logits, x)
+        return _LogDensity.apply(logits, x, self._log_factor, self.mean)
+
+    def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        slope = self.mean(raw).sub_(x).mul_(1 / len(x))
+        return self.log_prob(raw, x).sum(), slope.unsqueeze(1)
+
+
+class Bernoulli(_UnitInterval):
     """Binary features; the raw output is the logit.
 
     Domain: {0, 1}. Grey values in [0, 1] are accepted, with the cross-entropy as their pseudo-likelihood: useful for
@@ -237,14 +292,9 @@ class Bernoulli(Likelihood):
     VAETransformer(likelihood=Bernoulli(binarize=True))
     """
 
-    non_negative = True
-
     def __init__(self, binarize: bool = False) -> None:
         super().__init__()
         self.binarize = binarize
-
-    def check(self, X: np.ndarray, whom: str) -> None:
-        _check_unit_interval(X, whom)
 
     def start(self, x: Tensor) -> Tensor:
         return x.mean(0, keepdim=True).clamp(1e-3, 1 - 1e-3).logit()
@@ -252,14 +302,16 @@ class Bernoulli(Likelihood):
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return (_uniform_like(x, generator) < x).to(x.dtype) if self.binarize else x
 
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        logits = raw[..., 0, :]
-        return -F.binary_cross_entropy_with_logits(logits, x.expand_as(logits), reduction="none").sum(-1)
+    def _log_factor(self, size: Tensor) -> Tensor:
+        """Logarithms of numbers between 1/2 and 1: those of products, since a logarithm costs as much as ten."""
+        factors, n = size.sigmoid_(), size.shape[-1] // 8
+        products = factors[..., : 8 * n].unflatten(-1, (8, n)).prod(-2)
+        return products.log_().sum(-1) + factors[..., 8 * n :].log().sum(-1)
 
     def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = raw[:, 0]
-        log_prob = torch.dot(x.flatten(), logits.flatten()) - F.softplus(logits).sum()
-        return log_prob, logits.sigmoid().sub_(x).div_(len(x))[:, None]
+        log_prob = torch.dot(x.flatten(), logits.flatten()) - F.softplus(logits).sum()  # fewer calls: small batches
+        return log_prob, logits.sigmoid().sub_(x).mul_(1 / len(x)).unsqueeze(1)
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw[..., 0, :].sigmoid()
@@ -269,19 +321,15 @@ class Bernoulli(Likelihood):
         return (_uniform_like(mean, generator) < mean).to(mean.dtype)
 
 
-class ContinuousBernoulli(Likelihood):
+class ContinuousBernoulli(_UnitInterval):
     """Density on the unit interval (Loaiza-Ganem & Cunningham, 2019); the raw output is the logit.
 
     Domain: [0, 1]. Density ``C(l) * exp(l * x) / (1 + exp(l))`` with ``C(l) = l / tanh(l / 2)`` (their equation 7,
     written in the logit l). Its mean is ``1 / (1 - exp(-l)) - 1 / l``.
     """
 
-    non_negative = True
     min_curvature = 0.02  # at the middle of the interval it is 1 / 12
-    _SERIES = 0.3  # below this |logit| the closed forms cancel, above it the series to l^6 is too short
-
-    def check(self, X: np.ndarray, whom: str) -> None:
-        _check_unit_interval(X, whom)
+    _SERIES = 0.3  # below this |logit| the mean's closed form cancels, above it the series to l^5 is too short
 
     def start(self, x: Tensor) -> Tensor:
         target = x.mean(0, keepdim=True).double().clamp(1e-2, 1 - 1e-2)
@@ -292,24 +340,16 @@ class ContinuousBernoulli(Likelihood):
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return low.to(x.dtype)
 
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        logits = raw[..., 0, :]
-        return (x * logits - F.softplus(logits) + self._log_norm(logits)).sum(-1)
-
-    def _log_norm(self, logits: Tensor) -> Tensor:
-        """log C(l); `where` on the input too, since the closed form's gradient is NaN at 0."""
-        size = logits.abs()
-        small = size < self._SERIES
-        square = torch.where(small, size, 0).square()
-        series = math.log(2) + square * (1 / 12 + square * (-7 / 1440 + square * 31 / 90720))
-        size = torch.where(small, 1, size)
-        return torch.where(small, series, size.log() + torch.log1p((-size).exp()) - (-torch.expm1(-size)).log())
+    def _log_factor(self, size: Tensor) -> Tensor:
+        """log(l / (1 - exp(-l))), which is 0 at 0: what C(l) and the Bernoulli's normalizer leave of each other."""
+        size = size.clamp_(min=1e-30)
+        return (size / size.neg().expm1_().neg_()).log_().sum(-1)
 
     def mean(self, raw: Tensor) -> Tensor:
         logits = raw[..., 0, :]
         small = logits.abs() < self._SERIES
-        near = torch.where(small, logits, 0)
-        series = 0.5 + near / 12 - near**3 / 720 + near**5 / 30240
+        square = logits.square()
+        series = 0.5 + logits * (1 / 12 - square * (1 / 720 - square * (1 / 30240)))
         far = torch.where(small, 1, logits)
         return torch.where(small, series, -1 / torch.expm1(-far) - 1 / far)
 

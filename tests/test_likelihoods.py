@@ -145,6 +145,30 @@ def test_continuous_bernoulli_against_50_digits(size, sign):
         assert slope.item() == pytest.approx(row.item() - float(mean), rel=1e-8, abs=1e-7)
 
 
+@each_case
+@pytest.mark.parametrize("size", [1.0, 8.0])  # 8: beyond the bend of the link, exp(5), too
+def test_gradient_is_that_of_log_prob(name, size, case, normal):
+    likelihood, x = case(name)
+    raw = raws(likelihood, normal, size)
+    log_prob = likelihood.log_prob(raw, x)
+    expected = torch.autograd.grad(-log_prob.mean(), [raw, *likelihood.parameters()])
+    value, slope = likelihood.gradient(raw.detach(), x)
+    torch.testing.assert_close(value, log_prob.sum(), rtol=1e-12, atol=0)
+    found = [slope, *(parameter.grad for parameter in likelihood.parameters())]
+    torch.testing.assert_close(found, list(expected), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli"])
+@pytest.mark.parametrize("n_features", [1, 8, 19])
+def test_hand_written_derivatives(name, n_features, normal):
+    """The linear start differentiates twice, and x may want a gradient too."""
+    raw, x = normal(3, 2, 1, n_features, dtype=torch.float64), normal(2, n_features, seed=1, dtype=torch.float64)
+    inputs = (3 * raw).requires_grad_(), x.sigmoid().requires_grad_()
+    log_prob = LIKELIHOODS[name]().log_prob
+    assert torch.autograd.gradcheck(log_prob, inputs)
+    assert torch.autograd.gradgradcheck(log_prob, inputs)
+
+
 def test_continuous_bernoulli_is_uniform_at_zero():
     logit = torch.zeros(1, 1, 1, requires_grad=True)
     value = ContinuousBernoulli().log_prob(logit, torch.tensor([[0.25]]))

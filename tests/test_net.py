@@ -194,7 +194,7 @@ def operators_per_step(table, **params):
     return (counts[1] - counts[0]) / 30  # three steps an epoch
 
 
-@pytest.mark.parametrize(("init", "most"), [("linear", 160), ("random", 120)])
+@pytest.mark.parametrize(("init", "most"), [("linear", 150), ("random", 118)])
 def test_a_step_is_a_bounded_number_of_operators(init, most, table):
     by_hand = operators_per_step(table, init=init, likelihood=Gaussian("feature"))
     assert by_hand < most
