@@ -120,8 +120,17 @@ ROWS = {
         peak=1e-3,
         after="plain",
     ),
-    "prior": Row(
-        "VampPrior, MLP, z 40", 82.43, 82.4, 45, {"z_dim": 40, "prior": VampPrior(500), "max_iter": 330, **WIDE}
+    "vamp": Row(
+        "VampPrior, MLP, z 40", 82.43, 82.4, 45, {"z_dim": 40, "prior": VampPrior(300), "max_iter": 180, **WIDE}
+    ),
+    "vamp iwae": Row(
+        "VampPrior, MLP, z 40, then DReG of 20 draws",
+        82.43,
+        82.4,
+        45,
+        {"objective": DReG(20), "max_iter": 12, "batch_size": 100},
+        peak=1e-3,
+        after="vamp",
     ),
     "conv": Row(
         "convolutions, one stochastic layer, any prior",
