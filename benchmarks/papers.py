@@ -116,7 +116,7 @@ ROWS = {
         84.78,
         84.32,
         30,
-        {"objective": DReG(50), "max_iter": 20, "batch_size": 100},
+        {"objective": DReG(50), "max_iter": 10, "batch_size": 100},
         peak=1e-3,
         after="plain",
     ),

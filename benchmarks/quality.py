@@ -65,6 +65,13 @@ def timed(fit, *args):
     return fit(*args), time.perf_counter() - start
 
 
+def one_cycle(n_rows, n_epochs, max_lr):
+    """One cycle of the learning rate up to `max_lr` over all steps of so many epochs, moved at every step."""
+    n_steps = n_epochs * -(-n_rows // BATCH_SIZE)
+    policy = torch.optim.lr_scheduler.OneCycleLR
+    return LRScheduler(policy, max_lr=max_lr, total_steps=n_steps, step_every="batch")
+
+
 # Methods: each takes (X, z_dim, seed) and returns a fitted estimator
 
 
@@ -81,6 +88,17 @@ def fit_factors(X, z_dim, seed):
 
 def fit_vae(X, z_dim, seed, **params):
     return VAETransformer(z_dim, random_state=seed, **params).fit(X)
+
+
+def fit_images(X, z_dim, seed, n_steps, **params):
+    """Bits drawn anew for each batch, and a learning rate that falls to nothing; no rows are held out."""
+    n_epochs = -(-n_steps // -(-len(X) // BATCH_SIZE))
+    fixed = {"batch_size": BATCH_SIZE, "max_iter": n_epochs, "early_stopping": False, "weight_decay": 0.0}
+    callbacks = [one_cycle(len(X), n_epochs, max_lr=3e-3)]
+    likelihood = Bernoulli(binarize=True)
+    return VAETransformer(z_dim, likelihood=likelihood, callbacks=callbacks, random_state=seed, **fixed, **params).fit(
+        X
+    )
 
 
 def fit_mixture(X, _z_dim, seed):
@@ -102,7 +120,8 @@ LATENTS = {
     "PCA": fit_pca,
     "VAE": fit_vae,
     "VAE bernoulli": partial(fit_vae, likelihood="bernoulli"),
-    "VAE images": partial(fit_vae, likelihood=Bernoulli(binarize=True), hidden_layer_sizes=(256, 128)),
+    "VAE images": partial(fit_images, hidden_layer_sizes=(256, 128), n_steps=14_000),
+    "VAE conv": partial(fit_images, hidden_layer_sizes=(256,), n_steps=7_000, architecture="conv"),
 }
 
 
@@ -240,13 +259,6 @@ class TestBound(Callback):
         self.bounds.append((self.seconds_, float((log_prob - kl).mean())))
 
 
-def one_cycle(n_rows):
-    """One cycle of the learning rate up to MAX_LR over all steps, moved at every step."""
-    n_steps = EPOCHS * -(-n_rows // BATCH_SIZE)
-    policy = torch.optim.lr_scheduler.OneCycleLR
-    return LRScheduler(policy, max_lr=MAX_LR, total_steps=n_steps, step_every="batch")
-
-
 def measure_bounds(x_train, x_test, init, schedule):
     """(seconds, bound) before the first step and after each epoch of one fit with the seeds' configuration."""
     bound = TestBound(x_test)
@@ -258,7 +270,7 @@ def measure_bounds(x_train, x_test, init, schedule):
         batch_size=BATCH_SIZE,
         max_iter=EPOCHS,
         early_stopping=False,
-        callbacks=[bound, *([one_cycle(len(x_train))] if schedule == "one-cycle" else [])],
+        callbacks=[bound, *([one_cycle(len(x_train), EPOCHS, MAX_LR)] if schedule == "one-cycle" else [])],
         ema_decay=0 if schedule == "one-cycle" else 0.99,  # a learning rate that falls to nothing needs no average
         random_state=0,
     )
