@@ -121,7 +121,7 @@ LATENTS = {
     "VAE": fit_vae,
     "VAE bernoulli": partial(fit_vae, likelihood="bernoulli"),
     "VAE images": partial(fit_images, hidden_layer_sizes=(256, 128), n_steps=14_000),
-    "VAE conv": partial(fit_images, hidden_layer_sizes=(256,), n_steps=7_000, architecture="conv"),
+    "VAE conv": partial(fit_images, hidden_layer_sizes=(512,), n_steps=9_500, architecture="conv"),
 }
 
 
