@@ -236,7 +236,7 @@ class _LogDensity(torch.autograd.Function):
         logits, x = ctx.saved_tensors
         grad = grad.unsqueeze(-1)
         grad_x = grad * logits if ctx.needs_input_grad[1] else None
-        return (x - ctx.mean(logits.unsqueeze(-2))) * grad, grad_x, None, None
+        return (x - ctx.mean(logits.unsqueeze(-2))).mul_(grad), grad_x, None, None
 
 
 class _UnitInterval(Likelihood):
@@ -322,7 +322,8 @@ class ContinuousBernoulli(_UnitInterval):
         square = logits.square()
         series = 0.5 + logits * (1 / 12 - square * (1 / 720 - square * (1 / 30240)))
         far = torch.where(small, 1, logits)
-        return torch.where(small, series, -1 / torch.expm1(-far) - 1 / far)
+        grown = torch.expm1(-far.clamp(min=-80))  # without overflow, which would make the second derivative NaN
+        return torch.where(small, series, -1 / grown - 1 / far)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         logits = raw[..., 0, :]
