@@ -219,55 +219,7 @@ def _check_unit_interval(X: np.ndarray, whom: str) -> None:
         )
 
 
-class _LogDensity(torch.autograd.Function):
-    """``x * logits - log_normalizer(logits)`` of each row; in a family like that the gradient is x less the mean.
-
-    Autograd would go through several more tensors of the size of the logits, and cancel where they are small.
-    """
-
-    @staticmethod
-    def forward(logits: Tensor, x: Tensor, log_factor: Callable, mean: Callable) -> Tensor:
-        total = log_factor(logits.abs())  # first, so that one tensor of that size is held at a time
-        return total - logits.relu().addcmul_(x, logits, value=-1).sum(-1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.mean = inputs[-1]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        logits, x = ctx.saved_tensors
-        grad = grad.unsqueeze(-1)
-        grad_x = grad * logits if ctx.needs_input_grad[1] else None
-        return (x - ctx.mean(logits.unsqueeze(-2))) * grad, grad_x, None, None
-
-
-class _UnitInterval(Likelihood):
-    """What the likelihoods of the unit interval share: the raw output is the logit, l, and the log-density ``x * l -
-    max(l, 0) + log_factor(|l|)``."""
-
-    non_negative = True
-
-    def check(self, X: np.ndarray, whom: str) -> None:
-        _check_unit_interval(X, whom)
-
-    @abstractmethod
-    def _log_factor(self, size: Tensor) -> Tensor:
-        """Summed over the features, for the absolute logits `size`, which may be overwritten: (...,)."""
-
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        logits = raw[..., 0, :]
-        if logits.shape != x.shape:
-            logits, x = torch.broadcast_tensors(logits, x)
-        return _LogDensity.apply(logits, x, self._log_factor, self.mean)
-
-    def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        slope = self.mean(raw).sub_(x).mul_(1 / len(x))
-        return self.log_prob(raw, x).sum(), slope.unsqueeze(1)
-
-
-class Bernoulli(_UnitInterval):
+class Bernoulli(Likelihood):
     """Binary features; the raw output is the logit.
 
     Domain: {0, 1}. Grey values in [0, 1] are accepted, with the cross-entropy as their pseudo-likelihood: useful for
@@ -292,9 +244,14 @@ class Bernoulli(_UnitInterval):
     VAETransformer(likelihood=Bernoulli(binarize=True))
     """
 
+    non_negative = True
+
     def __init__(self, binarize: bool = False) -> None:
         super().__init__()
         self.binarize = binarize
+
+    def check(self, X: np.ndarray, whom: str) -> None:
+        _check_unit_interval(X, whom)
 
     def start(self, x: Tensor) -> Tensor:
         return x.mean(0, keepdim=True).clamp(1e-3, 1 - 1e-3).logit()
@@ -302,15 +259,13 @@ class Bernoulli(_UnitInterval):
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return (_uniform_like(x, generator) < x).to(x.dtype) if self.binarize else x
 
-    def _log_factor(self, size: Tensor) -> Tensor:
-        """Logarithms of numbers between 1/2 and 1: those of products, since a logarithm costs as much as ten."""
-        factors, n = size.sigmoid_(), size.shape[-1] // 8
-        products = factors[..., : 8 * n].unflatten(-1, (8, n)).prod(-2)
-        return products.log_().sum(-1) + factors[..., 8 * n :].log().sum(-1)
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        logits = raw[..., 0, :]
+        return -F.softplus(logits).addcmul_(x, logits, value=-1).sum(-1)
 
     def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         logits = raw[:, 0]
-        log_prob = torch.dot(x.flatten(), logits.flatten()) - F.softplus(logits).sum()  # fewer calls: small batches
+        log_prob = torch.dot(x.flatten(), logits.flatten()) - F.softplus(logits).sum()
         return log_prob, logits.sigmoid().sub_(x).mul_(1 / len(x)).unsqueeze(1)
 
     def mean(self, raw: Tensor) -> Tensor:
@@ -321,15 +276,42 @@ class Bernoulli(_UnitInterval):
         return (_uniform_like(mean, generator) < mean).to(mean.dtype)
 
 
-class ContinuousBernoulli(_UnitInterval):
+class _ContinuousBernoulliLogProb(torch.autograd.Function):
+    """``x * l - log_normalizer(l)`` of each row. Its gradient is x less the mean: autograd would go through a dozen
+    tensors of the size of the logits, and lose the digits that cancel near 0."""
+
+    @staticmethod
+    def forward(logits: Tensor, x: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+        size = logits.abs().clamp_(min=1e-30)  # the normalizer (exp(l) - 1) / l, whatever the sign of l
+        log_normalizer = (size.neg().expm1_().neg_() / size).log_().add_(logits.relu())
+        return (x * logits).sub_(log_normalizer).sum(-1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        *tensors, ctx.mean = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        logits, x = ctx.saved_tensors
+        grad = grad.unsqueeze(-1)
+        grad_x = (grad * logits).sum_to_size(x.shape) if ctx.needs_input_grad[1] else None
+        return ((x - ctx.mean(logits.unsqueeze(-2))) * grad).sum_to_size(logits.shape), grad_x, None
+
+
+class ContinuousBernoulli(Likelihood):
     """Density on the unit interval (Loaiza-Ganem & Cunningham, 2019); the raw output is the logit.
 
     Domain: [0, 1]. Density ``C(l) * exp(l * x) / (1 + exp(l))`` with ``C(l) = l / tanh(l / 2)`` (their equation 7,
     written in the logit l). Its mean is ``1 / (1 - exp(-l)) - 1 / l``.
     """
 
+    non_negative = True
     min_curvature = 0.02  # at the middle of the interval it is 1 / 12
     _SERIES = 0.3  # below this |logit| the mean's closed form cancels, above it the series to l^5 is too short
+
+    def check(self, X: np.ndarray, whom: str) -> None:
+        _check_unit_interval(X, whom)
 
     def start(self, x: Tensor) -> Tensor:
         target = x.mean(0, keepdim=True).double().clamp(1e-2, 1 - 1e-2)
@@ -340,18 +322,22 @@ class ContinuousBernoulli(_UnitInterval):
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return low.to(x.dtype)
 
-    def _log_factor(self, size: Tensor) -> Tensor:
-        """log(l / (1 - exp(-l))), which is 0 at 0: what C(l) and the Bernoulli's normalizer leave of each other."""
-        size = size.clamp_(min=1e-30)
-        return (size / size.neg().expm1_().neg_()).log_().sum(-1)
+    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        return _ContinuousBernoulliLogProb.apply(raw[..., 0, :], x, self.mean)
+
+    def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        slope = self.mean(raw).sub_(x).mul_(1 / len(x)).unsqueeze(1)
+        return self.log_prob(raw, x).sum(), slope
 
     def mean(self, raw: Tensor) -> Tensor:
         logits = raw[..., 0, :]
         small = logits.abs() < self._SERIES
-        square = logits.square()
-        series = 0.5 + logits * (1 / 12 - square * (1 / 720 - square * (1 / 30240)))
+        near = torch.where(small, logits, 0)
+        square = near.square()
+        series = 0.5 + near * (1 / 12 - square * (1 / 720 - square * (1 / 30240)))
         far = torch.where(small, 1, logits)
-        return torch.where(small, series, -1 / torch.expm1(-far) - 1 / far)
+        grown = torch.expm1(-far.clamp(min=-80))  # without overflow, which would make the second derivative NaN
+        return torch.where(small, series, -1 / grown - 1 / far)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         logits = raw[..., 0, :]

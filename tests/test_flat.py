@@ -6,7 +6,9 @@ from torch import nn
 
 from skvae import VAETransformer
 from skvae._flat import FlatParameter
+from skvae._gradient import ELBOGradient
 from skvae._net import Net
+from skvae.likelihoods import Bernoulli
 
 SMALL = {"hidden_layer_sizes": (8,), "early_stopping": False, "max_iter": 3, "random_state": 0}
 
@@ -44,6 +46,20 @@ def test_gradients_are_gathered_as_the_parameters_lie(layers):
     for part in [*module.parameters()][:3]:
         assert torch.equal(part, torch.zeros_like(part))
     assert torch.equal(module[1].bias, values[3])  # it had no gradient
+
+
+def test_gradients_by_hand_are_written_to_the_whole(make_vae, normal):
+    vae = make_vae(Bernoulli(), n_features=4, z_dim=2, hidden_layer_sizes=(3,))
+    x, eps = normal(10, 4).sigmoid(), normal(10, 2, seed=1)
+    ELBOGradient(vae, 1.0)(x, eps)
+    expected = [part.grad for part in vae.parameters()]
+    parts = list(vae.parameters())
+    flat = FlatParameter(parts, nn.Parameter(torch.zeros(sum(part.numel() for part in parts))))
+    for _ in range(2):  # nothing adds up from step to step
+        ELBOGradient(vae, 1.0)(x, eps)
+        flat.gather()
+        torch.testing.assert_close(flat.grads, expected)
+        assert all(part.grad is view for part, view in zip(vae.parameters(), flat.grads, strict=True))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop", "nadam"])

@@ -116,6 +116,18 @@ def test_extreme_raw_outputs_in_float32(name, case):
         torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli"])
+def test_curvature_is_finite_at_extreme_raw_outputs(name, case):
+    """The linear start expands around the mean of the data, which is extreme where a pixel is always black."""
+    likelihood, x = case(name, torch.float32)
+    raw = extremes(likelihood, torch.float32)
+    for row in x[:5]:
+        (slope,) = torch.autograd.grad(likelihood.log_prob(raw, row).sum(), raw, create_graph=True)
+        (bend,) = torch.autograd.grad(slope.sum(), raw)
+        assert torch.isfinite(bend).all()
+        assert (bend <= 1e-6).all()  # the log-density is concave
+
+
 @each_case
 def test_extreme_means_and_draws_are_in_the_domain(name, case):
     likelihood, _ = case(name, torch.float32)

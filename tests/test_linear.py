@@ -226,6 +226,15 @@ def test_fewer_rows_than_features(n_features, table):
     assert vae.score(X) == pytest.approx(optimum, abs=5e-3 * n_features)
 
 
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous_bernoulli"])
+def test_a_pixel_that_is_always_black(likelihood, make_vae):
+    x = torch.rand(200, 4, generator=torch.Generator().manual_seed(0))
+    x[:, 1], x[:, 3] = 0, 1
+    vae = make_vae(LIKELIHOODS[likelihood](), n_features=4, z_dim=2, hidden_layer_sizes=())
+    linear_start(vae, x, vae.likelihood.start(x), beta=1.0, seed=0)
+    assert all(torch.isfinite(parameter).all() for parameter in vae.parameters())
+
+
 @pytest.mark.parametrize(
     ("constant", "value", "n_rows", "n_features"), [("_MAX_COVARIANCE", 10, 80, 12), ("_MAX_ELEMENTS", 1, 4000, 12)]
 )
