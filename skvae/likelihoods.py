@@ -141,7 +141,10 @@ class Gaussian(Likelihood):
             raise ValueError(f"noise_floor must be positive. Got {noise_floor!r} instead.")
         self.noise = noise
         self.noise_floor = noise_floor
-        self.n_raw = 2 if noise == "row" else 1
+
+    @property
+    def n_raw(self) -> int:  # type: ignore[override]  # a search sets `noise` after __init__
+        return 2 if self.noise == "row" else 1
 
     def build(self, n_features: int) -> None:
         self.register_buffer("floor", torch.full((n_features,), float(self.noise_floor)))

@@ -374,3 +374,7 @@ def test_bits_are_drawn_anew_from_grey_values():
 def test_others_train_on_x_itself(name):
     x = torch.rand(3, 2)
     assert LIKELIHOODS[name]().draw(x, torch.Generator()) is x
+
+
+def test_noise_may_be_set_later():
+    assert [Gaussian().set_params(noise=noise).n_raw for noise in ("row", "feature", "shared")] == [2, 1, 1]
