@@ -1,6 +1,7 @@
 """What documentation promises: docstrings that numpydoc accepts, tooltips, no public module without its page."""
 
 import ast
+import csv
 import doctest
 import importlib
 import inspect
@@ -17,6 +18,7 @@ import skvae
 from skvae import VAETransformer
 
 DOCS = Path(__file__).parents[1] / "docs"
+RESULTS = DOCS.parent / "benchmarks" / "results"
 PAGES = sorted([*DOCS.glob("*.rst"), *DOCS.glob("guide/*.rst")])
 MODULES = ["skvae"] + [f"skvae.{found.name}" for found in pkgutil.iter_modules(skvae.__path__) if found.name[0] != "_"]
 LEFT_OPEN = {"GL01", "GL02", "GL03", "ES01", "SA01", "EX01"}  # matters of layout, sections that not everything needs
@@ -72,6 +74,16 @@ def test_html_repr_has_tooltips(table):
     assert sorted(shown) == sorted([*vae.get_params(), *fitted])
     assert set(re.findall(r'href="([^"]*?)(?:#:~:text=[^"]*)?"', page)) == {"#"}  # nothing outside the page
     assert "Number of latent units" in page
+
+
+@pytest.mark.parametrize(
+    "row", list(csv.DictReader((RESULTS / "papers.csv").read_text().splitlines())), ids=lambda row: row["row"]
+)
+def test_readme_has_the_papers_rows_as_measured(row):
+    published, required, nll = (float(row[name]) for name in ("published", "required", "nll"))
+    missed = "" if nll <= required else " (missed)"
+    line = f"| {row['paper']} | {published:.2f} | {required:.2f} | {nll:.2f}{missed} |"
+    assert line in (DOCS.parent / "README.md").read_text()
 
 
 def test_each_public_module_has_its_page():
