@@ -25,16 +25,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
     """
     if has_onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+    return _by_blas(x, weight, bias, relu)
+
+
+def _by_blas(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
     y = F.linear(x, weight, bias)
     return y.relu_() if relu else y
+
+
+def _is_large(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN pays: it takes 20 microseconds before it begins."""
+    return x.numel() * weight.shape[0] >= _LARGE
 
 
 def fastest(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """The same by whichever is faster at this size: oneDNN takes 20 microseconds before it begins."""
-    if x.numel() * weight.shape[0] >= _LARGE:
-        return linear(x, weight, bias, relu=relu)
-    y = F.linear(x, weight, bias)
-    return y.relu_() if relu else y
+    """The same by whichever is faster at this size."""
+    return linear(x, weight, bias, relu=relu) if _is_large(x, weight) else _by_blas(x, weight, bias, relu)
 
 
 class _Linear(torch.autograd.Function):
@@ -62,7 +68,7 @@ class LinearByOneDNN(TorchFunctionMode):
     """Linear layers of some size, a user's own networks included, take oneDNN's products in training."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not F.linear or kwargs or not has_onednn(args[0]) or args[0].numel() * len(args[1]) < _LARGE:
+        if function is not F.linear or kwargs or not has_onednn(args[0]) or not _is_large(*args[:2]):
             return function(*args, **(kwargs or {}))
         x, weight, bias = args
         return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else linear(x, weight, bias)
