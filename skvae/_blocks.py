@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from ._products import has_onednn, linear
 
 BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `scaled_blocks`)
-_MAX_ELEMENTS = 2**22  # values of x that one chunk of draws holds
+_MAX_ELEMENTS = 2**20  # values of x that one chunk of draws holds
 _MIN_OUTPUTS = 16  # of a linear layer at inference (see `_RowwiseLinear`)
 
 

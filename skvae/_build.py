@@ -11,7 +11,7 @@ from torch import nn
 from ._linear import LinearGaussian
 from ._module import VAE
 from ._random import INIT_STREAM, generator
-from .architectures import ARCHITECTURES, NetworkSpec
+from .architectures import ARCHITECTURES, NetworkSpec, undrawn
 from .likelihoods import LIKELIHOODS
 from .objectives import OBJECTIVES
 from .priors import PRIORS
@@ -58,7 +58,7 @@ def build_vae(
     linear = {}
     if init == "linear" and not architecture.is_linear(hidden_layer_sizes):
         sizes = {"linear_encoder": (n_features, z_dim), "linear_decoder": (z_dim, n_outputs)}
-        linear = {name: nn.utils.skip_init(nn.Linear, *size, bias=False) for name, size in sizes.items()}
+        linear = {name: undrawn(nn.Linear, *size, bias=False) for name, size in sizes.items()}
         if linear_share and hasattr(likelihood, "set_noise"):
             linear |= {"background": LinearGaussian(n_features, z_dim), "share": linear_share}
     return VAE(encoder, decoder, likelihood, prior, **linear)

@@ -23,6 +23,7 @@ from ._blocks import memory_advice
 from ._device import device_here
 from ._flat import FlatParameter
 from ._gradient import ELBOGradient
+from ._optimizers import BARE
 from ._products import LinearByOneDNN
 from ._random import EPOCH_STREAM, SPLIT_STREAM, VALIDATION_STREAM, generator
 from .callbacks import BestState, RollBack
@@ -166,7 +167,7 @@ class Net(NeuralNet):
 
     @property
     def _flat(self) -> bool:
-        return self.optimizer in OPTIMIZERS.values()
+        return self.optimizer in BARE.values()
 
     @contextmanager
     def training(self):
@@ -375,6 +376,7 @@ def build_net(module, objective, *, optimizer, weight_decay: float, **params) ->
         params = {"optimizer__param_groups": groups, "optimizer__weight_decay": 0.0} | params
     if optimizer in _FUSED:
         params = {"optimizer__fused": True} | params
+    optimizer = BARE.get(optimizer, optimizer)
     net = Net(module, criterion=objective, optimizer=optimizer, verbose=0, **params).initialize()
     net.recipe_ = {name: value for name, value in recipe.items() if name not in ("callbacks", "device")}
     return net

@@ -26,9 +26,18 @@ ACTIVATIONS = {
 }
 
 
+def undrawn(kind: type, *args: Any, **options: Any) -> Any:
+    """A layer whose weights are yet to be set: torch's start would move its global stream, and its `skip_init` imports
+    half a second of symbolic algebra."""
+    layer = kind(*args, device="meta", **options)
+    for name, part in list(layer.named_parameters()):
+        setattr(layer, name, nn.Parameter(torch.empty(part.shape)))
+    return layer
+
+
 def he_linear(n_inputs: int, n_outputs: int, generator: torch.Generator) -> nn.Linear:
     """Linear layer with zero biases and normal weights of variance 2 / n_inputs (He et al., 2015)."""
-    layer = nn.utils.skip_init(nn.Linear, n_inputs, n_outputs)  # the usual init moves torch's global stream
+    layer = undrawn(nn.Linear, n_inputs, n_outputs)
     nn.init.normal_(layer.weight, std=math.sqrt(2 / n_inputs), generator=generator)
     nn.init.zeros_(layer.bias)
     return layer
@@ -239,7 +248,10 @@ class Residual(_Layered):
 
 
 class _RowsToImages(nn.Module):
-    """Flat rows of images (..., height * width * n_channels) as (n, n_channels, height, width)."""
+    """Flat rows of images (..., height * width * n_channels) as (n, n_channels, height, width).
+
+    Nothing is copied: a pixel's channels stay side by side, the order in which convolutions are fastest.
+    """
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
@@ -250,15 +262,15 @@ class _RowsToImages(nn.Module):
 
 
 class _Rows(nn.Module):
-    """A network of images (n, ...) as one of rows (..., n_inputs): the leading dimensions are kept."""
+    """A network of rows (n, n_inputs), whose output may be images, as one of rows (..., n_inputs)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self.network(x.reshape(-1, x.shape[-1]))
-        return rows.reshape(*x.shape[:-1], -1)
+        y = self.network(x.reshape(-1, x.shape[-1]))
+        return y.movedim(1, -1).reshape(*x.shape[:-1], -1)  # as `_RowsToImages` wants it
 
 
 class _ConvHead(nn.Module):
@@ -267,17 +279,17 @@ class _ConvHead(nn.Module):
     Parameters
     ----------
     maps : tuple of int
-        Channels, height and width of what comes in.
+        Height, width and channels of what comes in.
     images : tuple of int
-        Raw outputs per feature, channels, height and width of what goes out.
+        Height, width, raw outputs per feature and channels of what goes out.
     generator : torch.Generator
         Source of the initial weights.
     """
 
     def __init__(self, maps: Sequence[int], images: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
-        self.maps, self.images = tuple(maps), tuple(images)
-        self.convolution = _upsampling(maps[0], images[0] * images[1], images[2:], generator)
+        self.maps, self.images = _RowsToImages(maps), tuple(images)
+        self.convolution = _upsampling(maps[2], images[2] * images[3], images[:2], generator)
         self.convolution.register_parameter("bias", None)
         self.bias = nn.Parameter(torch.zeros(math.prod(images)))
 
@@ -286,8 +298,8 @@ class _ConvHead(nn.Module):
         return self.convolution.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.convolution(x.reshape(-1, *self.maps))
-        rows = y.reshape(-1, *self.images).movedim(2, -1)  # (n, n_raw, height, width, n_channels)
+        y = self.convolution(self.maps(x)).movedim(1, -1)
+        rows = y.reshape(-1, *self.images).movedim(3, 1)  # (n, n_raw, height, width, n_channels)
         return rows.reshape(*x.shape[:-1], -1) + self.bias
 
 
@@ -298,14 +310,14 @@ def _he_convolution(layer: Any, fan_in: float, generator: torch.Generator) -> An
 
 
 def _downsampling(n_inputs: int, n_outputs: int, generator: torch.Generator) -> Any:
-    layer = nn.utils.skip_init(nn.Conv2d, n_inputs, n_outputs, 3, stride=2, padding=1)
+    layer = undrawn(nn.Conv2d, n_inputs, n_outputs, 3, stride=2, padding=1)
     return _he_convolution(layer, 9 * n_inputs, generator)
 
 
 def _upsampling(n_inputs: int, n_outputs: int, size: Sequence[int], generator: torch.Generator) -> Any:
     """The way back from half of `size`, rounded up; each output sees a quarter of the kernel."""
     odd = tuple(1 - length % 2 for length in size)
-    layer = nn.utils.skip_init(nn.ConvTranspose2d, n_inputs, n_outputs, 3, stride=2, padding=1, output_padding=odd)
+    layer = undrawn(nn.ConvTranspose2d, n_inputs, n_outputs, 3, stride=2, padding=1, output_padding=odd)
     return _he_convolution(layer, 9 * n_inputs / 4, generator)
 
 
@@ -378,13 +390,13 @@ class Conv(Architecture):
 
     def _build_decoder(self, spec: NetworkSpec, sizes: Sequence[Sequence[int]], outputs: Sequence[int]) -> None:
         channels, sizes = self.channels[::-1], sizes[::-1]
-        maps = channels[0], *sizes[0]
-        layers: list[nn.Module] = [nn.Unflatten(1, maps)]
+        maps = *sizes[0], channels[0]
+        layers: list[nn.Module] = [_RowsToImages(maps)]
         for (n_in, n_out), size in zip(pairwise(channels), sizes[1:], strict=False):
             layers += [_upsampling(n_in, n_out, size, spec.generator), spec.nonlinearity()]
         dense = _hidden_layers([spec.n_inputs, *spec.hidden_layer_sizes, math.prod(maps)], spec)
         self.hidden = nn.Sequential(*dense, _Rows(nn.Sequential(*layers)))
-        self.head = _ConvHead((channels[-1], *sizes[-2]), (*outputs, *sizes[-1]), spec.generator)
+        self.head = _ConvHead((*sizes[-2], channels[-1]), (*sizes[-1], *outputs), spec.generator)
 
 
 class Custom(Architecture):

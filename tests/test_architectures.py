@@ -122,8 +122,8 @@ def test_conv_is_local_and_reads_channels_last(normal):
     image = normal(8, 8, 3)
     other = image.clone()
     other[0, 0, 2] += 5
-    maps, changed = (network.hidden(rows.reshape(1, -1)).view(2, 4, 4) for rows in (image, other))
-    moved = (maps != changed).any(0)
+    maps, changed = (network.hidden(rows.reshape(1, -1)).view(4, 4, 2) for rows in (image, other))
+    moved = (maps != changed).any(-1)
     assert moved[0, 0]
     assert moved.sum() == 1  # the corner lies in one window of 3 x 3 with stride 2
 
@@ -131,8 +131,8 @@ def test_conv_is_local_and_reads_channels_last(normal):
 def test_conv_decoder_draws_images_channels_last(normal):
     """A feature map's corner reaches the image's corner, of each raw output and channel."""
     network = build(Conv((8, 6, 3), channels=(4,)), decoder=True, n_outputs=2 * 144, hidden_layer_sizes=())
-    maps = torch.zeros(2, 4, 4, 3)
-    maps[1, :, 0, 0] = 1.0
+    maps = torch.zeros(2, 4, 3, 4)
+    maps[1, 0, 0] = 1.0
     images = network.head(maps.reshape(2, -1)).view(2, 2, 8, 6, 3)
     moved = (images[0] != images[1]).all(-1).all(0)  # (height, width)
     assert moved[:2, :2].all()
@@ -143,7 +143,7 @@ def test_conv_is_the_convolution_of_torch(normal):
     network = build(Conv((6, 6), channels=(2,)), n_inputs=36, hidden_layer_sizes=(), activation="tanh")
     layer, x = network.hidden[0].network[1], normal(3, 36)
     expected = F.conv2d(x.view(3, 1, 6, 6), layer.weight, layer.bias, stride=2, padding=1).tanh()
-    torch.testing.assert_close(network.hidden(x), expected.reshape(3, -1))
+    torch.testing.assert_close(network.hidden(x), expected.movedim(1, -1).reshape(3, -1))
 
 
 @pytest.mark.parametrize(

@@ -90,5 +90,16 @@ def test_import_is_silent_and_light():
     assert result.stderr == ""
 
 
+def test_a_first_fit_imports_no_compiler():
+    """torch's optimizers and its `skip_init` would, which takes longer than a small fit."""
+    code = (
+        "import sys, numpy as np; from skvae import VAETransformer;"
+        "X = np.random.default_rng(0).normal(size=(50, 3)); VAETransformer(2, max_iter=2).fit(X).partial_fit(X);"
+        "print({'torch._dynamo', 'sympy'} & {*sys.modules})"
+    )
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
 def test_public_names_exist():
     assert all(hasattr(skvae, name) for name in skvae.__all__)
