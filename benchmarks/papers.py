@@ -129,14 +129,41 @@ ROWS = {
         after="plain",
     ),
     "vamp": Row(
-        "VampPrior, MLP, z 40", 82.43, 82.4, 45, {"z_dim": 40, "prior": VampPrior(300), "max_iter": 180, **DEEP}
+        "VampPrior, MLP, z 40", 82.43, 82.4, 45, {"z_dim": 40, "prior": VampPrior(300), "max_iter": 110, **DEEP}
+    ),
+    "vamp iwae": Row(
+        "VampPrior, MLP, z 40, then DReG of 20 draws",
+        82.43,
+        82.4,
+        45,
+        {"objective": DReG(20), "max_iter": 8, "batch_size": 100},
+        peak=1e-3,
+        after="vamp",
+    ),
+    "vamp iwae longer": Row(
+        "the same, then DReG of 50 draws",
+        82.43,
+        82.4,
+        45,
+        {"objective": DReG(50), "max_iter": 6},
+        peak=1e-3,
+        after="vamp iwae",
     ),
     "conv": Row(
-        "convolutions, one stochastic layer, any prior",
+        "convolutions, flow prior, z 40",
         80.5,
         80.5,
         120,
         {"z_dim": 40, "prior": Flow(3, (128, 128)), "max_iter": 190, **CONV},
+    ),
+    "conv iwae": Row(
+        "convolutions, flow prior, z 40, then DReG of 10 draws",
+        80.5,
+        80.5,
+        120,
+        {"objective": DReG(10), "max_iter": 8, "batch_size": 100},
+        peak=1e-3,
+        after="conv",
     ),
     "z2": Row("VAE, MLP 256-128, z 2", 135.73, 135.73, 10, {"z_dim": 2, **SMALL}, peak=3e-3),
     "z5": Row("VAE, MLP 256-128, z 5", 110.21, 110.21, 10, {"z_dim": 5, **SMALL}, peak=3e-3),

@@ -8,7 +8,7 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_atomic", "_component", "_products", "_random"],
+    ["_atomic", "_component", "_optimizers", "_products", "_random"],
     [
         "_blocks",
         "_aggregate",
