@@ -141,7 +141,7 @@ ROWS = {
         after="vamp",
     ),
     "vamp iwae longer": Row(
-        "the same, then DReG of 50 draws",
+        "VampPrior, MLP, z 40, then DReG of 20 and 50 draws",
         82.43,
         82.4,
         45,

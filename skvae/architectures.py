@@ -27,8 +27,10 @@ ACTIVATIONS = {
 
 
 def undrawn(kind: type, *args: Any, **options: Any) -> Any:
-    """A layer whose weights are yet to be set: torch's start would move its global stream, and its `skip_init` imports
-    half a second of symbolic algebra."""
+    """A layer whose weights are yet to be set.
+
+    torch's own start would move its global stream, and its `skip_init` imports half a second of symbolic algebra.
+    """
     layer = kind(*args, device="meta", **options)
     for name, part in list(layer.named_parameters()):
         setattr(layer, name, nn.Parameter(torch.empty(part.shape)))
