@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from ._products import has_onednn, linear
+from ._products import arguments, has_onednn, linear
 
 BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `scaled_blocks`)
 _MAX_ELEMENTS = 2**20  # values of x that one chunk of draws holds
@@ -59,14 +59,15 @@ class _RowwiseLinear(TorchFunctionMode):
     too; modes belong to one thread."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is F.linear and has_onednn(args[0]):
-            return linear(*args, **(kwargs or {}))
-        if function is not F.linear or len(args[1]) >= _MIN_OUTPUTS:
+        if function is not F.linear:
             return function(*args, **(kwargs or {}))
-        x, weight, bias = args
-        n_missing = _MIN_OUTPUTS - len(weight)
-        bias = bias if bias is None else F.pad(bias, (0, n_missing))
-        return F.linear(x, F.pad(weight, (0, 0, 0, n_missing)), bias)[..., : len(weight)]
+        x, weight, bias = arguments(*args, **(kwargs or {}))
+        if has_onednn(x):
+            return linear(x, weight, bias)
+        n_outputs, n_missing = len(weight), _MIN_OUTPUTS - len(weight)
+        if n_missing > 0:
+            weight, bias = F.pad(weight, (0, 0, 0, n_missing)), bias if bias is None else F.pad(bias, (0, n_missing))
+        return F.linear(x, weight, bias)[..., :n_outputs]
 
 
 @contextmanager

@@ -16,3 +16,10 @@ class Component(nn.Module, BaseEstimator):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.get_params(deep=False).items())
+
+
+def stands_for(fast: str, slow: str, component: Component, base: type) -> bool:
+    """Whether the method `fast` of a component computes what `slow` does: `base` derives it from `slow`, else it is
+    written beside it, and a class derived from there may have another `slow`."""
+    owner = {name: next(cls for cls in type(component).__mro__ if name in vars(cls)) for name in (fast, slow)}
+    return owner[fast] is base or issubclass(owner[fast], owner[slow])

@@ -22,3 +22,8 @@ def device_here(device: str | torch.device) -> str:
         return resolve_device(device)
     except ValueError:
         return "cpu"
+
+
+def widest(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float64, or as it is where the device has none: Apple's."""
+    return x if x.device.type == "mps" else x.double()

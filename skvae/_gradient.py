@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._component import stands_for
 from ._module import MAX_INPUT, MAX_Z
 from ._products import fastest as linear
+from .architectures import Architecture
+from .likelihoods import Likelihood
 from .priors import Prior
 
 _relu_backward = torch.ops.aten.threshold_backward
@@ -30,6 +33,12 @@ def _set_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> None:
     _set(weight, linear(grad.t(), x.t()) if weight.is_contiguous() else linear(x.t(), grad.t()).t())
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether some part does more than its `forward`."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, kind) for part in module.modules() for kind in kinds)
+
+
 class _Chain:
     """Linear layers with rectified linear units between them."""
 
@@ -38,12 +47,13 @@ class _Chain:
         self.layers = [(layer.weight, layer.bias) for layer in layers[::2]]
 
     @staticmethod
-    def covers(mlp: Any) -> bool:
-        if not isinstance(getattr(mlp, "hidden", None), nn.Sequential) or not hasattr(mlp, "head"):
+    def covers(mlp: Architecture) -> bool:
+        if type(mlp).forward is not Architecture.forward or type(mlp.hidden) is not nn.Sequential:
             return False
         layers = [*mlp.hidden, mlp.head]
         kinds = zip(layers, cycle([nn.Linear, nn.ReLU]), strict=False)
-        return len(layers) % 2 == 1 and all(type(layer) is kind for layer, kind in kinds)
+        known = all(type(layer) is kind for layer, kind in kinds)
+        return len(layers) % 2 == 1 and known and all(layer.bias is not None for layer in layers[::2])
 
     def forward(self, x: Tensor) -> Tensor:
         self.inputs = [x]
@@ -84,8 +94,10 @@ class ELBOGradient:
 
     @staticmethod
     def covers(vae: Any) -> bool:
-        """Whether the parts of `vae` are known: chains of rectified linear units."""
-        return _Chain.covers(vae.encoder) and _Chain.covers(vae.decoder)
+        """Whether the parts of `vae` are known: chains of rectified linear units, terms whose gradients are theirs."""
+        known = stands_for("gradient", "log_prob", vae.likelihood, Likelihood)
+        known = known and stands_for("kl_gradient", "kl", vae.prior, Prior)
+        return known and _Chain.covers(vae.encoder) and _Chain.covers(vae.decoder) and not _has_hooks(vae)
 
     @torch.no_grad()
     def __call__(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:

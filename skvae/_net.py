@@ -261,12 +261,25 @@ class Net(NeuralNet):
             parameters = list(self.average_.parameters()), list(self.module_.parameters())
         return partial(get_ema_multi_avg_fn(self.ema_decay), *parameters, None)
 
-    @torch.no_grad()
+    def _take_buffers(self) -> None:
+        """What a network counts and measures, as batch normalisation does, is not averaged."""
+        if self.ema_decay:
+            for average, last in zip(self.average_.buffers(), self.module_.buffers(), strict=True):
+                average.copy_(last)
+
+    @contextmanager
+    def inference(self) -> Iterator[nn.Module]:
+        """The trained module as it is used: without dropout, without a graph."""
+        module, training = self.trained_module, self.trained_module.training
+        try:
+            with torch.no_grad():
+                yield module.eval()
+        finally:
+            module.train(training)
+
     def validation_step(self, batch, **fit_params) -> dict[str, Tensor]:
-        module = self.trained_module.eval()
-        step = self._step(module, batch)
-        self.module_.train()
-        return step
+        with self.inference() as module:
+            return self._step(module, batch)
 
     def _overridden(self, *hooks: str) -> bool:
         return any(
@@ -295,8 +308,10 @@ class Net(NeuralNet):
                     self._record_batch(prefix, step["loss"].item(), n)
                     self.notify("on_batch_end", batch=batch, training=training, **step)
         finally:  # an epoch that is cut short counts for the rows it saw
+            if training:
+                self._take_buffers()
             if sums:  # one synchronisation
-                losses, *terms = torch.stack([torch.stack(terms) for terms in zip(*sums, strict=True)]).double().cpu()
+                losses, *terms = torch.stack([torch.stack(terms) for terms in zip(*sums, strict=True)]).cpu().double()
                 log_prob, kl = (float(term.sum()) / sum(sizes) for term in terms)
                 loss = float(np.average(losses, weights=sizes))
                 self._record_epoch(prefix, loss, log_prob - kl, kl, None if per_batch else sum(sizes))

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -52,23 +51,34 @@ class _Linear(torch.autograd.Function):
         return linear(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         rows = grad.reshape(-1, grad.shape[-1])
         return (
-            linear(grad, weight.t()) if for_x else None,
-            linear(rows.t(), x.reshape(-1, x.shape[-1]).t()) if for_weight else None,
+            _differentiable(grad, weight.t()) if for_x else None,
+            _differentiable(rows.t(), x.reshape(-1, x.shape[-1]).t()) if for_weight else None,
             rows.sum(0) if for_bias else None,
         )
+
+
+def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`linear`, with a graph where one is wanted."""
+    return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else linear(x, weight, bias)
+
+
+def arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Those of `torch.nn.functional.linear`, however they were given."""
+    return input, weight, bias
 
 
 class LinearByOneDNN(TorchFunctionMode):
     """Linear layers of some size, a user's own networks included, take oneDNN's products in training."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not F.linear or kwargs or not has_onednn(args[0]) or not _is_large(*args[:2]):
-            return function(*args, **(kwargs or {}))
-        x, weight, bias = args
-        return _Linear.apply(x, weight, bias) if torch.is_grad_enabled() else linear(x, weight, bias)
+        kwargs = kwargs or {}
+        if function is not F.linear:
+            return function(*args, **kwargs)
+        x, weight, bias = arguments(*args, **kwargs)
+        large = has_onednn(x) and _is_large(x, weight)
+        return _differentiable(x, weight, bias) if large else F.linear(x, weight, bias)

@@ -159,12 +159,12 @@ class RollBack(Callback):
                     net.load_state(state)
         self.start_ = self.confirmed_ = self.latest_ = None
 
-    @torch.no_grad()
     def _is_finite(self, net, x):
         """Whether the last step left finite terms of the bound, on some rows and on the first batch of validation."""
         some = TensorDataset(x[:: -(-len(x) // self._CHECKED_ROWS)])
         batch, _ = next(iter(net.get_iterator(some)))
-        return all(term.isfinite().all() for term in net.trained_module(**batch))
+        with net.inference() as module:
+            return all(term.isfinite().all() for term in module(**batch))
 
 
 def _is_report(epoch):
@@ -212,10 +212,10 @@ class Report(Callback):
         )
 
 
-@torch.no_grad()
 def _n_active(net, x):
-    mean, _ = net.trained_module.encode(x)
-    return int(net.trained_module.prior.active_units(mean).sum())
+    with net.inference() as module:
+        mean, _ = module.encode(x)
+        return int(module.prior.active_units(mean).sum())
 
 
 class SampleGrid(Callback):
@@ -278,25 +278,25 @@ class SampleGrid(Callback):
             return
         if self.n_steps_ % self.every == 0:
             print(f"iteration {self.n_steps_}, loss {loss.item():.4f}")
-            self._write(net, batch[0])
+            with net.inference() as module:
+                self._write(net, module, batch[0])
         self.n_steps_ += 1
 
-    @torch.no_grad()
-    def _write(self, net, batch):
-        module, name = net.trained_module, f"{self.n_steps_ // self.every:03d}"
+    def _write(self, net, module, batch):
+        name = f"{self.n_steps_ // self.every:03d}"
         if self.grid != "reconstruction":
             draws = module.prior.sample(math.prod(self.shape), torch.Generator().manual_seed(self.seed))
-            self._save(net, draws.to(batch["x"].device), name)
+            self._save(net, module, draws.to(batch["x"].device), name)
         if self.grid != "prior":
             mean, log_scale = module.encode(batch["x"])
             eps = batch["eps"].reshape(-1, *mean.shape)[0]  # the first draw of each row, if there are several
             z = mean + log_scale.exp() * eps
-            self._save(net, z, name + ("r" if self.grid == "both" else ""))
+            self._save(net, module, z, name + ("r" if self.grid == "both" else ""))
 
-    def _save(self, net, z, name):
+    def _save(self, net, module, z, name):
         from matplotlib.image import imsave
 
-        (n_rows, n_columns), module = self.shape, net.trained_module
+        n_rows, n_columns = self.shape
         mean = module.likelihood.mean(module.decode(z[: n_rows * n_columns]))
         flat = mean.cpu().numpy() * net.scale + net.offset
         side = math.isqrt(flat.shape[1])

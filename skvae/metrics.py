@@ -12,6 +12,7 @@ from sklearn.metrics import mean_squared_error
 from sklearn.utils import check_array
 
 from ._blocks import apply, chunk_sizes, scaled_blocks
+from ._device import widest
 from ._random import generator
 from .priors import mixture_log_prob
 
@@ -181,7 +182,7 @@ def kl_split(estimator, X, *, n_draws=10, random_state=0):
         log_aggregate += float(mixture_log_prob(z, *aggregate).sum())
         device = estimator.net_.device
         with torch.no_grad():
-            log_p += float(prior.log_prob(z.float().to(device)).double().sum())
+            log_p += float(prior.log_prob(z.float().to(device)).cpu().double().sum())
     log_q, log_aggregate, log_p = (total / (n_rows * n_draws) for total in (log_q, log_aggregate, log_p))
     return KLSplit(log_q - log_p, log_q - log_aggregate, log_aggregate - log_p)
 
@@ -234,7 +235,7 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
     def moments(x):
         """Log-likelihood, and its squared standard error by the delta method: (batch, 2)."""
         eps = (torch.randn(n, len(x), vae.prior.z_dim, generator=rng) for n in _parts(n_draws, n_parts))
-        weights = torch.cat([vae.log_weights(x, part.to(x.device)) for part in eps]).double()
+        weights = widest(torch.cat([vae.log_weights(x, part.to(x.device)) for part in eps]))
         log_mean = weights.logsumexp(0) - math.log(n_draws)
         mixed = vae.mixed(log_mean, x)
         slope = (log_mean + math.log1p(-vae.share) - mixed).exp()  # the model's share of the mixture at the row

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ._component import Component
+from ._device import widest
 
 _LOG_2PI = math.log(2 * math.pi)
 _MOMENT_DRAWS = 2_500
@@ -141,11 +142,11 @@ def mixture_log_prob(z: Tensor, log_weight: Tensor, loc: Tensor, log_scale: Tens
 
     Of the mixture the log-weights (n_components,), means and log-scales (n_components, z_dim).
     """
-    log_weight, loc, log_scale = (part.double() for part in (log_weight, loc, log_scale))  # the squares cancel
+    log_weight, loc, log_scale = (widest(part) for part in (log_weight, loc, log_scale))  # the squares cancel
     precision = (-2 * log_scale).exp()
     log_norm = log_weight - (log_scale + 0.5 * (_LOG_2PI + loc.square() * precision)).sum(-1)
     slope, bend = (loc * precision).t(), -0.5 * precision.t()  # (z_dim, n_components)
-    chunks = z.reshape(-1, z.shape[-1]).double().split(max(1, _MAX_ELEMENTS // len(loc)))
+    chunks = widest(z.reshape(-1, z.shape[-1])).split(max(1, _MAX_ELEMENTS // len(loc)))
     densities = [_log_sum(log_norm + chunk @ slope + chunk.square() @ bend) for chunk in chunks]
     return torch.cat(densities).view(z.shape[:-1]).to(z.dtype)
 

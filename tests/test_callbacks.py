@@ -15,6 +15,7 @@ from skorch.callbacks import Callback, MlflowLogger, TensorBoard, WandbLogger
 from skvae import VAETransformer
 from skvae._net import Net
 from skvae._optimizers import AdamW
+from skvae.architectures import MLP
 from skvae.callbacks import BestState, RollBack, SampleGrid
 from skvae.priors import StandardNormal
 
@@ -74,9 +75,12 @@ def test_sample_grid_is_in_the_units_of_gaussian_data(tmp_path, capsys):
     assert imread(tmp_path / "000.png")[..., 0].std() > 0.1
 
 
-def test_sample_grid_leaves_training_as_it_is(tmp_path, capsys):
-    plain = VAETransformer(2, likelihood="bernoulli", max_iter=3, batch_size=32, **SMALL).fit(DIGITS)
-    watched = fit_with(SampleGrid(tmp_path, every=1, grid="both"))
+@pytest.mark.parametrize("ema_decay", [0.0, 0.99])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_watching_leaves_training_as_it_is(dropout, ema_decay, tmp_path, capsys):
+    params = {"architecture": MLP(dropout=dropout), "ema_decay": ema_decay}
+    plain = VAETransformer(2, likelihood="bernoulli", max_iter=3, batch_size=32, **SMALL | params).fit(DIGITS)
+    watched = fit_with(SampleGrid(tmp_path, every=1, grid="both"), verbose=1, **params)
     assert np.array_equal(plain.transform(DIGITS), watched.transform(DIGITS))
 
 

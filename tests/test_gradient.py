@@ -1,3 +1,4 @@
+import math
 from importlib.util import find_spec
 
 import pytest
@@ -7,9 +8,9 @@ from torch import nn
 from skvae._gradient import ELBOGradient
 from skvae._module import MAX_INPUT, MAX_Z, VAE
 from skvae.architectures import MLP, NetworkSpec
-from skvae.likelihoods import LIKELIHOODS, Gaussian
+from skvae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian
 from skvae.objectives import ELBO
-from skvae.priors import PRIORS, StandardNormal
+from skvae.priors import PRIORS, Prior, StandardNormal
 
 VARIANTS = [*(kind for kind in LIKELIHOODS.values()), lambda: Gaussian("shared"), lambda: Gaussian("row")]
 NAMES = [*LIKELIHOODS, "gaussian, shared noise", "gaussian, noise of each row"]
@@ -101,3 +102,69 @@ def test_layers_between_are_left_to_autograd(options, make_vae):
     vae.encoder = MLP(**options)
     vae.encoder.build(NetworkSpec(4, 4, (3,)))
     assert not ELBOGradient.covers(vae)
+
+
+class Squashed(MLP):
+    """Does more than its layers."""
+
+    def forward(self, x):
+        return super().forward(x.tanh())
+
+
+class WithoutBias(MLP):
+    def build(self, spec):
+        super().build(spec)
+        self.hidden[0].bias = None
+
+
+class Tempered(Bernoulli):
+    def log_prob(self, raw, x):
+        return 0.5 * super().log_prob(raw, x)
+
+
+class Wide(StandardNormal):
+    def kl(self, mean, log_scale, z=None):
+        return super().kl(mean / 2, log_scale - math.log(2), z)
+
+
+def with_hook(encoder):
+    encoder.hidden[0].register_forward_hook(lambda layer, args, y: 2 * y)
+    return encoder
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"encoder": Squashed},
+        {"encoder": WithoutBias},
+        {"encoder": lambda: with_hook(built(MLP()))},
+        {"likelihood": Tempered},
+        {"prior": Wide},
+    ],
+    ids=["forward", "no bias", "hook", "log_prob", "kl"],
+)
+def test_parts_derived_from_ours_are_left_to_autograd(part, make_vae):
+    vae = make_vae(Bernoulli(), n_features=4, hidden_layer_sizes=(3,))
+    assert ELBOGradient.covers(vae)
+    (name, kind), *_ = part.items()
+    setattr(vae, name, built(kind()) if name == "encoder" else kind())
+    assert not ELBOGradient.covers(vae)
+
+
+def built(encoder):
+    if not hasattr(encoder, "hidden"):
+        encoder.build(NetworkSpec(4, 4, (3,)))
+    return encoder
+
+
+def test_parts_that_change_something_else_are_covered(make_vae):
+    class Half(Bernoulli):
+        def mean(self, raw):
+            return super().mean(raw).round()
+
+    class Own(Prior):
+        log_prob, sample = StandardNormal.log_prob, StandardNormal.sample
+
+    vae = make_vae(Half(), n_features=4, hidden_layer_sizes=(3,))
+    vae.prior = Own()
+    assert ELBOGradient.covers(vae)

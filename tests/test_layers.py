@@ -8,12 +8,11 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_atomic", "_component", "_optimizers", "_products", "_random"],
+    ["_atomic", "_component", "_device", "_optimizers", "_products", "_random"],
     [
         "_blocks",
         "_aggregate",
         "_checkpoint",
-        "_device",
         "_flat",
         "_linear",
         "_module",

@@ -3,8 +3,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from skvae import _products
+from skvae._blocks import _RowwiseLinear
 from skvae._products import LinearByOneDNN, fastest, has_onednn, linear
 
 
@@ -69,3 +71,31 @@ def test_mode_takes_large_products_of_any_network(monkeypatch, normal):
         nn.Linear(784, 128)(normal(64, 784)).sum().backward()
         nn.Linear(4, 4)(normal(64, 4))
     assert sizes == [(64, 784), (128, 64)]
+
+
+def test_gradients_of_gradients_are_those_of_torch(normal):
+    """As a penalty on the decoder's Jacobian takes them; to 1e-5 of the largest, as above."""
+    network = nn.Sequential(nn.Linear(80, 120), nn.Tanh(), nn.Linear(120, 90))
+    x, results = normal(300, 80).requires_grad_(), []
+    for mode in (nullcontext(), LinearByOneDNN()):
+        with mode:
+            (slope,) = torch.autograd.grad(network(x).sum(), x, create_graph=True)
+            weights = network[0].weight, network[2].weight
+            results.append(torch.autograd.grad(slope.square().sum(), weights))
+    for expected, found in zip(*results, strict=True):
+        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("mode", [LinearByOneDNN, _RowwiseLinear])
+@pytest.mark.parametrize("n_outputs", [4, 130])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_modes_take_arguments_as_torch_does(dtype, n_outputs, mode, normal):
+    x, weight, bias = (
+        normal(300, 80, dtype=dtype),
+        normal(n_outputs, 80, seed=1, dtype=dtype),
+        normal(n_outputs).to(dtype),
+    )
+    expected = [F.linear(x, weight), F.linear(x, weight, bias)]
+    with mode():
+        found = [F.linear(x, weight), F.linear(input=x, weight=weight, bias=bias)]
+    torch.testing.assert_close(found, expected)
