@@ -1,4 +1,4 @@
-"""Laws over all registries: each combination of components trains, scores, samples, pickles."""
+"""Laws over all registries: every combination of components trains, scores, samples, pickles."""
 
 import pickle
 import re
@@ -15,12 +15,6 @@ from skvae.metrics import log_likelihood
 from skvae.objectives import ELBO, IWAE, OBJECTIVES, BetaTC
 from skvae.priors import PRIORS, Mixture, StandardNormal
 
-# a prior like the flow costs as much as all others: it meets each likelihood, architecture and objective once
-CASES = [
-    case
-    for number, case in enumerate(product(LIKELIHOODS, PRIORS, OBJECTIVES, ARCHITECTURES))
-    if case[1] != "flow" or number % 7 == 0
-]
 SMALL = {"hidden_layer_sizes": (6,), "max_iter": 2, "early_stopping": False, "n_draws": 4, "random_state": 0}
 
 
@@ -29,14 +23,7 @@ def fitted(X, likelihood="gaussian", prior="standard_normal", objective="elbo", 
     return VAETransformer(2, **components, **SMALL | params).fit(X)
 
 
-def test_every_pair_of_components_is_among_the_cases():
-    for i, j in product(range(4), repeat=2):
-        registries = [list(registry) for registry in (LIKELIHOODS, PRIORS, OBJECTIVES, ARCHITECTURES)]
-        if i < j:
-            assert {(case[i], case[j]) for case in CASES} == set(product(registries[i], registries[j]))
-
-
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("case", list(product(*REGISTRIES.values())), ids="-".join)
 def test_combination_trains_scores_samples_and_pickles(case, table, global_streams):
     X, streams = table(case[0], n_rows=40, n_features=4), global_streams()
     vae = fitted(X, *case)
@@ -97,7 +84,7 @@ def test_linear_start_is_the_same_for_each_architecture(architecture, table):
     assert vae.score(X) == pytest.approx(linear.score(X), abs=1e-4)
 
 
-@pytest.mark.parametrize("objective", ["elbo", "iwae", "dreg", "beta_tc", "mmd"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_no_bound_of_the_linear_model_exceeds_its_likelihood_and_all_reach_it(objective, table):
     """The linear start is the optimum, with an exact posterior: the bound in the curve is the likelihood there."""
     X = table(n_rows=400)
