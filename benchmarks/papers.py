@@ -7,10 +7,13 @@
 
 Protocol: each pixel of the 60,000 training images is drawn anew for every batch, 1 with the grey value as probability;
 the 10,000 test images are drawn once, from a fixed seed. All training images are trained on, for a number of epochs
-that is fixed beforehand, with a learning rate that falls to nothing, so that no test image decides when to stop. Scores
-are the importance-weighted bound of 5,000 draws for each image. Networks, learning rates, epochs and draws were chosen
-after short runs that were scored on the first 1,000 test images: `nll_unseen` is the score of the other 9,000. A row
-that is cut off goes on where it was: training from a checkpoint, scoring from the last block of images.
+that is fixed beforehand, so that no test image decides when to stop. The learning rate falls to nothing; where a row
+has an `ema_decay` it stays high to the end, and it is the averaged weights that are scored. Scores are the
+importance-weighted bound of 5,000 draws for each image. Networks, learning rates, epochs and draws were chosen after
+short runs that were scored on the first 1,000 test images: `nll_unseen` is the score of the other 9,000.
+
+A row that is cut off goes on where it was: training from a checkpoint, scoring from the last block of images. Beside
+both lies a text of what they are of; where that has changed since, the row is refused, not taken for what it is not.
 """
 
 import argparse
@@ -45,19 +48,23 @@ KEYS, VALUES = (
 
 
 class Anneal(Callback):
-    """Lets the learning rate rise to `peak` over a twentieth of the epochs of a fit, and then fall to 0 as a cosine."""
+    """Lets the learning rate rise to `peak` over a twentieth of the epochs of a fit, and then fall to 0 as a cosine.
+
+    Where it does not fall, it stays at `peak`.
+    """
 
     RISE = 0.05
 
-    def __init__(self, peak):
+    def __init__(self, peak, falls=True):
         self.peak = peak
+        self.falls = falls
 
     def on_train_begin(self, net, **kwargs):
         self.begin_ = len(net.history)
 
     def on_epoch_begin(self, net, **kwargs):
         done = (len(net.history) - self.begin_ - 0.5) / net.run_length
-        fallen = max(0, done - self.RISE) / (1 - self.RISE)
+        fallen = self.falls * max(0, done - self.RISE) / (1 - self.RISE)
         for group in net.optimizer_.param_groups:
             group["lr"] = self.peak * min(done / self.RISE, 0.5 * (1 + math.cos(math.pi * fallen)))
 
@@ -90,6 +97,10 @@ class Row:
         Highest learning rate.
     after : str
         Row whose model this one goes on from.
+    ema_decay : float
+        Of the moving average of the weights in a stage whose learning rate stays high; 0: it falls. Averages over
+        epochs generalise better than the last weights (Izmailov et al., 2018, "Averaging weights leads to wider optima
+        and better generalization", UAI).
     """
 
     paper: str
@@ -99,6 +110,7 @@ class Row:
     params: dict
     peak: float = 2e-3
     after: str = ""
+    ema_decay: float = 0.0
 
 
 ALL = {
@@ -140,30 +152,32 @@ ROWS = {
         peak=1e-3,
         after="vamp",
     ),
-    "vamp iwae longer": Row(
-        "VampPrior, MLP, z 40, then DReG of 20 and 50 draws",
+    "vamp iwae averaged": Row(
+        "VampPrior, MLP, z 40, then DReG of 20 draws and averaged weights",
         82.43,
         82.4,
         45,
-        {"objective": DReG(50), "max_iter": 6},
-        peak=1e-3,
+        {"max_iter": 30},
+        peak=7e-4,
         after="vamp iwae",
+        ema_decay=0.9999,
     ),
     "conv": Row(
         "convolutions, flow prior, z 40",
         80.5,
         80.5,
         120,
-        {"z_dim": 40, "prior": Flow(3, (128, 128)), "max_iter": 190, **CONV},
+        {"z_dim": 40, "prior": Flow(4, (384, 384)), "max_iter": 180, **CONV},
     ),
     "conv iwae": Row(
-        "convolutions, flow prior, z 40, then DReG of 10 draws",
+        "convolutions, flow prior, z 40, then DReG of 10 draws and averaged weights",
         80.5,
         80.5,
         120,
-        {"objective": DReG(10), "max_iter": 8, "batch_size": 100},
-        peak=1e-3,
+        {"objective": DReG(10), "max_iter": 12, "batch_size": 100},
+        peak=7e-4,
         after="conv",
+        ema_decay=0.9998,
     ),
     "z2": Row("VAE, MLP 256-128, z 2", 135.73, 135.73, 10, {"z_dim": 2, **SMALL}, peak=3e-3),
     "z5": Row("VAE, MLP 256-128, z 5", 110.21, 110.21, 10, {"z_dim": 5, **SMALL}, peak=3e-3),
@@ -171,15 +185,36 @@ ROWS = {
 }
 
 
+def training(name):
+    """What a row's model is made by, as a text: a line for each stage, the last one first."""
+    row = ROWS[name]
+    before = training(row.after) if row.after else f"{ALL}\n"
+    return f"{row.params}, peak={row.peak}, ema_decay={row.ema_decay}\n{before}"
+
+
+def scoring(name):
+    """The same of its scores."""
+    return f"{N_DRAWS} draws, blocks of {BLOCK}, test images drawn from seed {TEST_SEED}\n{training(name)}"
+
+
+def note(text, path, made):
+    """Write to `path` what the file or folder `made` is about to hold; refuse where it holds something else already."""
+    if made.exists() and not (path.exists() and path.read_text() == text):
+        raise SystemExit(f"{made} was made by other settings than those of this row: delete it to begin anew.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
 def fit(name, x, work):
     """The row's model, trained or read from where an earlier run left it."""
     row, path = ROWS[name], work / name / "model.joblib"
+    note(training(name), path.with_name("training.txt"), made=path.parent)
     if path.exists():
         return joblib.load(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if row.after:
         vae = fit(row.after, x, work)
-        vae.net_.set_params(callbacks__Anneal__peak=row.peak)
+        vae.net_.set_params(callbacks__Anneal=Anneal(row.peak, falls=not row.ema_decay))
+        vae.net_.ema_decay = row.ema_decay or vae.ema_decay
     else:
         vae = VAETransformer(callbacks=[Anneal(row.peak), Clock()], **ALL)
     vae.set_params(checkpoint=path.parent, **row.params).fit(x)
@@ -187,15 +222,17 @@ def fit(name, x, work):
     return vae
 
 
-def score(vae, x_test, work):
+def score(name, vae, x_test, work):
     """Mean negative log-likelihood, that of images no choice saw, and standard error of the first; block by block."""
-    results = Results(work / "blocks.csv", ("block",), ("nll", "standard_error", "n"), keep=True)
+    path = work / name / "blocks.csv"
+    note(scoring(name), path.with_suffix(".txt"), made=path)
+    results = Results(path, ("block",), ("nll", "standard_error", "n"), keep=True)
     for number, start in enumerate(range(0, len(x_test), BLOCK)):
         if results.lacks(number):
             block = x_test[start : start + BLOCK]
             value, error = log_likelihood(vae, block, N_DRAWS, random_state=number)
             results.add(number, nll=-value, standard_error=error, n=len(block))
-    blocks = pd.read_csv(work / "blocks.csv")
+    blocks = pd.read_csv(path)
     unseen = blocks[blocks.block >= N_SEEN // BLOCK]
     error = np.sqrt((blocks.n * blocks.standard_error).pow(2).sum()) / blocks.n.sum()
     means = [float(np.average(part.nll, weights=part.n)) for part in (blocks, unseen)]
@@ -207,7 +244,9 @@ def run_row(name, args):
     x, _, x_test, _ = load_images(args.mnist)
     x_test = (np.random.default_rng(TEST_SEED).random(x_test.shape) < x_test).astype(np.float32)
     vae = fit(name, x, args.work)
-    nll, nll_unseen, error = score(vae, x_test, args.work / name)
+    nll, nll_unseen, error = score(name, vae, x_test, args.work)
+    minutes = sum(vae.net_.history[:, "seconds"]) / 60
+    print(f"{name}: {nll:.2f} nats ({N_DRAWS} draws, bits of seed {TEST_SEED}), {minutes:.1f} core minutes of training")
     Results(args.out / "papers.csv", KEYS, VALUES, keep=True).add(
         name,
         paper=row.paper,
@@ -216,7 +255,7 @@ def run_row(name, args):
         nll=nll,
         nll_unseen=nll_unseen,
         standard_error=error,
-        minutes=sum(vae.net_.history[:, "seconds"]) / 60,
+        minutes=minutes,
         budget=row.budget,
         epochs=vae.n_iter_,
         active=int(vae.active_units_.sum()),
@@ -225,13 +264,16 @@ def run_row(name, args):
 
 def run_samples(args):
     """Frechet distances of 10,000 samples to the test images, in the latent space of a model that is neither."""
-    x, _, x_test, _ = load_images(args.mnist)
     results = Results(args.out / "samples.csv", ("latents", "seed"), ("frechet", "seconds"), keep=True)
+    seeds = [seed for seed in range(3) if results.lacks("aggregate", seed)]
+    if not seeds:
+        return
+    x, _, x_test, _ = load_images(args.mnist)
     kinds = {"test rows' reconstructions": lambda vae: vae.inverse_transform(vae.transform(x_test))}
     for latents in ("prior", "aggregate"):
         kinds[latents] = lambda vae, latents=latents: vae.sample(len(x_test), latents=latents, random_state=0)
     reference = VAETransformer(32, likelihood=ALL["likelihood"], random_state=1000).fit(x)
-    for seed in [seed for seed in range(3) if results.lacks("aggregate", seed)]:
+    for seed in seeds:
         start = time.process_time()
         vae = VAETransformer(16, likelihood=ALL["likelihood"], hidden_layer_sizes=(256, 128), random_state=seed).fit(x)
         for kind, draw in kinds.items():

@@ -7,17 +7,23 @@ from datetime import date
 import torch
 
 
+def machine():
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} CPU cores, threads: {torch.get_num_threads()}{gpu}"
+
+
 class Results:
     """A CSV of which each row is known by its key columns; with `keep`, rows that are there are not computed again."""
 
     def __init__(self, path, keys, values, keep):
         self.path, self.keys, self.columns = path, keys, [*keys, *values, "date", "machine"]
-        self.kept = {self._key(row) for row in self._read()} if keep else ()
+        self.kept = {self._key(row) for row in self.rows()} if keep else ()
 
     def _key(self, row):
         return tuple(row[name] for name in self.keys)
 
-    def _read(self):
+    def rows(self):
+        """What is there, as dicts of texts."""
         if not self.path.exists():
             return []
         with self.path.open(newline="") as file:
@@ -32,11 +38,8 @@ class Results:
         row = dict(zip(self.keys, map(str, key), strict=True))
         row |= {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
         print(*(f"{name}={value}" for name, value in row.items() if value != ""), flush=True)
-        row |= {
-            "date": date.today().isoformat(),
-            "machine": f"{os.cpu_count()} CPU cores, threads: {torch.get_num_threads()}",
-        }
-        self._write([*(old for old in self._read() if self._key(old) != self._key(row)), row])
+        row |= {"date": date.today().isoformat(), "machine": machine()}
+        self._write([*(old for old in self.rows() if self._key(old) != self._key(row)), row])
 
     def _write(self, rows):
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,25 +2,45 @@
 
     python benchmarks/speed.py                     # everything, into benchmarks/results/speed.csv
     python benchmarks/speed.py --part epoch --batch-sizes 64 --repeats 9
+    python benchmarks/speed.py --summary           # only the README's tables, from what is there
 
-Parts: `epoch`, seconds per epoch of the seeds' network on MNIST; `bound`, seconds of training to a test bound of 110
-nats; `inference`, `transform` and `score_samples` beside their bare matrix products; `memory`, peak memory of a fit;
-`growth`, seconds of an epoch as rows and features grow; `import`, seconds of an import.
+Parts: `epoch`, seconds per epoch of the seeds' network on MNIST; `gpu`, the same on a GPU, where there is one; `bound`,
+seconds of training to a test bound of 110 nats, from nothing; `inference`, `transform` and `score_samples` beside their
+bare matrix products; `memory`, peak memory of training; `growth`, seconds of an epoch as rows and features grow;
+`import`, seconds of an import.
 
 All contestants of a part run in one process (memory and imports: one each), taking turns; what counts is the ratio of
-the medians. Peers that are not installed are skipped with a note. Close other work before measuring.
+the medians, and a row says of how many `repeats`. All parts but `gpu` run on the CPU. Peers that are not installed are
+skipped with a note. Close other work before measuring.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import time
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
-from loops import LOOPS
+from loops import (
+    JAX,
+    LOOPS,
+    LOOPS_ON_GPU,
+    PEERS,
+    CUDAGraph,
+    HandWritten,
+    JAXWithoutLosses,
+    Ours,
+    PlainSkorch,
+    Products,
+    Pythae,
+    WithLoader,
+    bound_of_net,
+)
 from record import Results
 from skorch.callbacks import Callback
 
@@ -29,42 +49,85 @@ from skvae.datasets import load_images
 
 HERE = Path(__file__).parent
 TARGET = -110.0  # nats
-SEEDS = {"z_dim": 100, "likelihood": "bernoulli", "random_state": 0}
+SEEDS = {"z_dim": 100, "likelihood": "bernoulli", "device": "cpu", "random_state": 0}
+ROUNDS = 3  # of what takes long
 IMPORTS = ("import torch, sklearn, skorch", "import skvae")
 ROWS, FEATURES = (1_000, 10_000, 100_000, 1_000_000), (10, 100, 1_000, 10_000)
+GPU_BATCH_SIZES = (64, 4096)
+OURS, BY_HAND, GRAPH, SCAN = Ours.name, HandWritten.name, CUDAGraph.name, JAX.name
+MEMORY = "peak memory over the imports in MB: "
+LABELS = {  # of the loops, in the README
+    JAX.name: "JAX, a whole epoch compiled",
+    JAXWithoutLosses.name: "JAX, a whole epoch compiled that returns no losses",
+    OURS: f"`{OURS}`",
+    BY_HAND: "PyTorch by hand, batches from the whole tensor, fused Adam",
+    WithLoader.name: "PyTorch by hand, DataLoader",
+    GRAPH: "PyTorch by hand, CUDA graph",
+    PlainSkorch.name: "skorch with its own loader",
+    Pythae.name: "pythae, same network",
+}
 
 
 def seconds(work):
+    wait_for_gpu()
     start = time.perf_counter()
     work()
+    wait_for_gpu()
     return time.perf_counter() - start
 
 
-def take_turns(works, repeats):
-    """Median seconds of each work; one round that does not count comes first."""
-    times = {name: [] for name in works}
-    for _ in range(repeats + 1):
-        for name, work in works.items():
-            times[name].append(seconds(work))
-    return {name: median(values[1:]) for name, values in times.items()}
+def wait_for_gpu():
+    """If it is in use, until it has done what it was told to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
-def ready(x, batch_size):
-    """An object of each loop by its name, without those whose package is missing."""
-    made = {}
-    for kind in LOOPS:
+def take_turns(clocks, repeats, warm_up=0):
+    """What each clock shows in each of `repeats` rounds, after rounds that do not count."""
+    shown = {key: [] for key in clocks}
+    for _ in range(warm_up + repeats):
+        for key, clock in clocks.items():
+            shown[key].append(clock())
+    return {key: values[warm_up:] for key, values in shown.items()}
+
+
+def installed(kinds):
+    """The kinds of loops whose package is here."""
+    for kind in kinds:
         try:
-            made[kind.name] = kind(x, batch_size)
+            import_module(kind.package)
         except ImportError as error:
             print(f"{kind.name}: skipped ({error})")
-    return made
+        else:
+            yield kind
 
 
-def epoch(x, _, args):
+def fixed_noise(x):
+    return torch.randn(len(x), SEEDS["z_dim"], generator=torch.Generator().manual_seed(0))
+
+
+def epochs(kinds, x, x_test, batch_size, repeats, **where):
+    """Seconds per epoch; at the end the test bounds are printed, which shows that all have trained alike."""
+    loops = [kind(x, batch_size, **where) for kind in installed(kinds)]
+    clocks = {(loop.name, f"batches of {batch_size}"): partial(seconds, loop.epoch) for loop in loops}
+    yield from take_turns(clocks, repeats, warm_up=1).items()
+    eps = fixed_noise(x_test)
+    for loop in loops:
+        if hasattr(loop, "bound"):
+            print(f"{loop.name}: test bound after {repeats + 1} epochs {loop.bound(x_test, eps):.1f} nats")
+
+
+def epoch(x, x_test, args):
     for batch_size in args.batch_sizes:
-        works = {name: loop.epoch for name, loop in ready(x, batch_size).items()}
-        for name, value in take_turns(works, args.repeats).items():
-            yield name, f"batches of {batch_size}", value
+        yield from epochs(LOOPS, x, x_test, batch_size, args.repeats)
+
+
+def gpu(x, x_test, args):
+    if not torch.cuda.is_available():
+        print("gpu: skipped (torch finds no CUDA device)")
+        return
+    for batch_size in GPU_BATCH_SIZES:
+        yield from epochs(LOOPS_ON_GPU, x, x_test, batch_size, args.repeats, device="cuda")
 
 
 class UntilTarget(Callback):
@@ -74,16 +137,15 @@ class UntilTarget(Callback):
         self.x, self.eps = x, eps
 
     def initialize(self):
-        self.asking, self.reached = 0.0, float("nan")
+        self.asking, self.reached = 0.0, float("inf")
         return self
 
-    @torch.no_grad()
     def on_epoch_end(self, net, **kwargs):
         start = time.perf_counter()
-        log_prob, kl = net.trained_module(self.x, self.eps)
+        value = bound_of_net(net, self.x, self.eps)
         self.asking += time.perf_counter() - start
-        if float((log_prob - kl).mean()) >= TARGET:
-            self.reached = start - self.asking
+        if value >= TARGET:
+            self.reached = time.perf_counter() - self.asking
             raise KeyboardInterrupt
 
 
@@ -95,23 +157,28 @@ def seconds_of_fit(x, x_test, eps, **params):
     return callback.reached - start
 
 
-def seconds_of_loop(loop, x_test, eps, most=60):
-    total = 0.0
+def seconds_of_loop(kind, x, x_test, eps, most=60):
+    """The same of a loop that is made for it: JAX compiles anew."""
+    start, asking = time.perf_counter(), 0.0
+    loop = kind(x, 64)
     for _ in range(most):
-        total += seconds(loop.epoch)
+        loop.epoch()
+        end = time.perf_counter()
         if loop.bound(x_test, eps) >= TARGET:
-            return total
-    return float("nan")
+            return end - asking - start
+        asking += time.perf_counter() - end
+    return float("inf")
 
 
 def bound(x, x_test, args):
-    eps = torch.randn(len(x_test), SEEDS["z_dim"], generator=torch.Generator().manual_seed(0))
-    for name, loop in ready(x, 64).items():
-        if hasattr(loop, "bound"):
-            yield name, "to 110 nats, the seeds' settings", seconds_of_loop(loop, x_test, eps)
+    eps = fixed_noise(x_test)
+    clocks = {
+        (kind.name, "to 110 nats, the seeds' settings"): partial(seconds_of_loop, kind, x, x_test, eps)
+        for kind in installed(PEERS)
+    }
     for what, params in {"the seeds' network and batches": {"batch_size": 64}, "defaults": {}}.items():
-        times = [seconds_of_fit(x, x_test, eps, **params) for _ in range(3)]
-        yield "VAETransformer", f"to 110 nats, {what}", median(times)
+        clocks[OURS, f"to 110 nats, {what}"] = partial(seconds_of_fit, x, x_test, eps, **params)
+    yield from take_turns(clocks, ROUNDS).items()
 
 
 def products(x, *chains):
@@ -132,15 +199,14 @@ def inference(x, _, args):
     for init in ("random", "linear"):
         vae = VAETransformer(**SEEDS, init=init, max_iter=1, early_stopping=False).fit(x.numpy())
         module, z = vae.module_, torch.randn(100 * 1000, SEEDS["z_dim"])
-        encoder, decoder = chains(module.encoder, module.linear_encoder), chains(module.decoder, module.linear_decoder)
         works = {
-            "transform": lambda vae=vae: vae.transform(x.numpy()),
-            "transform, products": lambda encoder=encoder: products(x, *encoder),
-            "score_samples": lambda vae=vae: vae.score_samples(x[:1000].numpy()),
-            "score_samples, products": lambda decoder=decoder, z=z: products(z, *decoder),
+            "transform": partial(vae.transform, x.numpy()),
+            "transform, products": partial(products, x, *chains(module.encoder, module.linear_encoder)),
+            "score_samples": partial(vae.score_samples, x[:1000].numpy()),
+            "score_samples, products": partial(products, z, *chains(module.decoder, module.linear_decoder)),
         }
-        for name, value in take_turns(works, args.repeats).items():
-            yield name, f"init={init}", value
+        clocks = {(name, f"init={init}"): partial(seconds, work) for name, work in works.items()}
+        yield from take_turns(clocks, args.repeats, warm_up=1).items()
 
 
 def peak(code):
@@ -150,44 +216,58 @@ def peak(code):
     return next(int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("VmHWM")) / 1024
 
 
-def memory(x, _, args):
+def random_rows(n, p):
+    return f"X = np.random.default_rng(0).random(({n}, {p}), dtype=np.float32)"
+
+
+def memory(x, *_):
+    """What a process holds more than one that has only imported the same; once, since chance has little part in it."""
     load = "import numpy as np; from skvae import VAETransformer; import loops; import torch"
-    data = f"{load}; X = np.random.default_rng(0).random({tuple(x.shape)}, dtype=np.float32)"
-    base = peak(load)
-    fit = "VAETransformer(100, likelihood='bernoulli', {}).fit(X)"
-    codes = {
-        ("X", "float32"): "X.sum()",
-        ("VAETransformer", "fit, the seeds' network"): fit.format("init='random', max_iter=2"),
-        ("VAETransformer", "fit, defaults, 2 epochs"): fit.format("max_iter=2"),
-        ("VAETransformer", "fit, gaussian, 2 epochs"): "VAETransformer(100, likelihood='gaussian', max_iter=2).fit(X)",
-        ("VAETransformer", "fit of one epoch, 1,000,000 x 100"): (
-            "X = np.random.default_rng(0).random((1_000_000, 100), dtype=np.float32); "
-            "VAETransformer(max_iter=1, likelihood='gaussian', early_stopping=False).fit(X)"
-        ),
-        ("hand-written PyTorch", "one epoch"): "loops.HandWritten(torch.from_numpy(X), 64).epoch()",
+    mnist, base = random_rows(*x.shape), peak(load)
+    fits = {
+        "fit, the seeds' network": "100, likelihood='bernoulli', init='random', max_iter=2",
+        "fit, defaults, 2 epochs": "100, likelihood='bernoulli', max_iter=2",
+        "fit, gaussian, 2 epochs": "100, likelihood='gaussian', max_iter=2",
     }
+    fit = "VAETransformer({}, device='cpu').fit(X)"
+    codes = {("X", "float32"): f"{mnist}; X.sum()"}
+    codes |= {(OURS, setting): f"{mnist}; {fit.format(params)}" for setting, params in fits.items()}
+    million = fit.format("max_iter=1, likelihood='gaussian', early_stopping=False")
+    codes[OURS, "fit of one epoch, 1,000,000 x 100"] = f"{random_rows(1_000_000, 100)}; {million}"
     for (name, setting), code in codes.items():
-        yield name, f"peak memory over the imports in MB: {setting}", peak(f"{data}; {code}") - base
+        yield (name, MEMORY + setting), [peak(f"{load}; {code}") - base]
+    for kind in installed(PEERS):
+        imported = f"{load}; import {kind.package}"
+        run = f"loops.{kind.__name__}(torch.from_numpy(X), 64).epoch()"
+        yield (kind.name, MEMORY + "one epoch"), [peak(f"{imported}; {mnist}; {run}") - peak(imported)]
+
+
+def seconds_of_table(n, p):
+    X = np.random.default_rng(0).standard_normal((n, p), dtype=np.float32)
+    vae = VAETransformer(10, max_iter=1, early_stopping=False, batch_size=256, device="cpu", random_state=0)
+    return seconds(partial(vae.fit, X))
 
 
 def growth(*_):
-    for n, p in [*((n, 100) for n in ROWS), *((2_000, p) for p in FEATURES)]:
-        X = np.random.default_rng(0).standard_normal((n, p), dtype=np.float32)
-        vae = VAETransformer(10, max_iter=1, early_stopping=False, batch_size=256, random_state=0)
-        yield "VAETransformer", f"fit of one epoch, {n} x {p}", seconds(lambda vae=vae, X=X: vae.fit(X))
+    sizes = [*((n, 100) for n in ROWS), *((2_000, p) for p in FEATURES)]
+    clocks = {(OURS, f"fit of one epoch, {n} x {p}"): partial(seconds_of_table, n, p) for n, p in sizes}
+    largest = (OURS, f"fit of one epoch, {ROWS[-1]} x 100")
+    once = {largest: clocks.pop(largest)}
+    yield from (take_turns(clocks, ROUNDS) | take_turns(once, 1)).items()
 
 
 def imports(*_):
     def run(code):
-        return lambda: subprocess.run([sys.executable, "-c", code], check=True)
+        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
 
     fit = "import numpy as np; from skvae import VAETransformer; VAETransformer(2, max_iter=1).fit(np.eye(50))"
-    for name, value in take_turns({code: run(code) for code in (*IMPORTS, fit)}, 5).items():
-        yield name, "a process", value
+    clocks = {(code, "a process"): partial(seconds, partial(run, code)) for code in (*IMPORTS, fit)}
+    yield from take_turns(clocks, 5, warm_up=1).items()
 
 
 PARTS = {
     "epoch": epoch,
+    "gpu": gpu,
     "bound": bound,
     "inference": inference,
     "memory": memory,
@@ -196,21 +276,146 @@ PARTS = {
 }
 
 
+def table_of_epochs(values, part, batch_sizes):
+    """Seconds per epoch, a row for each loop."""
+    settings = [f"batches of {batch_size}" for batch_size in batch_sizes]
+    names = {name for measured, name, _ in values if measured == part}
+    if names:
+        print(f"\n| {part} | {' | '.join(settings)} |\n|---|{'---|' * len(settings)}")
+    for name in sorted(names, key=lambda name: values.get((part, name, settings[0]), float("inf"))):
+        cells = [values.get((part, name, setting)) for setting in settings]
+        print(f"| {LABELS.get(name, name)} | {' | '.join(map(short, cells))} |")
+
+
+def short(value):
+    if value is None:
+        return ""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+
+
+def over(values, key, reference, most):
+    """A ratio of two values, with a word where it is more than it should be."""
+    ratio = values[key] / values[reference]
+    return short(ratio) + missed(ratio > most)
+
+
+def missed(yes):
+    return " (missed)" if yes else ""
+
+
+def epoch_ratios(values, part, batch_size, aims):
+    """Ours to each of the loops that `aims` has the most for."""
+    setting = f"batches of {batch_size}"
+    return "; ".join(over(values, (part, OURS, setting), (part, name, setting), most) for name, most in aims.items())
+
+
+def bound_ratio(values):
+    ours, by_hand = ("bound", OURS, "to 110 nats, defaults"), ("bound", BY_HAND, "to 110 nats, the seeds' settings")
+    return f"{values[ours]:.1f} s of {values[by_hand]:.1f} s, {over(values, ours, by_hand, 1 / 3)}"
+
+
+def inference_ratios(values, name, most):
+    keys = [("inference", name, f"init={init}") for init in ("random", "linear")]
+    plain, linear = (over(values, key, ("inference", f"{name}, products", key[2]), most) for key in keys)
+    return f"{plain}; with linear paths {linear}"
+
+
+def memory_beyond_x(values):
+    more = values["memory", OURS, MEMORY + "fit, the seeds' network"] - values["memory", "X", MEMORY + "float32"]
+    return f"`X` + {more:.0f} MB{missed(more > 300)}"
+
+
+def memory_of_million(values):
+    gigabytes = values["memory", OURS, MEMORY + "fit of one epoch, 1,000,000 x 100"] / 1024
+    return f"{gigabytes:.1f} GB{missed(gigabytes > 8)}"
+
+
+def growth_of_rows(values):
+    first, last = (values["growth", OURS, f"fit of one epoch, {n} x 100"] for n in (ROWS[0], ROWS[-1]))
+    return f"{short(first)} to {short(last)} s"
+
+
+AIMS = {  # what is measured: the aim, and what says how far it is reached
+    "epoch, batches of 64: ratio to JAX; to PyTorch by hand": (
+        "1.0; 0.6",
+        partial(epoch_ratios, part="epoch", batch_size=64, aims={SCAN: 1.0, BY_HAND: 0.6}),
+    ),
+    "epoch, batches of 512: the same": (
+        "1.0; 1.0",
+        partial(epoch_ratios, part="epoch", batch_size=512, aims={SCAN: 1.0, BY_HAND: 1.0}),
+    ),
+    "epoch on a GPU, batches of 64: ratio to a CUDA graph by hand": (
+        "1.2",
+        partial(epoch_ratios, part="gpu", batch_size=64, aims={GRAPH: 1.2}),
+    ),
+    "epoch on a GPU, batches of 4096: ratio to its matrix products": (
+        "1.2",
+        partial(epoch_ratios, part="gpu", batch_size=4096, aims={Products.name: 1.2}),
+    ),
+    "seconds to a test bound of 110 nats, defaults: ratio to PyTorch by hand at the seeds' settings": (
+        "1/3",
+        bound_ratio,
+    ),
+    "`transform` of 60,000 x 784: ratio to its matrix products": (
+        "1.3",
+        partial(inference_ratios, name="transform", most=1.3),
+    ),
+    "`score_samples`, 100 draws: the same": ("1.5", partial(inference_ratios, name="score_samples", most=1.5)),
+    "peak memory of `fit` over the imports, the seeds' network": ("`X` + 300 MB", memory_beyond_x),
+    "one epoch of 1,000 to 1,000,000 rows of 100 features": ("linear", growth_of_rows),
+    "1,000,000 x 100, peak memory": ("8 GiB", memory_of_million),
+}
+
+
+def table_of_aims(values):
+    print("\n| | aim | reached |\n|---|---|---|")
+    for what, (aim, reached) in AIMS.items():
+        try:
+            print(f"| {what} | {aim} | {reached(values)} |")
+        except KeyError:
+            print(f"| {what} | {aim} | not measured |")
+
+
+def table_of_runs(rows):
+    """When and where each part was measured, and of how many repeats its medians are."""
+    print("\n| part | medians of | date | machine |\n|---|---|---|---|")
+    for part in dict.fromkeys(row["part"] for row in rows):
+        of_part = [row for row in rows if row["part"] == part]
+        cells = ("; ".join(sorted({row.get(key) or "?" for row in of_part})) for key in ("repeats", "date", "machine"))
+        print(f"| {part} | {' | '.join(cells)} |")
+
+
+def summary(rows):
+    """The tables of the README, and what its words about them need."""
+    values = {(row["part"], row["name"], row["setting"]): float(row["value"]) for row in rows}
+    table_of_epochs(values, "epoch", (64, 512))
+    table_of_epochs(values, "gpu", GPU_BATCH_SIZES)
+    table_of_aims(values)
+    table_of_runs(rows)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64, 512])
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64, 512], help="of the part `epoch`")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds of what is quick; of `bound` and `growth`: 3")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--mnist", type=Path, default=HERE.parents[1] / "shared" / "data" / "mnist.npz")
+    parser.add_argument("--summary", action="store_true", help="compute nothing")
     args = parser.parse_args()
+    results = Results(args.out / "speed.csv", ("part", "name", "setting"), ("value", "repeats"), keep=False)
+    if not args.summary:
+        measure(args, results)
+    summary(results.rows())
+
+
+def measure(args, results):
     if not args.mnist.exists():
         raise SystemExit(f"MNIST: no file {args.mnist}")
     x, _, x_test, _ = load_images(args.mnist)
-    results = Results(args.out / "speed.csv", ("part", "name", "setting"), ("value",), keep=False)
     for part in args.part:
-        for name, setting, value in PARTS[part](torch.from_numpy(x), torch.from_numpy(x_test), args):
-            results.add(part, name, setting, value=float(value))
+        for (name, setting), values in PARTS[part](torch.from_numpy(x), torch.from_numpy(x_test), args):
+            results.add(part, name, setting, value=float(median(values)), repeats=len(values))
 
 
 if __name__ == "__main__":
