@@ -5,9 +5,10 @@ A network is its ``hidden`` part and then its ``head``, which is linear: the lin
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -138,23 +139,8 @@ class Architecture(Component, ABC):
         return self.head(self.hidden(x))
 
 
-def _hidden_layers(
-    widths: Sequence[int], spec: NetworkSpec, layer_norm: bool = False, dropout: float = 0.0
-) -> nn.Sequential:
-    """Linear layers with their nonlinearities. The norm has no weights: the linear layer after it has some.
-
-    Batch normalisation is not offered: it makes a row's output depend on the rows that it was trained with.
-    """
-    layers: list[nn.Module] = []
-    for n_inputs, n_outputs in pairwise(widths):
-        norm = [nn.LayerNorm(n_outputs, elementwise_affine=False)] if layer_norm else []
-        drop = [Dropout(dropout)] if dropout else []
-        layers += [spec.linear(n_inputs, n_outputs), *norm, spec.nonlinearity(), *drop]
-    return nn.Sequential(*layers)
-
-
-class _Layered(Architecture):
-    """What networks of hidden layers, and of nothing else, share."""
+class _Regularized(Architecture):
+    """What networks with hidden layers share: normalisation and dropout."""
 
     def __init__(self, layer_norm: bool, dropout: float) -> None:
         super().__init__()
@@ -162,6 +148,22 @@ class _Layered(Architecture):
         self.dropout = dropout
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1. Got {dropout!r} instead.")
+
+    def _hidden_layers(self, widths: Sequence[int], spec: NetworkSpec) -> nn.Sequential:
+        """Linear layers with their nonlinearities. The norm has no weights: the linear layer after it has some.
+
+        Batch normalisation is not offered: it makes a row's output depend on the rows that it was trained with.
+        """
+        layers: list[nn.Module] = []
+        for n_inputs, n_outputs in pairwise(widths):
+            norm = [nn.LayerNorm(n_outputs, elementwise_affine=False)] if self.layer_norm else []
+            drop = [Dropout(self.dropout)] if self.dropout else []
+            layers += [spec.linear(n_inputs, n_outputs), *norm, spec.nonlinearity(), *drop]
+        return nn.Sequential(*layers)
+
+
+class _Layered(_Regularized):
+    """What networks of hidden layers, and of nothing else, share."""
 
     def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
         return not hidden_layer_sizes
@@ -198,7 +200,7 @@ class MLP(_Layered):
         super().__init__(layer_norm, dropout)
 
     def _layers(self, widths: Sequence[int], spec: NetworkSpec) -> nn.Sequential:
-        return _hidden_layers(widths, spec, self.layer_norm, self.dropout)
+        return self._hidden_layers(widths, spec)
 
 
 class _Block(nn.Module):
@@ -244,7 +246,7 @@ class Residual(_Layered):
         return nn.Sequential(*(self._block(n_in, n_out, spec) for n_in, n_out in pairwise(widths)))
 
     def _block(self, n_inputs: int, n_outputs: int, spec: NetworkSpec) -> nn.Module:
-        layers = _hidden_layers([n_inputs, n_outputs], spec, self.layer_norm, self.dropout)
+        layers = self._hidden_layers([n_inputs, n_outputs], spec)
         skip = nn.Identity() if n_inputs == n_outputs else spec.linear(n_inputs, n_outputs)
         return _Block(skip, nn.Sequential(*layers, spec.linear(n_outputs, n_outputs)))
 
@@ -323,7 +325,16 @@ def _upsampling(n_inputs: int, n_outputs: int, size: Sequence[int], generator: t
     return _he_convolution(layer, 9 * n_inputs / 4, generator)
 
 
-class Conv(Architecture):
+def _counts(component: Component, name: str) -> tuple[int, ...]:
+    """A parameter that holds ints > 0, at least one."""
+    given = getattr(component, name)
+    counts = tuple(given) if isinstance(given, Iterable) else ()
+    if not counts or not all(isinstance(count, Integral) and int(count) > 0 for count in counts):
+        raise ValueError(f"{name} must hold ints > 0, at least one. Got {given!r} instead.")
+    return tuple(map(int, counts))
+
+
+class Conv(_Regularized):
     """Convolutional network for rows that are images: 3x3 convolutions of stride 2, then the hidden layers.
 
     The decoder mirrors the encoder, with transposed convolutions.
@@ -335,11 +346,16 @@ class Conv(Architecture):
         of features for height and width.
     channels : sequence of int, default=(32, 64)
         Channels of each convolution of the encoder; each halves height and width, rounded up.
+    layer_norm : bool, default=False
+        Whether to normalise each row's values before each activation of the dense layers, not of the convolutions.
+    dropout : float, default=0.0
+        Share of each dense layer's values that is dropped in a training step; nothing is dropped in the convolutions.
 
     Raises
     ------
     ValueError
-        In `fit`, if a row of X has another number of features than the image has values.
+        In `fit`, if a row of X has another number of features than the image has values, or `image_shape` or `channels`
+        does not hold ints > 0.
 
     Examples
     --------
@@ -349,15 +365,21 @@ class Conv(Architecture):
     VAETransformer(architecture=Conv(image_shape=(28, 28)))
     """
 
-    def __init__(self, image_shape: Sequence[int] | None = None, channels: Sequence[int] = (32, 64)) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        image_shape: Sequence[int] | None = None,
+        channels: Sequence[int] = (32, 64),
+        layer_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(layer_norm, dropout)
         self.image_shape = image_shape
         self.channels = channels
 
-    def _sizes(self, n_features: int) -> tuple[list[tuple[int, ...]], int]:
-        """Height and width from the image down to the smallest feature map, and the image's channels."""
+    def _shape(self, n_features: int) -> tuple[int, ...]:
+        """Height, width and channels of the image."""
         side = math.isqrt(n_features)
-        shape = tuple(self.image_shape or (side, side))
+        shape = (side, side) if self.image_shape is None else _counts(self, "image_shape")
         if len(shape) not in (2, 3):
             raise ValueError(
                 f"image_shape must be (height, width) or (height, width, n_channels). Got {shape} instead."
@@ -367,36 +389,35 @@ class Conv(Architecture):
                 f"X has {n_features} features, which are no image of shape {shape}. Set image_shape, as in "
                 "architecture=Conv(image_shape=(28, 28))."
             )
-        height, width, n_channels = (*shape, 1)[:3]
-        sizes: list[tuple[int, ...]] = [(height, width)]
-        for _ in self.channels:
-            sizes.append(tuple(-(-length // 2) for length in sizes[-1]))
-        return sizes, n_channels
+        return (*shape, 1)[:3]
 
     def build(self, spec: NetworkSpec) -> None:
-        if not self.channels:
-            raise ValueError("channels must name at least one convolution. Got none.")
-        sizes, n_channels = self._sizes(spec.n_features)
+        channels = _counts(self, "channels")
+        *size, n_channels = self._shape(spec.n_features)
+        sizes = [size]  # height and width from the image down to the smallest feature map
+        for _ in channels:
+            sizes.append([-(-length // 2) for length in sizes[-1]])
         if spec.n_raw:
-            self._build_decoder(spec, sizes, (spec.n_raw, n_channels))
+            self._build_decoder(spec, sizes[::-1], channels[::-1], (spec.n_raw, n_channels))
         else:
-            self._build_encoder(spec, sizes, n_channels)
+            self._build_encoder(spec, sizes, (n_channels, *channels))
 
-    def _build_encoder(self, spec: NetworkSpec, sizes: Sequence[Sequence[int]], n_channels: int) -> None:
-        layers: list[nn.Module] = [_RowsToImages((*sizes[0], n_channels))]
-        for n_in, n_out in pairwise([n_channels, *self.channels]):
+    def _build_encoder(self, spec: NetworkSpec, sizes: Sequence[Sequence[int]], channels: Sequence[int]) -> None:
+        layers: list[nn.Module] = [_RowsToImages((*sizes[0], channels[0]))]
+        for n_in, n_out in pairwise(channels):
             layers += [_downsampling(n_in, n_out, spec.generator), spec.nonlinearity()]
-        widths = [self.channels[-1] * math.prod(sizes[-1]), *spec.hidden_layer_sizes]
-        self.hidden = nn.Sequential(_Rows(nn.Sequential(*layers)), *_hidden_layers(widths, spec))
+        widths = [channels[-1] * math.prod(sizes[-1]), *spec.hidden_layer_sizes]
+        self.hidden = nn.Sequential(_Rows(nn.Sequential(*layers)), *self._hidden_layers(widths, spec))
         self.head = spec.linear(widths[-1], spec.n_outputs)
 
-    def _build_decoder(self, spec: NetworkSpec, sizes: Sequence[Sequence[int]], outputs: Sequence[int]) -> None:
-        channels, sizes = self.channels[::-1], sizes[::-1]
+    def _build_decoder(
+        self, spec: NetworkSpec, sizes: Sequence[Sequence[int]], channels: Sequence[int], outputs: Sequence[int]
+    ) -> None:
         maps = *sizes[0], channels[0]
         layers: list[nn.Module] = [_RowsToImages(maps)]
         for (n_in, n_out), size in zip(pairwise(channels), sizes[1:], strict=False):
             layers += [_upsampling(n_in, n_out, size, spec.generator), spec.nonlinearity()]
-        dense = _hidden_layers([spec.n_inputs, *spec.hidden_layer_sizes, math.prod(maps)], spec)
+        dense = self._hidden_layers([spec.n_inputs, *spec.hidden_layer_sizes, math.prod(maps)], spec)
         self.hidden = nn.Sequential(*dense, _Rows(nn.Sequential(*layers)))
         self.head = _ConvHead((*sizes[-2], channels[-1]), (*sizes[-1], *outputs), spec.generator)
 

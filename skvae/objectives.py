@@ -15,6 +15,7 @@ from torch import Tensor
 from ._component import Component
 
 _LOG_2PI = math.log(2 * math.pi)
+_MAX_ELEMENTS = 24_000  # pairs of rows, times units, that are worked out at once in small batches; more are slower
 
 Terms = tuple[Tensor, Tensor, Tensor]
 
@@ -69,7 +70,8 @@ class ELBO(Objective):
     warmup : float, default=0.0
         Share of the run over which the weight rises linearly from 0 to `beta` (Sonderby et al., 2016, section 2.3).
         The run is the `max_iter` epochs of the estimator, however many of them early stopping or a single
-        `partial_fit` leaves; epochs are compared by the full weight.
+        `partial_fit` leaves; epochs are compared by the full weight. Epochs count from the first fit through
+        those that `warm_start` adds, so that a trained model is not warmed up a second time.
 
     References
     ----------
@@ -123,12 +125,8 @@ class ELBO(Objective):
 
 def _log_normal(z: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Log-density of each unit of N(mean, scale^2): shape of the arguments."""
-    return -0.5 * (((z - mean) * (-log_scale).exp()).square() + _LOG_2PI) - log_scale
-
-
-def _log_weights(vae: Any, x: Tensor, posterior: Sequence[Tensor], z: Tensor) -> Tensor:
-    """Logarithms of p(x, z) / q(z | x): (n_draws, batch)."""
-    return vae.likelihood.log_prob(vae.decode(z), x) + vae.prior.log_prob(z) - _log_normal(z, *posterior).sum(-1)
+    distance = (z - mean) * (-log_scale).exp()
+    return torch.addcmul(-log_scale - 0.5 * _LOG_2PI, distance, distance, value=-0.5)
 
 
 class _ImportanceWeighted(Objective):
@@ -141,8 +139,8 @@ class _ImportanceWeighted(Objective):
         self.n_draws = n_draws
 
     @abstractmethod
-    def _log_weights(self, vae: Any, x: Tensor, posterior: tuple[Tensor, Tensor], z: Tensor) -> Tensor:
-        """As the function of that name, with the gradient that the objective wants: (n_draws, batch)."""
+    def _log_weights(self, log_joint: Tensor, posterior: Sequence[Tensor], z: Tensor) -> Tensor:
+        """Logarithms of p(x, z) / q(z | x), with the gradient that the objective wants: (n_draws, batch)."""
 
     @abstractmethod
     def _value(self, log_weights: Tensor, bound: Tensor) -> Tensor:
@@ -151,10 +149,12 @@ class _ImportanceWeighted(Objective):
     def forward(self, vae: Any, x: Tensor, eps: Tensor) -> Terms:
         mean, log_scale = vae.encode(x)
         z = mean + log_scale.exp() * eps.reshape(-1, *eps.shape[-2:])  # (n_draws, batch, z_dim)
-        log_weights = self._log_weights(vae, x, (mean, log_scale), z)
+        log_prior = vae.prior.log_prob(z)
+        log_joint = vae.likelihood.log_prob(vae.decode(z), x) + log_prior
+        log_weights = self._log_weights(log_joint, (mean, log_scale), z)
         bound = log_weights.logsumexp(0) - math.log(len(log_weights))
         with torch.no_grad():
-            kl = vae.prior.kl(mean, log_scale, z).sum(-1).reshape(-1, len(x)).mean(0)
+            kl = vae.prior.kl_given(mean, log_scale, z, log_prior).sum(-1).reshape(-1, len(x)).mean(0)
         return self._value(log_weights, bound), bound + kl, kl
 
 
@@ -180,8 +180,8 @@ class IWAE(_ImportanceWeighted):
     VAETransformer(objective=IWAE(n_draws=50))
     """
 
-    def _log_weights(self, vae: Any, x: Tensor, posterior: tuple[Tensor, Tensor], z: Tensor) -> Tensor:
-        return _log_weights(vae, x, posterior, z)
+    def _log_weights(self, log_joint: Tensor, posterior: Sequence[Tensor], z: Tensor) -> Tensor:
+        return log_joint - _log_normal(z, *posterior).sum(-1)
 
     def _value(self, log_weights: Tensor, bound: Tensor) -> Tensor:
         return bound
@@ -209,9 +209,9 @@ class DReG(_ImportanceWeighted):
     VAETransformer(objective=DReG(n_draws=50))
     """
 
-    def _log_weights(self, vae: Any, x: Tensor, posterior: tuple[Tensor, Tensor], z: Tensor) -> Tensor:
+    def _log_weights(self, log_joint: Tensor, posterior: Sequence[Tensor], z: Tensor) -> Tensor:
         """The posterior's gradient goes through `z` alone, and there it is weighted a second time."""
-        log_weights = _log_weights(vae, x, [parameter.detach() for parameter in posterior], z)
+        log_weights = log_joint - _log_normal(z, *(parameter.detach() for parameter in posterior)).sum(-1)
         if z.requires_grad:
             shares = log_weights.detach().softmax(0).unsqueeze(-1)
             z.register_hook(lambda gradient: shares * gradient)
@@ -240,10 +240,14 @@ def total_correlation(z: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     terms : Tensor of shape (batch,)
         Their mean is the estimate.
     """
-    log_q = _log_normal(z.unsqueeze(1), mean, log_scale)  # (batch, batch, z_dim): draw i under the posterior of row j
-    joint = log_q.sum(-1).logsumexp(1) - math.log(len(z))
-    marginals = log_q.logsumexp(1) - math.log(len(z))
-    return joint - marginals.sum(-1)
+    n_units = max(1, _MAX_ELEMENTS // len(z) ** 2)
+    joint = marginals = z.new_zeros(())
+    chunks = (part.t().unsqueeze(1).split(n_units) for part in (z, mean, log_scale))  # of (n_units, 1, batch)
+    for draws, *posteriors in zip(*chunks, strict=True):
+        log_q = _log_normal(draws.mT, *posteriors)  # (n_units, batch, batch): draw i under the posterior of row j
+        joint = joint + log_q.sum(0)
+        marginals = marginals + log_q.logsumexp(2).sum(0)
+    return joint.logsumexp(1) - marginals + (z.shape[1] - 1) * math.log(len(z))
 
 
 class BetaTC(Objective):
@@ -286,15 +290,18 @@ class BetaTC(Objective):
 def squared_mmd(a: Tensor, b: Tensor) -> Tensor:
     """Squared maximum mean discrepancy between two sets of points (n, z_dim), unbiased (Gretton et al., 2012, eq. 3).
 
-    The kernel is ``exp(-|a - b|^2 / z_dim)``.
+    The kernel is ``exp(-|a - b|^2 / z_dim)``. Of fewer than two points, which have no pair, the estimate is zero.
     """
+    if min(len(a), len(b)) < 2:
+        return a.new_zeros(())
 
     def mean_kernel(u: Tensor, v: Tensor) -> Tensor:
-        kernel = (-(u.unsqueeze(1) - v).square().sum(-1) / u.shape[-1]).exp()
+        squares = u.square().sum(1, keepdim=True) + v.square().sum(1)
+        kernel = torch.addmm(squares / -u.shape[1], u, v.T, alpha=2 / u.shape[1]).clamp(max=0).exp()
         if u is not v:
             return kernel.mean()
         n = len(u)
-        return (kernel.sum() - n) / max(1, n * (n - 1))  # without the pairs of a point with itself
+        return (kernel.sum() - n) / (n * (n - 1))  # without the pairs of a point with itself
 
     return mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)
 
@@ -344,7 +351,7 @@ class MMD(Objective):
         log_prob, terms, (z, *_) = vae.terms(x, eps)
         kl = terms.sum(-1)
         # the prior's draws belong to the noise, which comes with the batch: the step has no stream of its own
-        rng = torch.Generator().manual_seed(int(eps.double().sum().frexp()[0] * 2**53) & (2**62 - 1))
+        rng = torch.Generator().manual_seed(int(eps.cpu().double().sum().frexp()[0] * 2**53) & (2**62 - 1))
         draws = vae.prior.sample(len(z), rng).to(z)
         discrepancy = squared_mmd(z, draws)
         return log_prob - self.kl_weight * kl - (self.alpha + self.scale - 1) * discrepancy, log_prob, kl

@@ -57,8 +57,17 @@ class Prior(Component, ABC):
         A prior with a closed form returns a term for each unit. Otherwise there is one term, an estimate at `z`, a draw
         of the posterior: its negative entropy, which is exact, minus the log-density of the draw.
         """
+        return self._estimated_kl(log_scale, self.log_prob(z))
+
+    def kl_given(self, mean: Tensor, log_scale: Tensor, z: Tensor, log_prob: Tensor) -> Tensor:
+        """`kl` for draws whose log-density is known, which is then not computed again: same shape."""
+        if type(self).kl is Prior.kl:
+            return self._estimated_kl(log_scale, log_prob)
+        return self.kl(mean, log_scale, z)
+
+    def _estimated_kl(self, log_scale: Tensor, log_prob: Tensor) -> Tensor:
         negative_entropy = -(log_scale + 0.5 * (1 + _LOG_2PI)).sum(-1)
-        return (negative_entropy - self.log_prob(z)).unsqueeze(-1)
+        return (negative_entropy - log_prob).unsqueeze(-1)
 
     def kl_gradient(self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
         """KL summed over all rows, and the gradients of `weight` times it in mean and log-scale, (batch, z_dim).

@@ -16,6 +16,7 @@ EACH = {
     "mlp with options": MLP(layer_norm=True, dropout=0.5),
     "residual with options": Residual(layer_norm=False, dropout=0.5),
     "conv of colour": Conv(image_shape=(4, 5, 5), channels=(3,)),
+    "conv with options": Conv(layer_norm=True, dropout=0.5),
     "custom": Custom(nn.Sequential(nn.Linear(100, 7), nn.Tanh()), nn.Sequential(nn.Linear(3, 9), nn.Tanh())),
 }
 each_architecture = pytest.mark.parametrize("architecture", EACH.values(), ids=EACH)
@@ -154,12 +155,36 @@ def test_conv_is_the_convolution_of_torch(normal):
         (Conv((4, 4)), 32, r"X has 32 features, which are no image of shape \(4, 4\)\."),
         (Conv((4, 4, 3)), 32, r"X has 32 features, which are no image of shape \(4, 4, 3\)\."),
         (Conv((4,)), 4, r"image_shape must be \(height, width\) or \(height, width, n_channels\)\. Got \(4,\)"),
-        (Conv(channels=()), 4, "channels must name at least one convolution"),
+        (Conv((-2, -2)), 4, r"image_shape must hold ints > 0, at least one\. Got \(-2, -2\) instead"),
+        (Conv(()), 4, r"image_shape must hold ints > 0, at least one\. Got \(\) instead"),
+        (Conv(channels=()), 4, r"channels must hold ints > 0, at least one\. Got \(\) instead"),
+        (Conv(channels=(8, 0)), 4, r"channels must hold ints > 0, at least one\. Got \(8, 0\) instead"),
+        (Conv(channels=(8, 2.5)), 4, r"channels must hold ints > 0, at least one\. Got \(8, 2\.5\) instead"),
+        (Conv(channels=8), 4, r"channels must hold ints > 0, at least one\. Got 8 instead"),
     ],
 )
-def test_conv_names_what_does_not_fit(conv, n_features, message):
+@each_role
+def test_conv_names_what_does_not_fit(conv, n_features, message, decoder):
+    sizes = {"n_outputs": 2 * n_features} if decoder else {"n_inputs": n_features}
     with pytest.raises(ValueError, match=message):
-        build(conv, n_inputs=n_features)
+        build(conv, decoder, **sizes)
+
+
+@each_role
+def test_conv_takes_arrays(decoder, normal):
+    arrays, tuples = Conv(np.array([4, 25]), np.array([3, 2])), Conv((4, 25), (3, 2))
+    x = normal(5, 3 if decoder else 100)
+    assert torch.equal(build(arrays, decoder)(x), build(tuples, decoder)(x))
+
+
+@each_role
+def test_options_of_conv_hold_for_its_dense_layers(decoder):
+    network = build(Conv(layer_norm=True, dropout=0.3), decoder)
+    kinds = [type(part).__name__ for part in network.modules() if not list(part.children())]
+    dense = ["Linear", "LayerNorm", "ReLU", "Dropout"] * (3 if decoder else 2)
+    maps = ["_RowsToImages", *(["ConvTranspose2d", "ReLU"] if decoder else ["Conv2d", "ReLU"] * 2)]
+    assert kinds[:-2] == [*dense, *maps] if decoder else kinds[:-1] == [*maps, *dense]
+    assert {part.p for part in network.modules() if isinstance(part, Dropout)} == {0.3}
 
 
 # Dropout, own modules
@@ -187,7 +212,7 @@ def test_dropouts_masks_belong_to_the_epochs_stream(global_streams):
     assert not torch.equal(*draws[0])
 
 
-@pytest.mark.parametrize("kind", [MLP, Residual])
+@pytest.mark.parametrize("kind", [MLP, Residual, Conv])
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])
 def test_bad_dropout_is_named(kind, dropout):
     with pytest.raises(ValueError, match=rf"dropout must be at least 0 and below 1\. Got {dropout} instead"):

@@ -3,8 +3,11 @@ from itertools import product
 
 import pytest
 import torch
+from skorch.callbacks import Callback
 from torch.distributions import MultivariateNormal, Normal
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from skvae import VAETransformer
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.objectives import ELBO, IWAE, MMD, OBJECTIVES, BetaTC, DReG, squared_mmd, total_correlation
 from skvae.priors import PRIORS
@@ -107,6 +110,19 @@ def test_importance_weighted_bound_rises_with_the_number_of_draws(name, make_vae
             bounds.append(float(torch.stack([value for value, *_ in terms]).mean()))
     assert bounds == sorted(bounds)  # by Jensen's inequality this holds for the draws themselves
     assert bounds[0] < bounds[-1] < exact + 0.02  # the spread of a mean over 50 x 40 estimates
+
+
+@pytest.mark.parametrize("name", ["iwae", "dreg"])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_several_draws_ask_the_prior_once(name, prior, make_vae, normal, monkeypatch):
+    vae = make_vae(Gaussian(), n_features=4, prior=PRIORS[prior]())
+    x, eps, asked, log_prob = normal(9, 4), normal(10, 9, 2), [], vae.prior.log_prob
+    mean, log_scale = vae.encode(x)
+    expected = vae.prior.kl(mean, log_scale, mean + log_scale.exp() * eps).sum(-1).reshape(-1, 9).mean(0)
+    monkeypatch.setattr(vae.prior, "log_prob", lambda z: asked.append(len(z)) or log_prob(z))
+    _, _, kl = OBJECTIVES[name]()(vae, x, eps)
+    assert asked == [10]
+    torch.testing.assert_close(kl, expected)
 
 
 def test_one_draw_of_iwae_is_an_elbo(make_vae, normal):
@@ -214,6 +230,19 @@ def test_warmup_is_linear_over_its_share_of_the_run():
     assert (plain.weight_, plain.warming) == (1.0, False)
 
 
+def test_warmup_is_over_when_a_warm_started_fit_goes_on(normal):
+    weights = []
+
+    class Weights(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            weights.append(net.criterion_.weight_)
+
+    options = {"max_iter": 4, "early_stopping": False, "warm_start": True, "callbacks": [Weights()]}
+    vae = VAETransformer(2, objective=ELBO(warmup=0.5), **options)
+    vae.fit(normal(40, 3).numpy()).fit(normal(40, 3).numpy())
+    assert weights == pytest.approx([1 / 3, 2 / 3, *[1.0] * 6])
+
+
 def test_warmup_weighs_the_training_value_only(make_vae, normal):
     vae, x, eps = linear_vae(make_vae, seed=0), normal(9, 4).double(), normal(9, 2).double()
     objective = ELBO(4.0, warmup=0.5)
@@ -271,8 +300,72 @@ def test_mmd_of_two_normals(shift, seed, normal):
 def test_mmd_of_few_points():
     one, two = torch.zeros(1, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0]])
     kernel = math.exp(-1)  # exp(-2 / 2)
-    assert float(squared_mmd(one, one + 1)) == pytest.approx(-2 * kernel)  # no pairs within
+    assert float(squared_mmd(one, one + 1)) == float(squared_mmd(two, one)) == 0.0  # no pairs within
     assert float(squared_mmd(two, two + 0)) == pytest.approx(2 * kernel - (1 + kernel))
+
+
+def test_info_vae_of_a_single_row_is_the_elbo(make_vae, normal):
+    vae, x, eps = linear_vae(make_vae, seed=0), normal(1, 4).double(), normal(1, 2).double()
+    torch.testing.assert_close(MMD()(vae, x, eps), ELBO()(vae, x, eps))
+
+
+def value_and_gradients(function, *arguments):
+    arguments = [argument.detach().requires_grad_() for argument in arguments]
+    value = function(*arguments).mean()
+    return value, *torch.autograd.grad(value, arguments)
+
+
+@pytest.mark.parametrize(("n_rows", "z_dim"), [(5, 1), (60, 10), (200, 3)])
+def test_total_correlation_is_that_of_the_whole_table_at_once(n_rows, z_dim, normal):
+    """All units in one chunk, some, and one in each; far from a posterior every density underflows."""
+    mean, log_scale, z = normal(3, n_rows, z_dim)
+    log_scale = log_scale - 3
+
+    def at_once(z, mean, log_scale):
+        log_q = Normal(mean, log_scale.exp()).log_prob(z[:, None])
+        joint, marginals = log_q.sum(-1).logsumexp(1), log_q.logsumexp(1).sum(1)
+        return joint - marginals + (z_dim - 1) * math.log(n_rows)
+
+    expected = value_and_gradients(at_once, *(part.double() for part in (z, mean, log_scale)))
+    ours = value_and_gradients(total_correlation, z, mean, log_scale)
+    torch.testing.assert_close(ours, tuple(part.float() for part in expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, 10.0])
+def test_mmd_is_that_of_squared_differences(shift, normal):
+    a, b = normal(40, 5) + shift, normal(30, 5, seed=1)
+    a[7] = a[6]  # distance zero
+
+    def by_differences(a, b):
+        points = torch.cat([a, b])
+        kernel = (-(points[:, None] - points).square().sum(-1) / 5).exp()
+        within = (kernel[:40, :40].sum() - 40) / (40 * 39) + (kernel[40:, 40:].sum() - 30) / (30 * 29)
+        return within - 2 * kernel[:40, 40:].mean()
+
+    expected = value_and_gradients(by_differences, a.double(), b.double())
+    ours = value_and_gradients(squared_mmd, a, b)
+    torch.testing.assert_close(ours, tuple(part.float() for part in expected), rtol=1e-4, atol=1e-5)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Counts the elements of the largest result."""
+
+    n_elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.n_elements = max(self.n_elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("name", BATCHWISE)
+def test_no_table_is_larger_than_pairs_of_rows(name, make_vae, normal):
+    """Validation batches have 2048 rows: a value for each pair and each unit would be hundreds of megabytes."""
+    vae = make_vae(Gaussian(), n_features=4, z_dim=20)
+    with LargestTensor() as largest:
+        OBJECTIVES[name]()(vae, normal(300, 4), normal(300, 20))[0].mean().backward()
+    assert largest.n_elements == 300**2
 
 
 def test_info_vae_adds_up(make_vae, normal):
