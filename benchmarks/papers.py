@@ -279,12 +279,13 @@ def summary(args):
     if not path.exists():
         return
     rows = pd.read_csv(path).set_index("row")
-    print("| row | published | required | ours | core minutes | epochs |\n|---|---|---|---|---|---|")
+    print("| row | published | required | ours | unseen images | core minutes | epochs |")
+    print("|---|---|---|---|---|---|---|")
     for name in [name for name in ROWS if name in rows.index]:
         row = rows.loc[name]
         ours = f"{row.nll:.2f}" + ("" if row.nll <= row.required else " (missed)")
-        minutes = f"{row.minutes:.0f} of {2 * row.budget}"
-        print(f"| {row.paper} | {row.published:.2f} | {row.required:.2f} | {ours} | {minutes} | {row.epochs} |")
+        nats = f"{row.published:.2f} | {row.required:.2f} | {ours} | {row.nll_unseen:.2f}"
+        print(f"| {row.paper} | {nats} | {row.minutes:.0f} of {2 * row.budget} | {row.epochs} |")
 
 
 def main():

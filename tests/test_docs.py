@@ -7,7 +7,6 @@ import inspect
 import pkgutil
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pytest
@@ -77,15 +76,32 @@ def test_html_repr_has_tooltips(table):
     assert "Number of latent units" in page
 
 
-def test_readme_has_the_papers_rows_as_measured(monkeypatch, capsys):
-    """Its table is the one that the benchmark prints of its results, no line more or less."""
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    importlib.import_module("papers").summary(SimpleNamespace(out=RESULTS))
-    printed = capsys.readouterr().out.splitlines()
+def tables(text):
+    """Its tables, each a list of lines."""
+    return [block.split("\n") for block in map(str.strip, text.split("\n\n")) if block.startswith("|")]
+
+
+def section(heading):
+    """The README's words below a heading."""
     readme = (DOCS.parent / "README.md").read_text()
-    assert readme[readme.index(printed[0]) :].split("\n\n")[0].splitlines() == printed
+    return re.split(r"\n#+ ", readme.split(f"# {heading}\n")[1])[0]
+
+
+@pytest.mark.parametrize(("benchmark", "heading"), [("papers", "The papers' numbers"), ("speed", "Speed")])
+def test_readme_has_the_numbers_as_measured(benchmark, heading, monkeypatch, capsys):
+    """Its tables are those that the benchmark prints of its results, no line more or less."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr("sys.argv", [benchmark, "--summary"])
+    importlib.import_module(benchmark).main()
+    printed, shown = tables(capsys.readouterr().out), tables(section(heading))
+    assert shown
+    assert [table for table in shown if table not in printed] == []
+
+
+def test_readme_has_every_row_of_the_papers():
+    (table,) = tables(section("The papers' numbers"))
     measured = (RESULTS / "papers.csv").read_text().splitlines()
-    assert len(printed) == len(measured) + 1  # the rule below the head: no result is left out
+    assert len(table) == len(measured) + 1  # the rule below the head: no result is left out
 
 
 def test_each_public_module_has_its_page():
