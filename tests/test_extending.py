@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import laplace
+from scipy.stats import kstest, laplace
 from sklearn.model_selection import GridSearchCV
 
 from skvae import VAETransformer
@@ -38,9 +38,9 @@ def test_prior_of_the_page_is_laplace(names, normal):
     z = normal(50, 2)
     expected = laplace(scale=0.3).logpdf(z.numpy()).sum(1)
     np.testing.assert_allclose(prior.log_prob(z).detach(), expected, rtol=1e-5)
-    draws = prior.sample(20_000, torch.Generator().manual_seed(0)).detach().numpy()
-    # the variance of a Laplace sample's variance is 5 scale^4 x 4 / n: 5 standard errors
-    np.testing.assert_allclose(draws.var(0), 2 * 0.3**2, atol=5 * 2 * 0.3**2 * (5 / 20_000) ** 0.5)
+    for seed in range(3):
+        draws = prior.sample(20_000, torch.Generator().manual_seed(seed)).detach().numpy()
+        assert kstest(draws.ravel(), laplace(scale=0.3).cdf).pvalue > 1e-4  # one run in 3,000 fails where all is right
 
 
 def test_capacity_of_the_page_is_kept(names):
