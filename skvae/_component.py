@@ -18,6 +18,12 @@ class Component(nn.Module, BaseEstimator):
         return ", ".join(f"{name}={value!r}" for name, value in self.get_params(deep=False).items())
 
 
+def check_count(component: Component, name: str) -> None:
+    """Refuse a parameter that is less than 1."""
+    if (value := getattr(component, name)) < 1:
+        raise ValueError(f"{name} must be an int > 0. Got {value!r} instead.")
+
+
 def stands_for(fast: str, slow: str, component: Component, base: type) -> bool:
     """Whether the method `fast` of a component computes what `slow` does: `base` derives it from `slow`, else it is
     written beside it, and a class derived from there may have another `slow`."""

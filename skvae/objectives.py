@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._component import Component
+from ._component import Component, check_count
 
 _LOG_2PI = math.log(2 * math.pi)
 _MAX_ELEMENTS = 24_000  # pairs of rows, times units, that are worked out at once in small batches; more are slower
@@ -134,9 +134,8 @@ class _ImportanceWeighted(Objective):
 
     def __init__(self, n_draws: int = 10) -> None:
         super().__init__()
-        if n_draws < 1:
-            raise ValueError(f"n_draws must be an int > 0. Got {n_draws!r} instead.")
         self.n_draws = n_draws
+        check_count(self, "n_draws")
 
     @abstractmethod
     def _log_weights(self, log_joint: Tensor, posterior: Sequence[Tensor], z: Tensor) -> Tensor:

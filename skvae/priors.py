@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._component import Component
+from ._component import Component, check_count
 from ._device import widest
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -214,7 +214,7 @@ class Mixture(_NormalMixture):
 
     def build(self, z_dim: int, n_features: int, generator: torch.Generator) -> None:
         super().build(z_dim, n_features, generator)
-        _check_count(self, "n_components")
+        check_count(self, "n_components")
         draws = torch.randn(self.n_components, z_dim, generator=generator)
         draws = (draws - draws.mean(0)) / draws.std(0, correction=0).clamp(min=1e-6)
         self.loc = nn.Parameter(self._SPREAD / math.sqrt(z_dim) * draws)
@@ -258,7 +258,7 @@ class VampPrior(_NormalMixture):
 
     def build(self, z_dim: int, n_features: int, generator: torch.Generator) -> None:
         super().build(z_dim, n_features, generator)
-        _check_count(self, "n_components")
+        check_count(self, "n_components")
         self.inputs = nn.Parameter(torch.randn(self.n_components, n_features, generator=generator))
         log_odds = math.log(self._START_WEIGHT / (1 - self._START_WEIGHT) * self.n_components)
         self.logits = nn.Parameter(torch.cat([torch.tensor([log_odds]), torch.zeros(self.n_components)]))
@@ -323,7 +323,7 @@ class Flow(Prior):
 
     def build(self, z_dim: int, n_features: int, generator: torch.Generator) -> None:
         super().build(z_dim, n_features, generator)
-        _check_count(self, "n_transforms")
+        check_count(self, "n_transforms")
         flows = _zuko_flows()
         with _SeededInit(generator):
             self.flow = flows.MAF(z_dim, transforms=self.n_transforms, hidden_features=tuple(self.hidden_layer_sizes))
@@ -339,11 +339,6 @@ class Flow(Prior):
         noise = torch.randn(n, self.z_dim, generator=generator, device=generator.device)
         device = next(self.parameters()).device
         return self.flow().transform.inv(noise.to(device)).to(generator.device)
-
-
-def _check_count(component: Component, name: str) -> None:
-    if (value := getattr(component, name)) < 1:
-        raise ValueError(f"{name} must be an int > 0. Got {value!r} instead.")
 
 
 def _zuko_flows() -> Any:

@@ -89,13 +89,12 @@ def section(heading):
 
 @pytest.mark.parametrize(("benchmark", "heading"), [("papers", "The papers' numbers"), ("speed", "Speed")])
 def test_readme_has_the_numbers_as_measured(benchmark, heading, monkeypatch, capsys):
-    """Its tables are those that the benchmark prints of its results, no line more or less."""
+    """Its tables are those that the benchmark prints of its results, but for the one of when and where."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr("sys.argv", [benchmark, "--summary"])
     importlib.import_module(benchmark).main()
-    printed, shown = tables(capsys.readouterr().out), tables(section(heading))
-    assert shown
-    assert [table for table in shown if table not in printed] == []
+    printed = tables(capsys.readouterr().out)
+    assert tables(section(heading)) == [table for table in printed if not table[0].startswith("| part |")]
 
 
 def test_readme_has_every_row_of_the_papers():
