@@ -8,10 +8,12 @@ import torch
 from skorch.callbacks import Callback
 from torch import nn
 
-from ._linear import LinearGaussian
+from ._guard import StopTraining
+from ._linear import LinearGaussian, linear_start
 from ._module import VAE
-from ._random import INIT_STREAM, generator
+from ._random import INIT_STREAM, PRIOR_STREAM, generator
 from .architectures import ARCHITECTURES, NetworkSpec, undrawn
+from .callbacks import REPORT_ROWS
 from .likelihoods import LIKELIHOODS
 from .objectives import OBJECTIVES
 from .priors import PRIORS
@@ -64,6 +66,18 @@ def build_vae(
     return VAE(encoder, decoder, likelihood, prior, **linear)
 
 
+def started_vae(recipe, x, rows, kl_weight):
+    """The VAE that `recipe` builds, at its start on the `rows` of `x`."""
+    vae, seed = build_vae(**recipe), recipe["seed"]
+    with torch.no_grad():
+        raw = vae.likelihood.start(x)  # statistics of single features, as the scaling's are of all rows
+        some = rows[:: -(-len(rows) // REPORT_ROWS)]
+        vae.prior.start(vae.likelihood.inputs(x[some]), generator(seed, PRIOR_STREAM))
+    if recipe["init"] == "linear":
+        linear_start(vae, x, raw, beta=kl_weight, seed=seed, rows=rows)
+    return vae
+
+
 def layer_sizes(sizes):
     sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
     if not all(isinstance(size, Integral) and size > 0 for size in sizes):
@@ -101,4 +115,4 @@ class SklearnCallbacks(Callback):
     def on_epoch_end(self, net, **kwargs):
         task, self.task = self.task, None
         if task.call_on_fit_task_end(**self.data, reconstruction_attributes=self.fitted):
-            raise KeyboardInterrupt
+            raise StopTraining

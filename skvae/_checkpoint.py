@@ -117,8 +117,7 @@ class Checkpoint(Callback):
         if begin - self.time_ < self.pause_:
             return
         try:
-            with net.own_work():
-                self._write(net)
+            self._write(net)
         except OSError as error:  # a full disk is no reason to lose the training too
             warnings.warn(f"Training goes on without a new checkpoint: {error}", RuntimeWarning, stacklevel=2)
         self.time_ = time.monotonic()

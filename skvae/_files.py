@@ -133,6 +133,7 @@ def _net_state(net):
     return {
         "recipe": net.recipe_,
         "device": str(net.device),
+        "n_steps": net.n_steps,
         "history": net.history.to_list(),
         "module": net.module_.state_dict(),
         "average": net.average_.state_dict() if net.ema_decay else None,
@@ -141,15 +142,16 @@ def _net_state(net):
     }
 
 
-def _net_from(*, recipe, device, history, module, average, optimizer, best_scores):
+def _net_from(*, recipe, device, n_steps, history, module, average, optimizer, best_scores):
     """The net, on the device where it was if there is such a one here, otherwise on the CPU."""
     if not isinstance(recipe["objective"], Objective):
         raise ValueError(f"it trains {recipe['objective']!r}, which is no objective")
-    net = build_net(build_vae, **recipe, device=device_here(device))
+    net = build_net(build_vae(**recipe["vae"]), **recipe, device=device_here(device))
     net.load_state(module)
     if net.ema_decay:
         net.average_.load_state_dict(average)
     net.optimizer_.load_state_dict(optimizer)
+    net.n_steps = n_steps
     net.trained_module.eval()
     net.history.extend(history)
     for name, callback in net.callbacks_:

@@ -1,7 +1,7 @@
-"""The gradient of the ELBO written by hand: what autograd computes, in a third of the calls.
+"""The gradient of the ELBO written by hand: autograd's, for all members of a stack, in a third of the calls.
 
 At the sizes of most tables a training step is a few dozen small operations, and autograd's graph costs more than the
-arithmetic. Autograd still does whatever is not covered here.
+arithmetic. Autograd still does whatever is not covered here: `fast_elbo` is the one door, `ENABLED` its lock.
 """
 
 from itertools import cycle
@@ -10,41 +10,72 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._component import stands_for
+from ._batch import Batch
 from ._module import MAX_INPUT, MAX_Z
-from ._products import fastest as linear
+from ._products import LARGE, linear
+from ._stack import Stack
 from .architectures import Architecture
-from .likelihoods import Likelihood
-from .priors import Prior
+from .likelihoods import LIKELIHOODS
+from .objectives import ELBO
+from .priors import PRIORS, Prior, StandardNormal
 
+ENABLED = True
 _relu_backward = torch.ops.aten.threshold_backward
 
 
-def _set(parameter: nn.Parameter, grad: Tensor) -> None:
-    """Set the gradient, at once where it belongs: it is in the cache now."""
-    if parameter.grad is None:
-        parameter.grad = grad
-    else:
-        parameter.grad.copy_(grad)
+class _Layer:
+    """A linear layer of all members: weight (n_members, n_out, n_in) and bias (n_members, 1, n_out), or none."""
 
+    def __init__(self, stack: Stack, name: str, last: int | None, has_bias: bool = True) -> None:
+        values, grads = stack.used(last), stack.gradients
+        self.weight, self.weight_grad = values[f"{name}.weight"], grads[f"{name}.weight"]
+        self.transposed = self.weight.mT
+        self.bias = values[f"{name}.bias"].unsqueeze(1) if has_bias else None
+        self.bias_grad = grads[f"{name}.bias"].unsqueeze(1) if has_bias else None
+        self.size = self.weight[0].numel() if len(self.weight) == 1 else 0
 
-def _set_gradient(weight: nn.Parameter, x: Tensor, grad: Tensor) -> None:
-    """Gradient of the weight of a linear layer, laid out in memory as the weight is."""
-    _set(weight, linear(grad.t(), x.t()) if weight.is_contiguous() else linear(x.t(), grad.t()).t())
+    def _is_large(self, x: Tensor) -> bool:
+        """Whether oneDNN's product of a single member pays, for a batch like `x`."""
+        return x.shape[1] * self.size >= LARGE
 
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """(n_members, batch, n_in) -> (n_members, batch, n_out)."""
+        if self._is_large(x):
+            bias = None if self.bias is None else self.bias[0, 0]
+            return linear(x[0], self.weight[0], bias, relu=relu).unsqueeze(0)
+        y = torch.bmm(x, self.transposed) if self.bias is None else torch.baddbmm(self.bias, x, self.transposed)
+        return y.relu_() if relu else y
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether some part does more than its `forward`."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(part, kind) for part in module.modules() for kind in kinds)
+    def add(self, y: Tensor, x: Tensor) -> Tensor:
+        """`y`, which is lost, and what the layer makes of `x`."""
+        if self._is_large(x):
+            return y.add_(self.forward(x))
+        return y.baddbmm_(x, self.transposed)
+
+    def backward(self, x: Tensor, grad: Tensor) -> None:
+        """Leave the gradients in the stack's."""
+        if self._is_large(x):
+            self.weight_grad[0].copy_(linear(grad[0].t(), x[0].t()))
+        else:
+            torch.bmm(grad.mT, x, out=self.weight_grad)
+        if self.bias_grad is not None:
+            torch.sum(grad, 1, keepdim=True, out=self.bias_grad)
+
+    def back(self, grad: Tensor) -> Tensor:
+        """The gradient of the input."""
+        if self._is_large(grad):
+            return linear(grad[0], self.weight[0].t()).unsqueeze(0)
+        return torch.bmm(grad, self.weight)
 
 
 class _Chain:
     """Linear layers with rectified linear units between them."""
 
-    def __init__(self, mlp: Any) -> None:
-        layers = [*mlp.hidden, mlp.head]
-        self.layers = [(layer.weight, layer.bias) for layer in layers[::2]]
+    def __init__(self, stack: Stack, part: str, last: int | None) -> None:
+        hidden = range(0, len(getattr(stack.members[0], part).hidden), 2)
+        self.layers = [_Layer(stack, f"{part}.hidden.{i}", last) for i in hidden]
+        self.layers.append(_Layer(stack, f"{part}.head", last))
+        self.inputs: list[Tensor] = []
 
     @staticmethod
     def covers(mlp: Architecture) -> bool:
@@ -57,90 +88,124 @@ class _Chain:
 
     def forward(self, x: Tensor) -> Tensor:
         self.inputs = [x]
-        for weight, bias in self.layers[:-1]:
-            self.inputs.append(linear(self.inputs[-1], weight, bias, relu=True))
-        return linear(self.inputs[-1], *self.layers[-1])
+        for layer in self.layers[:-1]:
+            self.inputs.append(layer.forward(self.inputs[-1], relu=True))
+        return self.layers[-1].forward(self.inputs[-1])
 
     def backward(self, grad: Tensor) -> Tensor:
         """Set the gradients, given that of the output; returns that of the first layer's output."""
-        for (weight, bias), x in zip(self.layers[::-1], self.inputs[::-1], strict=True):
-            _set_gradient(weight, x, grad)
-            _set(bias, grad.sum(0))
+        for layer, x in zip(self.layers[::-1], self.inputs[::-1], strict=True):
+            layer.backward(x, grad)
             if x is not self.inputs[0]:
-                grad = _relu_backward(linear(grad, weight.t()), x, 0)
+                grad = _relu_backward(layer.back(grad), x, 0)
         return grad
 
 
-class ELBOGradient:
-    """The gradient of the mean of ``beta * kl - reconstruction`` over a batch, in all parameters of `vae`.
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether some part does more than its `forward`."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(part, kind) for part in module.modules() for kind in kinds)
+
+
+def covers(vae: Any) -> bool:
+    """Whether the parts of `vae` are known: chains of rectified linear units, terms whose gradients are theirs."""
+    known = type(vae.likelihood) in LIKELIHOODS.values() and type(vae.prior) in PRIORS.values()
+    return known and _Chain.covers(vae.encoder) and _Chain.covers(vae.decoder) and not _has_hooks(vae)
+
+
+def fast_elbo(stack: Stack, objective: nn.Module) -> "FastELBO | None":
+    """The bound of all members with its gradient, where it is written here."""
+    plain = type(objective) is ELBO and not objective.free_bits and not objective.warmup
+    if ENABLED and plain and covers(stack.members[0]):
+        return FastELBO(stack, float(objective.beta))
+    return None
+
+
+class FastELBO:
+    """The ELBO of all members of a stack, and its gradient, which is left in the stack's.
 
     Parameters
     ----------
-    vae : VAE
-        A model that `covers` allows.
+    stack : Stack
+        Of models that `covers` allows.
     beta : float
         Weight of the KL term.
+    last : int, default=None
+        Take the averaged parameters of so many members, the last ones; there is no gradient then.
     """
 
-    def __init__(self, vae: Any, beta: float) -> None:
-        self.beta, self.likelihood, self.prior = beta, vae.likelihood, vae.prior
-        self.encoder, self.decoder = _Chain(vae.encoder), _Chain(vae.decoder)
-        self.beside = vae.linear_encoder is not None
+    def __init__(self, stack: Stack, beta: float, last: int | None = None) -> None:
+        self.stack, self.beta = stack, beta
+        self.encoder, self.decoder = _Chain(stack, "encoder", last), _Chain(stack, "decoder", last)
+        self.beside = stack.members[0].linear_encoder is not None
         if self.beside:
-            self.linear_encoder, self.linear_decoder = vae.linear_encoder.weight, vae.linear_decoder.weight
-        looks_through = type(vae.prior).attach is not Prior.attach  # the encoder then has gradients of the prior too
-        encoding = [*vae.encoder.parameters(), *([self.linear_encoder] if self.beside else [])]
+            self.linear_encoder = _Layer(stack, "linear_encoder", last, has_bias=False)
+            self.linear_decoder = _Layer(stack, "linear_decoder", last, has_bias=False)
+        self.likelihood = stack.joined("likelihood", last)
+        members = stack.members if last is None else (stack.averages or stack.members)[-last:]
+        self.priors = [member.prior for member in members]
+        looks_through = type(self.priors[0]).attach is not Prior.attach  # the encoder has gradients of the prior too
+        encoding = [name for name in stack.gradients if name.startswith(("encoder.", "linear_encoder."))]
         self.shared = encoding if looks_through else []
 
-    @staticmethod
-    def covers(vae: Any) -> bool:
-        """Whether the parts of `vae` are known: chains of rectified linear units, terms whose gradients are theirs."""
-        known = stands_for("gradient", "log_prob", vae.likelihood, Likelihood)
-        known = known and stands_for("kl_gradient", "kl", vae.prior, Prior)
-        return known and _Chain.covers(vae.encoder) and _Chain.covers(vae.decoder) and not _has_hooks(vae)
-
     @torch.no_grad()
-    def __call__(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of reconstruction and KL over the rows of `x` (batch, n_features) at the draws `eps` (batch, z_dim)."""
-        inputs = self.likelihood.inputs(x)
+    def gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Reconstruction and KL of each row of the first member, (batch,); all fields have a dimension of members."""
+        x, weight = batch.x, batch.weight.unsqueeze(-1)
+        inputs = self.likelihood.inputs(batch.encoded)
         mean, log_scale = self._encode(inputs)
         scale = log_scale.exp()
-        z = torch.addcmul(mean, scale, eps)
+        z = torch.addcmul(mean, scale, batch.eps)
         raw = self._decode(z).unflatten(-1, (self.likelihood.n_raw, -1))
-        log_prob, grad_raw = self.likelihood.gradient(raw, x)
-        self._forget_shared()
-        kl, kl_mean, kl_log_scale = self.prior.kl_gradient(mean, log_scale, eps, self.beta / len(x))
-        shared = [(part, part.grad) for part in self.shared]
-        self._forget_shared()
-        grad_z = self._backward_decoder(z, grad_raw.flatten(1))
-        grad_log_scale = (grad_z * eps).mul_(scale).add_(kl_log_scale)
+        log_prob, grad_raw = self.likelihood.gradient(raw, x, weight)
+        kl, kl_mean, kl_log_scale = self._kl_gradient(mean, log_scale, batch.eps, self.beta * weight)
+        shared = {name: self.stack.gradients[name].clone() for name in self.shared}  # what the prior has left there
+        grad_z = self._backward_decoder(z, grad_raw.flatten(2))
+        grad_log_scale = (grad_z * batch.eps).mul_(scale).add_(kl_log_scale)
         self._backward_encoder(inputs, grad_z.add_(kl_mean), grad_log_scale)
-        for part, grad in shared:
-            part.grad += 0 if grad is None else grad
+        for name, grad in shared.items():
+            self.stack.gradients[name].add_(grad)
         return log_prob, kl
 
-    def _forget_shared(self) -> None:
-        for part in self.shared:
-            part.grad = None
+    @torch.no_grad()
+    def terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction and KL of each row of each member, (n_members, batch)."""
+        mean, log_scale = self._encode(self.likelihood.inputs(x))
+        z = torch.addcmul(mean, log_scale.exp(), eps)
+        raw = self._decode(z).unflatten(-1, (self.likelihood.n_raw, -1))
+        if type(self.priors[0]) is StandardNormal:
+            kl = self.priors[0].kl(mean, log_scale)
+        else:
+            kl = torch.stack([prior.kl(*one) for prior, *one in zip(self.priors, mean, log_scale, z, strict=True)])
+        return self.likelihood.log_prob(raw, x), kl.sum(-1)
+
+    def _kl_gradient(self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        if type(self.priors[0]) is StandardNormal:
+            return self.priors[0].kl_gradient(mean, log_scale, eps, weight)
+        for name in self.shared:
+            self.stack.gradients[name].zero_()
+        parts = [prior.kl_gradient(*one) for prior, *one in zip(self.priors, mean, log_scale, eps, weight, strict=True)]
+        kl, kl_mean, kl_log_scale = zip(*parts, strict=True)
+        return kl[0], torch.stack(kl_mean), torch.stack(kl_log_scale)
 
     def _encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         networks = self.encoder.forward(inputs.clamp(-MAX_INPUT, MAX_INPUT) if self.beside else inputs)
         mean, log_scale = (half.contiguous() for half in networks.chunk(2, dim=-1))  # strided tensors are slow
-        return (mean.add_(linear(inputs, self.linear_encoder)) if self.beside else mean), log_scale
+        return (self.linear_encoder.add(mean, inputs) if self.beside else mean), log_scale
 
     def _backward_encoder(self, inputs: Tensor, grad_mean: Tensor, grad_log_scale: Tensor) -> None:
         self.encoder.backward(torch.cat([grad_mean, grad_log_scale], dim=-1))
         if self.beside:
-            _set_gradient(self.linear_encoder, inputs, grad_mean)
+            self.linear_encoder.backward(inputs, grad_mean)
 
     def _decode(self, z: Tensor) -> Tensor:
         if not self.beside:
             return self.decoder.forward(z)
-        return self.decoder.forward(z.clamp(-MAX_Z, MAX_Z)).add_(linear(z, self.linear_decoder))
+        return self.linear_decoder.add(self.decoder.forward(z.clamp(-MAX_Z, MAX_Z)), z)
 
     def _backward_decoder(self, z: Tensor, grad: Tensor) -> Tensor:
-        grad_z = linear(self.decoder.backward(grad), self.decoder.layers[0][0].t())
+        grad_z = self.decoder.layers[0].back(self.decoder.backward(grad))
         if self.beside:
-            _set_gradient(self.linear_decoder, z, grad)
-            grad_z.masked_fill_(z.abs() > MAX_Z, 0).add_(linear(grad, self.linear_decoder.t()))
+            self.linear_decoder.backward(z, grad)
+            grad_z.masked_fill_(z.abs() > MAX_Z, 0).add_(self.linear_decoder.back(grad))
         return grad_z

@@ -16,6 +16,8 @@ import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
+from ._batch import Batch
+
 _MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
 _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not formed
 _ALIVE = 1e-3  # least signal-to-noise ratio of a unit: without any, its gradient would be zero
@@ -186,7 +188,7 @@ def _best_shrinkage(put: Callable[..., None], vae: Any, x: Tensor, beta: float, 
 
     def bound(shrinkage: float) -> float:
         put(shrinkage=shrinkage)
-        log_prob, kl = vae(rows, eps)
+        log_prob, kl = vae(Batch(rows, eps))
         return float((log_prob - beta * kl).mean())
 
     return max(_SHRINKAGES, key=bound)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._batch import Batch
+
 MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
 MAX_Z = 4.0  # left to the linear model
 
@@ -81,18 +83,18 @@ class VAE(nn.Module):
             raw = self.decoder(z.clamp(-MAX_Z, MAX_Z)) + self.linear_decoder(z)
         return raw.unflatten(-1, (self.likelihood.n_raw, -1))
 
-    def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction term and KL term of each row, in nats, for the standard normal draws `eps` (batch, z_dim)."""
-        log_prob, kl, _ = self.terms(x, eps)
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Reconstruction term and KL term of each row, in nats, for the draws of the batch: (batch,) both."""
+        log_prob, kl, _ = self.terms(batch)
         return log_prob, kl.sum(-1)
 
-    def terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+    def terms(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Reconstruction term of each row (batch,), the prior's KL terms (batch, n_terms), and what they were made of:
         the draw z, mean and log-scale of the posterior."""
-        mean, log_scale = self.encode(x)
-        z = mean + log_scale.exp() * eps
+        mean, log_scale = self.encode(batch.encoded)
+        z = mean + log_scale.exp() * batch.eps
         kl = self.prior.kl(mean, log_scale, z)
-        return self.likelihood.log_prob(self.decode(z), x), kl, (z, mean, log_scale)
+        return self.likelihood.log_prob(self.decode(z), batch.x), kl, (z, mean, log_scale)
 
     def log_weights(self, x: Tensor, eps: Tensor) -> Tensor:
         """Log importance weights log p(x, z) - log q(z | x), in nats, at z = mean + scale * eps.
@@ -107,10 +109,11 @@ class VAE(nn.Module):
 
     def mixed(self, log_prob: Tensor, x: Tensor) -> Tensor:
         """Log-density of rows `x` under the mixture with the background, given that of the model alone: (batch,)."""
-        if self.background is None:
-            return log_prob
-        background = self.background.log_prob(x) + math.log(self.share)
-        return torch.logaddexp(log_prob + math.log1p(-self.share), background)
+        return log_prob if self.background is None else self.mixture(log_prob, self.background.log_prob(x))
+
+    def mixture(self, log_prob: Tensor, background: Tensor) -> Tensor:
+        """Log-density of the mixture, given those of the model alone and of the background."""
+        return torch.logaddexp(log_prob + math.log1p(-self.share), background + math.log(self.share))
 
     def sample(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x from p(x | z), or from the background where the mixture wants it: (n, z_dim) -> (n, n_features)."""

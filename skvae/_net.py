@@ -6,28 +6,27 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from sklearn.model_selection import KFold
 from skorch import NeuralNet
 from skorch.callbacks import Callback, PassthroughScoring
-from skorch.helper import predefined_split
+from skorch.utils import is_dataset, to_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import Subset, TensorDataset
 
+from ._batch import Batch
 from ._blocks import memory_advice
 from ._device import device_here
-from ._flat import FlatParameter
-from ._gradient import ELBOGradient
+from ._gradient import FastELBO, fast_elbo
+from ._guard import Diverged, Guard, StopTraining
 from ._optimizers import BARE
 from ._products import LinearByOneDNN
-from ._random import EPOCH_STREAM, SPLIT_STREAM, VALIDATION_STREAM, generator
-from .callbacks import BestState, RollBack
-from .objectives import ELBO
+from ._random import EPOCH_STREAM, generator
+from ._split import Split, TrainBatches, member, whole
+from ._stack import Stack
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -40,71 +39,32 @@ _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _FLUSH_EVERY = 500  # training steps; a moment takes about 800 to decay into the denormal numbers
 _TINY = 1e-30
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
+MAX_INPUT_NOISE = 0.5
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
-_FEW_ROWS, _MANY_ROWS = (2_000, 300), (10_000, 1_000)  # budget and patience, in optimizer steps
-_VALIDATION_ROWS = 512  # a smaller held-out set is repeated, with other noise, up to about this many rows
-_VALIDATION_BATCH = 2048
-
-
-class StopTraining(KeyboardInterrupt):
-    """Raised by a callback to end training; skorch knows no other way."""
-
-
-class Diverged(ArithmeticError):
-    """A loss that is not finite; `RollBack` undoes the epoch."""
-
-
-class TrainBatches:
-    """Shuffled passes over a tensor, or over the given rows of it. The noise comes with the batch, so that the step
-    itself draws nothing; the streams belong to (seed, epoch), so that epoch k is the same however training was cut into
-    calls."""
-
-    def __init__(self, net: "Net", x: Tensor, rows: Tensor | None = None) -> None:
-        self.net, self.x = net, x
-        self.rows = torch.arange(len(x)) if rows is None else rows
-
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
-        x, batch_size, rng = self.x, self.net.batch_size, generator(self.net.seed, len(self.net.history))
-        draw = self.net.module_.likelihood.draw
-        order = self.rows[torch.randperm(len(self.rows), generator=rng)].to(x.device)
-        batches = order.split(batch_size)
-        for rows, eps in zip(batches, _noise(self.net, [len(rows) for rows in batches], rng), strict=True):
-            yield {"x": draw(x.index_select(0, rows), rng), "eps": eps}, None
-
-
-def _noise(net: "Net", sizes: list[int], rng: torch.Generator) -> Iterator[Tensor]:
-    """Standard normal draws for batches of these sizes: (batch, z_dim); (n_draws, batch, z_dim) where that is more."""
-    n_draws = net.criterion_.n_draws
-    if n_draws == 1:
-        return iter(torch.randn(sum(sizes), net.z_dim, generator=rng).to(net.device).split(sizes))
-    return (torch.randn(n_draws, size, net.z_dim, generator=rng).to(net.device) for size in sizes)
-
-
-class ValidationBatches:
-    """The same rows with the same noise at every epoch, so that epochs are compared on equal terms."""
-
-    def __init__(self, net: "Net", x: Tensor) -> None:
-        n_repeats = min(-(-_VALIDATION_ROWS // len(x)), 16)
-        self.net, self.x = net, x.repeat(n_repeats, 1) if n_repeats > 1 else x
-
-    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
-        batches = self.x.split(max(1, _VALIDATION_BATCH // self.net.criterion_.n_draws))
-        rng = generator(self.net.seed, VALIDATION_STREAM)
-        noise = _noise(self.net, [len(rows) for rows in batches], rng)
-        for rows, eps in zip(batches, noise, strict=True):
-            yield {"x": self.net.module_.likelihood.draw(rows, rng), "eps": eps}, None
+_FEW_ROWS, _MANY_ROWS = (2_000, 200), (10_000, 400)  # budget and patience, in optimizer steps
 
 
 class Net(NeuralNet):
     """Trains a VAE on its objective, which stands where skorch has a criterion.
 
     `seed` decides all that is random; `offset` and `scale` (n_features,) lead from the model's units to those of X.
-    With `ema_decay`, an exponential moving average of the weights is kept beside them, and is what gets validated and
+    With `ema_decay`, an exponential moving average of the weights is kept beside them, and is what gets judged and
     used: it takes the noise of the last steps out, as a falling learning rate would.
+
+    skorch's `partial_fit` takes rows in the model's units, or a `Split`, which says how several members are trained at
+    once. While it runs, the parameters of all lie in flat tensors.
     """
 
-    def __init__(self, *args, seed: int = 0, offset=0.0, scale=1.0, ema_decay: float = 0.0, **kwargs) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        seed: int = 0,
+        offset: Any = 0.0,
+        scale: Any = 1.0,
+        ema_decay: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.seed = seed
         self.offset = offset
@@ -112,12 +72,20 @@ class Net(NeuralNet):
         self.ema_decay = ema_decay
         self.interrupted = False
         self.run_length = 1  # epochs that the whole run is meant to have
-        self.flats, self.average_flats, self.by_hand = [], [], None  # while training lasts
+        self.patience: dict[str, Any] = {"patience": 0, "tol": 0.0, "n_decays": 0}
+        self.n_steps = 0
+        self.stack: Any = None  # while training lasts
+        self.fast: FastELBO | None = None
+        self.guard: Any = None
 
-    def __setstate__(self, state):
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"stack": None, "fast": None, "guard": None, "module": None}
+
+    def __setstate__(self, state: dict) -> None:
         super().__setstate__(state | {"device": device_here(state["device"])})  # skorch looks after CUDA only
+        self.module = self.module_  # one object, kept once
 
-    def initialize_module(self):
+    def initialize_module(self) -> "Net":
         super().initialize_module()
         if self.ema_decay:
             self.average_ = copy.deepcopy(self.module_).requires_grad_(False)
@@ -127,6 +95,25 @@ class Net(NeuralNet):
     def trained_module(self) -> nn.Module:
         """The averaged module, or the last one where nothing is averaged."""
         return self.average_ if self.ema_decay else self.module_
+
+    @property
+    def z_dim(self) -> int:
+        return self.module_.prior.z_dim
+
+    @property
+    def input_noise(self) -> Tensor | None:
+        """Standard deviation of the noise that the encoder sees in training, by feature: the linear model's, as the
+        weight of the KL term makes it seem, up to a half of the feature's own. The posterior is then smooth at that
+        scale (amortised inference regularisation; Shu et al., 2018)."""
+        background, weight = self.module_.background, self.criterion_.kl_weight
+        if background is None or not weight:
+            return None
+        return (math.sqrt(weight) * background.noise_scale).clamp(max=MAX_INPUT_NOISE)
+
+    @property
+    def log_jacobian(self) -> float:
+        """What a log-likelihood in the model's units gains in those of X, in nats per row."""
+        return -float(np.sum(np.log(self.scale)))
 
     def set_objective(self, objective: nn.Module) -> None:
         """Go on with another objective; the optimizer's state stays."""
@@ -140,55 +127,158 @@ class Net(NeuralNet):
 
     def training_state(self) -> dict:
         """All that training goes on from; the callbacks keep the rest."""
-        parts = {"module": self.module_, "average": self.trained_module, "optimizer": self.optimizer_}
-        states = {name: part.state_dict() for name, part in parts.items()}
-        return {**states, "lr": self.lr, "history": list(self.history)}
+        flats = [part.detach() for part in (*self.stack.wholes, *self.stack.average_wholes)]
+        buffers = [list(module.buffers()) for module in (*self.stack.members, *self.stack.averages)]
+        parts = {"flats": flats, "buffers": buffers, "optimizer": self.optimizer_.state_dict()}
+        scalars = {"lr": self.lr, "n_steps": self.n_steps, "history": list(self.history)}
+        return {**parts, **scalars, "guard": self.guard.state()}
 
     def load_training_state(self, state: dict) -> None:
-        self.module_.load_state_dict(state["module"])
-        self.trained_module.load_state_dict(state["average"])
+        flats = (*self.stack.wholes, *self.stack.average_wholes)
+        buffers = [list(module.buffers()) for module in (*self.stack.members, *self.stack.averages)]
+        pairs = [*zip(flats, state["flats"], strict=True)]
+        for own, kept in zip(buffers, state["buffers"], strict=True):
+            pairs += zip(own, kept, strict=True)
+        for part, value in pairs:
+            part.data.copy_(value)
         self.optimizer_.load_state_dict(state["optimizer"])
-        self.lr, self.history[:] = state["lr"], state["history"]
+        self.lr, self.n_steps, self.history[:] = state["lr"], state["n_steps"], state["history"]
+        self.guard.load(state["guard"])
 
-    def get_all_learnable_params(self):
-        return ((name, part) for name, part in self.module_.named_parameters() if part.requires_grad)
+    # Data
 
-    def _parameter_groups(self) -> list[dict]:
-        return super().get_params_for_optimizer("optimizer", self.get_all_learnable_params())[0][0]
+    def get_dataset(self, X: Any, y: Any = None) -> Split:
+        """The `Split` that X is, or all rows of a tensor, an array or a dataset of them for one model."""
+        if isinstance(X, Split):
+            return X
+        if isinstance(X, Subset):
+            rows = torch.as_tensor(X.indices)
+            return Split(self.get_dataset(X.dataset).x, [rows])
+        if isinstance(X, TensorDataset):
+            X = X.tensors[0]
+        elif is_dataset(X):
+            X = torch.stack([torch.as_tensor(X[i][0]) for i in range(len(X))])
+        return whole(to_tensor(X, device=self.device).float())
 
-    def get_params_for_optimizer(self, prefix, named_parameters):
-        """One flat parameter a group, for the optimizers that treat each number by itself."""
-        args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
-        if self._flat:
-            sizes = [sum(part.numel() for part in group["params"]) for group in args[0]]
-            wholes = [nn.Parameter(torch.zeros(size, device=self.device)) for size in sizes]
-            args = ([{**group, "params": [whole]} for group, whole in zip(args[0], wholes, strict=True)],)
-        return args, kwargs
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        return TrainBatches(self, self.get_dataset(dataset)) if training else super().get_iterator(dataset, training)
 
-    @property
-    def _flat(self) -> bool:
-        return self.optimizer in BARE.values()
+    # Training
+
+    def get_all_learnable_params(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.module_.named_parameters()
 
     @contextmanager
-    def training(self):
-        """Parameters flat for as long as it lasts, and what a step asks settled."""
-        groups = zip(self._parameter_groups(), self.optimizer_.param_groups, strict=True) if self._flat else ()
-        self.flats = [FlatParameter(group["params"], flat["params"][0]) for group, flat in groups]
-        if self.ema_decay:
-            twins = dict(zip(self.module_.parameters(), self.average_.parameters(), strict=True))
-            self.average_flats = [flat.twin(twins) for flat in self.flats]
-        plain = type(self.criterion_) is ELBO and not self.criterion_.free_bits and not self.criterion_.warmup
-        if plain and ELBOGradient.covers(self.module_):
-            self.by_hand = ELBOGradient(self.module_, self.criterion_.beta)
+    def _stacked(self, split: Split) -> Iterator[None]:
+        """Put the parameters of all members into flat tensors, for as long as it lasts."""
+        own, averages = self.optimizer_, [self.average_] if self.ema_decay else []
+        averages += [copy.deepcopy(other).requires_grad_(False) for other in split.others if averages]
+        names = {part: name for name, part in self.module_.named_parameters()}
+        groups = [[names[part] for part in group["params"]] for group in own.param_groups]
+        self.stack = Stack([self.module_, *split.others], averages, groups)
+        self.fast = fast_elbo(self.stack, self.criterion_)
+        self.optimizer_ = self._stacked_optimizer(own)
+        self.guard = Guard(self, split, **self.patience)
         try:
             yield
         finally:
-            for flat in self.flats + self.average_flats:
-                flat.release()
-            self.flats, self.average_flats, self.by_hand = [], [], None
+            self._take_optimizer(own)
+            self.stack.release()
+            self.optimizer_, self.stack, self.fast, self.guard = own, None, None, None
 
-    def __getstate__(self):
-        return super().__getstate__() | {"flats": [], "average_flats": [], "by_hand": None}
+    def _parts(self, group: int) -> list[list[nn.Parameter]]:
+        """The parameters of each member in a group of the optimizer."""
+        named = [dict(module.named_parameters()) for module in self.stack.members]
+        return [[parts[name] for name in self.stack.groups[group]] for parts in named]
+
+    @property
+    def _elementwise(self) -> bool:
+        """Whether the optimizer treats each number by itself, so that parameters may be flat."""
+        return self.optimizer in BARE.values()
+
+    def _stacked_optimizer(self, own: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimizer of all members, which goes on from the first one's."""
+        _, options = self.get_params_for_optimizer("optimizer", self.module_.named_parameters())
+        groups = []
+        for i, (group, flat) in enumerate(zip(own.param_groups, self.stack.wholes, strict=True)):
+            params = [flat] if self._elementwise else [part for parts in self._parts(i) for part in parts]
+            groups.append({**group, "params": params})
+        optimizer = self.optimizer(groups, **options)
+        for i, (group, flat) in enumerate(zip(own.param_groups, self.stack.wholes, strict=True)):
+            states = [own.state.get(part) for part in group["params"]]
+            if not all(states):
+                continue
+            if not self._elementwise:
+                optimizer.state.update(zip(self._parts(i)[0], states, strict=True))
+                continue
+            optimizer.state[flat] = {
+                key: torch.cat([state[key].flatten() for state in states]) if value.ndim else value.clone()
+                for key, value in states[0].items()
+            }
+        return optimizer
+
+    def _take_optimizer(self, own: torch.optim.Optimizer) -> None:
+        """Bring what the optimizer of all members has learned to the first one's."""
+        own.state.clear()
+        for i, (group, stacked) in enumerate(zip(own.param_groups, self.optimizer_.param_groups, strict=True)):
+            group.update({key: value for key, value in stacked.items() if key != "params"})
+            if not self._elementwise:
+                found = {part: self.optimizer_.state.get(part) for part in self._parts(i)[0]}
+                own.state.update({part: state for part, state in found.items() if state})
+            elif state := self.optimizer_.state.get(stacked["params"][0]):
+                own.state.update(self._split_state(i, state))
+
+    def _split_state(self, group: int, state: dict[str, Tensor]) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """The flat state of a group as that of the first member's parameters."""
+        found: dict[nn.Parameter, dict[str, Tensor]] = {part: {} for part in self._parts(group)[0]}
+        for key, value in state.items():
+            sizes = [len(self.stack.members) * part.numel() for part in found]
+            pieces = value.split(sizes) if value.ndim else [value] * len(sizes)
+            for part, piece in zip(found, pieces, strict=True):
+                found[part][key] = piece[: part.numel()].view(part.shape).clone() if value.ndim else piece.clone()
+        return found
+
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> "Net":
+        if not self.initialized_:
+            self.initialize()
+        split = self.get_dataset(X, y)
+        with self._stacked(split):
+            super().partial_fit(split, None, **fit_params)
+        return self
+
+    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> "Net":
+        self.interrupted = False
+        self.guard.end = len(self.history) + (self.max_epochs if epochs is None else epochs)
+        try:
+            while len(self.history) < self.guard.end:
+                self._fit_until(self.guard.end, X, y, **kwargs)
+        except StopTraining:
+            pass
+        except KeyboardInterrupt:
+            self.interrupted = True
+            warnings.warn("Training interrupted by user.", stacklevel=2)
+        self.guard.finish()
+        return self
+
+    def _fit_until(self, end: int, *args: Any, **kwargs: Any) -> None:
+        """skorch's loop, until `end` epochs are in the history or one has diverged and was undone."""
+        try:
+            super().fit_loop(*args, epochs=end - len(self.history), **kwargs)
+        except Diverged as error:
+            self.guard.undo(error)
+            if isinstance(error.__context__, KeyboardInterrupt):  # in the epoch that was undone
+                raise error.__context__ from None
+
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        """Tell the callbacks; the KeyboardInterrupt of one that is not ours is its wish to end training."""
+        getattr(self, method_name)(self, **cb_kwargs)
+        for _, callback in self.callbacks_:
+            try:
+                getattr(callback, method_name)(self, **cb_kwargs)
+            except KeyboardInterrupt as stop:
+                if type(callback).__module__.startswith(f"{__package__}."):
+                    raise
+                raise StopTraining from stop
 
     @property
     def _default_callbacks(self) -> list:
@@ -197,53 +287,55 @@ class Net(NeuralNet):
             ("valid_loss", PassthroughScoring(name="valid_loss")),
         ]
 
-    def get_iterator(self, dataset: TensorDataset | Subset, training: bool = False):
-        if isinstance(dataset, Subset):
-            return TrainBatches(self, *dataset.dataset.tensors, dataset.indices)
-        return (TrainBatches if training else ValidationBatches)(self, *dataset.tensors)
-
-    @property
-    def z_dim(self) -> int:
-        return self.module_.prior.z_dim
-
-    @property
-    def log_jacobian(self) -> float:
-        """What a log-likelihood in the model's units gains in those of X, in nats per row."""
-        return -float(np.sum(np.log(self.scale)))
-
-    def on_epoch_begin(self, net, **kwargs) -> None:
+    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
         super().on_epoch_begin(net, **kwargs)
-        self.module_.train()
         epoch = len(self.history)
         rng = generator(self.seed, epoch, EPOCH_STREAM)
-        for part in (*self.module_.modules(), self.criterion_):
-            if hasattr(part, "begin_epoch"):
-                part.begin_epoch(epoch, self.run_length, rng)
+        for module in (*self.stack.members, self.criterion_):
+            module.train()
+            for part in module.modules():
+                if hasattr(part, "begin_epoch"):
+                    part.begin_epoch(epoch, self.run_length, rng)
 
-    def _step(self, module: nn.Module, batch) -> dict[str, Tensor]:
-        with LinearByOneDNN():
-            value, log_prob, kl = self.criterion_(module, **batch[0])
-        return {"loss": -value.mean(), "y_pred": (log_prob.detach().sum(), kl.detach().sum())}
-
-    def train_step(self, batch, **fit_params) -> dict[str, Tensor]:
-        """skorch's step without its closure and its `train()` at every batch."""
-        step = self.gradient(batch)
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """skorch's step without its closure and its `train()` at every batch, for all members."""
+        step = self.gradient(batch[0])
         if self._overridden("on_grad_computed"):
-            self.notify("on_grad_computed", named_parameters=list(self.module_.named_parameters()), batch=batch)
-        for flat in self.flats:
-            flat.gather()
-        self.optimizer_.step()
+            for i, module in enumerate(self.stack.members):
+                named = list(module.named_parameters())
+                self.notify("on_grad_computed", named_parameters=named, batch=(member(batch[0], i), None))
+            self.stack.gather()
+        self._step_at(self.guard.lr_factor)
+        self.n_steps += 1
         return step
 
-    def gradient(self, batch) -> dict[str, Tensor]:
-        """Loss and terms of the batch, with the gradient left in the module's parameters."""
-        if self.by_hand:
-            log_prob, kl = self.by_hand(**batch[0])
-            return {"loss": (self.by_hand.beta * kl - log_prob) / len(batch[0]["x"]), "y_pred": (log_prob, kl)}
-        self.module_.zero_grad()
-        step = self._step(self.module_, batch)
-        step["loss"].backward()
-        return step
+    def _step_at(self, factor: float) -> None:
+        """A step at `factor` times the learning rate."""
+        rates = [group["lr"] for group in self.optimizer_.param_groups]
+        try:
+            for group, rate in zip(self.optimizer_.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            self.stack.step(self.optimizer_, self.ema_decay)
+        finally:
+            for group, rate in zip(self.optimizer_.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def gradient(self, batch: Batch) -> dict[str, Any]:
+        """Loss and terms of the first member, with the gradients of all left in the stack."""
+        if self.fast:
+            terms = torch.stack(self.fast.gradient(batch)) @ batch.weight[0]
+            log_prob, kl = terms
+            return {"loss": self.fast.beta * kl - log_prob, "y_pred": terms}
+        self.stack.zero_grad()
+        steps = [self._backward(module, member(batch, i)) for i, module in enumerate(self.stack.members)]
+        return steps[0]
+
+    def _backward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
+        with LinearByOneDNN():
+            value, log_prob, kl = self.criterion_(module, batch)
+            loss = -value.mean()
+            loss.backward()
+        return {"loss": loss.detach(), "y_pred": torch.stack([log_prob.detach().mean(), kl.detach().mean()])}
 
     def _flush_moments(self) -> None:
         """Zero the first moments that would decay into denormal numbers, which are slow to compute with."""
@@ -251,77 +343,66 @@ class Net(NeuralNet):
             if "exp_avg" in state:
                 state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], _TINY))
 
-    def _averager(self):
-        """What takes the moving average on after a step; made once an epoch, since listing parameters takes time."""
-        if not self.ema_decay:
-            return None
-        if self.flats:
-            parameters = [flat.whole for flat in self.average_flats], [flat.whole for flat in self.flats]
-        else:
-            parameters = list(self.average_.parameters()), list(self.module_.parameters())
-        return partial(get_ema_multi_avg_fn(self.ema_decay), *parameters, None)
-
-    def _take_buffers(self) -> None:
-        """What a network counts and measures, as batch normalisation does, is not averaged."""
-        if self.ema_decay:
-            for average, last in zip(self.average_.buffers(), self.module_.buffers(), strict=True):
-                average.copy_(last)
-
     @contextmanager
-    def inference(self) -> Iterator[nn.Module]:
-        """The trained module as it is used: without dropout, without a graph."""
-        module, training = self.trained_module, self.trained_module.training
+    def inference(self, module: nn.Module | None = None) -> Iterator[nn.Module]:
+        """The trained module as it is used, or another one: without dropout, without a graph."""
+        module = self.trained_module if module is None else module
+        training = module.training
         try:
             with torch.no_grad():
                 yield module.eval()
         finally:
             module.train(training)
 
-    def validation_step(self, batch, **fit_params) -> dict[str, Tensor]:
-        with self.inference() as module:
-            return self._step(module, batch)
-
     def _overridden(self, *hooks: str) -> bool:
         return any(
             getattr(type(cb), hook) is not getattr(Callback, hook) for _, cb in self.callbacks_ for hook in hooks
         )
 
-    def run_single_epoch(self, iterator, training, prefix, step_fn, **fit_params) -> None:
+    def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
         """One pass with sums kept on the device; a history row per batch only where a callback listens to batches."""
-        if iterator is None:
+        if not training:
             return
-        per_batch, average = self._overridden(*_BATCH_HOOKS), self._averager() if training else None
-        sizes, sums = [], []
+        self.guard.on_epoch_begin()
+        self.stack.freeze()
+        per_batch, sizes, sums = self._overridden(*_BATCH_HOOKS), [], []
         try:
             for i, batch in enumerate(iterator):
-                if training and i % _FLUSH_EVERY == 0:
+                if i % _FLUSH_EVERY == 0:
                     self._flush_moments()
+                shown = (member(batch[0], 0), None) if per_batch else None
                 if per_batch:
-                    self.notify("on_batch_begin", batch=batch, training=training)
+                    self.notify("on_batch_begin", batch=shown, training=True)
                 step = step_fn(batch, **fit_params)
-                if average:
-                    average()
-                n = len(batch[0]["x"])
-                sizes.append(n)
-                sums.append((step["loss"].detach(), *step["y_pred"]))
+                sizes.append(len(batch[0]))
+                sums.append((step["loss"], step["y_pred"]))
+                self.guard.on_step_end()
                 if per_batch:
-                    self._record_batch(prefix, step["loss"].item(), n)
-                    self.notify("on_batch_end", batch=batch, training=training, **step)
+                    self._record_batch(prefix, step["loss"].item(), sizes[-1])
+                    self.notify("on_batch_end", batch=shown, training=True, **step)
+            self.guard.on_epoch_end()
         finally:  # an epoch that is cut short counts for the rows it saw
-            if training:
-                self._take_buffers()
-            if sums:  # one synchronisation
-                losses, *terms = torch.stack([torch.stack(terms) for terms in zip(*sums, strict=True)]).cpu().double()
-                log_prob, kl = (float(term.sum()) / sum(sizes) for term in terms)
-                loss = float(np.average(losses, weights=sizes))
-                self._record_epoch(prefix, loss, log_prob - kl, kl, None if per_batch else sum(sizes))
+            self.stack.take_buffers()
+            if sums:
+                self._record_epoch(prefix, sizes, sums, per_batch)
 
-    def _record_epoch(self, prefix: str, loss: float, bound: float, kl: float, n_rows: int | None) -> None:
-        if not np.isfinite(loss):
+    def _record_epoch(self, prefix: str, sizes: list[int], sums: list, per_batch: bool) -> None:
+        losses, terms = (torch.stack(parts) for parts in zip(*sums, strict=True))
+        rows = torch.column_stack([losses, terms]).cpu().double()  # one synchronisation
+        loss, log_prob, kl = np.average(rows, axis=0, weights=sizes).tolist()
+        if not math.isfinite(loss):
             raise Diverged(f"the {prefix} loss of epoch {len(self.history)} is {loss}")
-        if n_rows is not None:
+        if not per_batch:
             self.history.new_batch()
-            self._record_batch(prefix, loss, n_rows)
+            self._record_batch(prefix, loss, sum(sizes))
+        self._record_terms(prefix, log_prob - kl, kl)
+        if self.guard.seen:  # the last look, which an epoch of a few steps shares with others
+            score, bound, valid_kl = self.guard.seen
+            self.history.new_batch()
+            self._record_batch("valid", -score, 1)
+            self._record_terms("valid", bound, valid_kl)
+
+    def _record_terms(self, prefix: str, bound: float, kl: float) -> None:
         self.history.record(prefix + "_bound", bound)
         self.history.record(prefix + "_kl", kl)
 
@@ -329,61 +410,16 @@ class Net(NeuralNet):
         self.history.record_batch(prefix + "_loss", loss)
         self.history.record_batch(prefix + "_batch_size", n)
 
-    @contextmanager
-    def own_work(self) -> Iterator[None]:
-        """Around what our callbacks do at length: a Ctrl-C in there is the user's, and no callback's wish to stop."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            self.interrupted = True
-            raise
 
-    def evaluate(self, dataset: TensorDataset) -> float:
-        """Validation loss of the net as it stands, without a trace in the history."""
-        with self.own_work():
-            steps = [(self.validation_step(batch), len(batch[0]["x"])) for batch in self.get_iterator(dataset)]
-            return float(sum(step["loss"] * n for step, n in steps)) / sum(n for _, n in steps)
-
-    def notify(self, method_name: str, **cb_kwargs) -> None:
-        try:
-            super().notify(method_name, **cb_kwargs)
-        except KeyboardInterrupt as stop:  # a callback's way to end training, to be told from the user's Ctrl-C
-            if self.interrupted:
-                raise
-            raise StopTraining from stop
-
-    def fit_loop(self, X, y=None, epochs=None, **kwargs):
-        self.interrupted = False
-        end = len(self.history) + (self.max_epochs if epochs is None else epochs)
-        try:
-            while len(self.history) < end:
-                self._fit_until(end, X, y, **kwargs)
-        except StopTraining:
-            pass
-        except KeyboardInterrupt:
-            self.interrupted = True
-            warnings.warn("Training interrupted by user.", stacklevel=2)
-        return self
-
-    def _fit_until(self, end: int, *args, **kwargs) -> None:
-        """skorch's loop, until `end` epochs are in the history or one has diverged and was undone."""
-        try:
-            super().fit_loop(*args, epochs=end - len(self.history), **kwargs)
-        except Diverged as error:
-            guards = [callback for _, callback in self.callbacks_ if isinstance(callback, RollBack)]
-            if not guards:
-                raise
-            guards[0].undo(self, error)
-            if isinstance(error.__context__, KeyboardInterrupt):  # in the epoch that was undone
-                raise error.__context__ from None
-
-
-def build_net(module, objective, *, optimizer, weight_decay: float, **params) -> Net:
-    """An initialised `Net`; `params` are skorch's. Weight decay shrinks the networks' weights and nothing else.
+def build_net(
+    module: nn.Module, objective: nn.Module, *, vae: dict, optimizer: Any, weight_decay: float, **params: Any
+) -> Net:
+    """An initialised `Net` around a module; `params` are skorch's. Weight decay shrinks the networks' weights only.
 
     Its `recipe_` is what this function was given, but for the module, callbacks and device: what a file needs to keep.
+    `vae` is what the module was built from.
     """
-    recipe = {"objective": objective, "optimizer": optimizer, "weight_decay": weight_decay, **params}
+    recipe = {"objective": objective, "vae": vae, "optimizer": optimizer, "weight_decay": weight_decay, **params}
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
     weight_decay = min(weight_decay, 1 / params["lr"])  # a step shrinks no weight past zero
     if "optimizer__weight_decay" not in params:  # else the user has chosen, for all parameters
@@ -392,14 +428,14 @@ def build_net(module, objective, *, optimizer, weight_decay: float, **params) ->
     if optimizer in _FUSED:
         params = {"optimizer__fused": True} | params
     optimizer = BARE.get(optimizer, optimizer)
-    net = Net(module, criterion=objective, optimizer=optimizer, verbose=0, **params).initialize()
+    net = Net(module, criterion=objective, optimizer=optimizer, verbose=0, train_split=None, **params).initialize()
     net.recipe_ = {name: value for name, value in recipe.items() if name not in ("callbacks", "device")}
     return net
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train: `n_epochs` passes in batches of `batch_size`, fewer where `patience` epochs bring nothing."""
+    """How long to train: `n_epochs` passes in batches of `batch_size`, fewer where `patience` steps bring nothing."""
 
     n_epochs: int
     batch_size: int
@@ -409,7 +445,7 @@ class Schedule:
 
     @classmethod
     def resolve(
-        cls, n_rows: int, *, max_iter="auto", batch_size="auto", n_iter_no_change="auto", tol=1e-4
+        cls, n_rows: int, *, max_iter: Any = "auto", batch_size: Any = "auto", n_iter_no_change: Any = "auto", tol=1e-4
     ) -> "Schedule":
         """Fill in what is "auto": budget and patience are counted in optimizer steps, whatever the number of rows."""
         if batch_size == "auto":
@@ -419,64 +455,19 @@ class Schedule:
         budget, patience = _FEW_ROWS if n_rows < CROSS_FIT_ROWS else _MANY_ROWS
         if max_iter == "auto":
             max_iter = max(20, math.ceil(budget / steps_per_epoch))
-        if n_iter_no_change == "auto":
-            n_iter_no_change = max(3, math.ceil(patience / steps_per_epoch))
-        return cls(max_iter, batch_size, n_iter_no_change, tol, max_iter)
+        patience = patience if n_iter_no_change == "auto" else n_iter_no_change * steps_per_epoch
+        return cls(max_iter, batch_size, patience, tol, max_iter)
 
 
 @memory_advice("X is held there whole. Lower `batch_size` or `hidden_layer_sizes`, or fit with device='cpu'.")
-def train(
-    net: Net, x: Tensor, schedule: Schedule, x_valid=None, callbacks=(), n_decays=2, rows=None, checkpoint=None
-) -> None:
-    """Train `net` on `x`, or the given rows of it; with `x_valid`, keep the state that does best there."""
-    split, callbacks, dataset = None, [RollBack(), *callbacks], TensorDataset(x.to(net.device))
-    if x_valid is not None:
-        split = predefined_split(TensorDataset(x_valid.to(net.device)))
-        callbacks.append(BestState(schedule.patience, schedule.tol, n_decays))
-    callbacks += [checkpoint] if checkpoint else []  # last, to see what the others made of an epoch
-    net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size, train_split=split)
+def train(net: Net, split: Split, schedule: Schedule, callbacks: Any = (), n_decays: int = 2) -> None:
+    """Train `net`, and the other members of `split` beside it; where rows are held out, keep the best state."""
+    net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size)
+    net.patience = {"patience": schedule.patience, "tol": schedule.tol, "n_decays": n_decays}
     net.run_length, kept = schedule.run_length, net.callbacks_
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     try:
-        with net.training():
-            net.partial_fit(dataset if rows is None else Subset(dataset, rows))
+        net.partial_fit(split)
     finally:
         net.callbacks_ = kept  # the fitted net keeps no reference to X, to the best state or to an estimator
-        net.train_split = None
         net.module_.eval()
-
-
-def hold_out(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Row numbers in random order, split into those to train on and those to validate on."""
-    n_valid = math.ceil(fraction * n_rows)
-    if n_valid >= n_rows:
-        raise ValueError(
-            f"The validation set is too small: X has {n_rows} sample(s). Increase 'validation_fraction' or the size of "
-            "your dataset, or set early_stopping=False."
-        )
-    order = torch.randperm(n_rows, generator=generator(seed, SPLIT_STREAM))
-    return order[n_valid:], order[:n_valid]
-
-
-def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray | None, int]:
-    """Mean validation bound after each epoch over the folds, and the number of epochs with the least loss; none after
-    Ctrl-C.
-
-    A held-out tenth of a small table is noise, and the rows are needed for training: so the table is trained on as
-    often as there are folds, to learn how long to train on all of it.
-    """
-    bounds, losses = [], []
-    for train_rows, valid_rows in KFold(N_FOLDS, shuffle=True, random_state=0).split(x):
-        net = make_net(train_rows)
-        train(net, x, schedule, x[valid_rows], n_decays=0, rows=torch.from_numpy(train_rows))
-        if net.interrupted:
-            return None, 0
-        bounds.append(net.history[:, "valid_bound"])
-        losses.append(net.history[:, "valid_loss"])
-    return _mean_curve(bounds), int(np.argmin(_mean_curve(losses))) + 1
-
-
-def _mean_curve(curves: list) -> np.ndarray:
-    """Mean of curves of different lengths, each of which stays where it ended."""
-    n_epochs = max(map(len, curves))
-    return np.mean([np.pad(curve, (0, n_epochs - len(curve)), mode="edge") for curve in curves], axis=0)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-_LARGE = 2**21  # multiplications
+LARGE = 2**21  # multiplications
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -32,14 +32,9 @@ def _by_blas(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tens
     return y.relu_() if relu else y
 
 
-def _is_large(x: Tensor, weight: Tensor) -> bool:
+def is_large(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN pays: it takes 20 microseconds before it begins."""
-    return x.numel() * weight.shape[0] >= _LARGE
-
-
-def fastest(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """The same by whichever is faster at this size."""
-    return linear(x, weight, bias, relu=relu) if _is_large(x, weight) else _by_blas(x, weight, bias, relu)
+    return x.numel() * weight.shape[0] >= LARGE
 
 
 class _Linear(torch.autograd.Function):
@@ -80,5 +75,5 @@ class LinearByOneDNN(TorchFunctionMode):
         if function is not F.linear:
             return function(*args, **kwargs)
         x, weight, bias = arguments(*args, **kwargs)
-        large = has_onednn(x) and _is_large(x, weight)
+        large = has_onednn(x) and is_large(x, weight)
         return _differentiable(x, weight, bias) if large else F.linear(x, weight, bias)

@@ -19,13 +19,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
 from ._blocks import BLOCK, apply, chunk_sizes, location_scale, scaled, scaled_blocks
-from ._build import SklearnCallbacks, build_vae, copies, guess_likelihood, layer_sizes, resolve, resolve_objective
+from ._build import SklearnCallbacks, copies, guess_likelihood, layer_sizes, resolve, resolve_objective, started_vae
 from ._checkpoint import open_checkpoint
 from ._device import resolve_device
 from ._files import FileMixin
-from ._linear import linear_start
-from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, cross_fit, hold_out, train
-from ._random import PRIOR_STREAM, SCORE_STREAM, generator
+from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, train
+from ._random import SCORE_STREAM, generator
+from ._split import Split, folds, hold_out, whole
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from .callbacks import REPORT_ROWS, Report
 from .likelihoods import LIKELIHOODS, Likelihood
@@ -245,7 +245,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         init="linear",
         linear_share=0.01,
         beta=None,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
         batch_size="auto",
         max_iter="auto",
         early_stopping="auto",
@@ -254,7 +254,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         tol=1e-4,
         optimizer="adamw",
         weight_decay=300.0,
-        ema_decay=0.99,
+        ema_decay=0.985,
         n_draws=100,
         device="auto",
         callbacks=None,
@@ -540,27 +540,15 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, None if fresh else self.net_)
             seed = checkpoint.seed
         if fresh:
-            make_net, x = self._prepare(values, likelihood, seed)
+            net, split = self._begin(values, likelihood, seed, select=not one_epoch)
         else:
-            x = scaled(values, self.net_.offset, self.net_.scale)
-        schedule = self._schedule(len(x), one_epoch)
-        rows = x_valid = scores = None
-        select = self.early_stopping and not one_epoch
-        cross = fresh and self.early_stopping == "auto" and len(x) < CROSS_FIT_ROWS
-        if select and cross and len(x) >= 2 * N_FOLDS:
-            scores, n_epochs = cross_fit(make_net, x, schedule)
-            schedule = replace(schedule, n_epochs=n_epochs)
-        if select and not cross:
-            rows, valid_rows = hold_out(len(x), self.validation_fraction, seed)
-            x_valid = x[valid_rows]
-        net = make_net(rows, callbacks=copies(self.callbacks)) if fresh else self.net_
-        if not fresh and not one_epoch:
-            net.set_objective(resolve_objective(self.objective, self.beta))
+            net, split = self._go_on(values, select=not one_epoch)
+        schedule = self._schedule(len(values), one_epoch)
         with self._task(net, likelihood, schedule.n_epochs, X, y) as bridge:
-            reports = [Report()] if self.verbose else []
-            train(net, x, schedule, x_valid, [*bridge, *reports], rows=rows, checkpoint=checkpoint)
+            callbacks = [*bridge, *([Report()] if self.verbose else []), *([checkpoint] if checkpoint else [])]
+            train(net, split, schedule, callbacks, n_decays=0 if split.others else 2)
         self._set_fitted(net, likelihood, X)
-        self._report(values, scores)
+        self._report(values)
         if checkpoint and schedule.n_epochs and not net.interrupted:
             checkpoint.remove()
         return self
@@ -570,56 +558,66 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         schedule = Schedule.resolve(n_rows, max_iter=self.max_iter, **given)
         return replace(schedule, n_epochs=1) if one_epoch else schedule
 
-    def _prepare(self, X, likelihood, seed):
-        """A function of the numbers of training rows that makes a net at its start, and all rows in its units."""
+    def _split(self, x, seed, select, first):
+        """Which rows are trained on and which are judged by."""
+        if not (select and self.early_stopping):
+            return whole(x)
+        if not (first and self.early_stopping == "auto" and len(x) < CROSS_FIT_ROWS):
+            train_rows, valid_rows = hold_out(len(x), self.validation_fraction, seed)
+            return Split(x, [train_rows], [valid_rows])
+        if len(x) < 2 * N_FOLDS:
+            return whole(x)
+        train_rows, valid_rows = folds(len(x), N_FOLDS, seed)
+        return Split(x, [torch.arange(len(x)), *train_rows], valid_rows)
+
+    def _go_on(self, X, select):
+        """The fitted net, and X in its units."""
+        net = self.net_
+        if select:
+            net.set_objective(resolve_objective(self.objective, self.beta))
+        x = scaled(X, net.offset, net.scale).to(net.device)
+        return net, self._split(x, net.seed, select, first=False)
+
+    def _begin(self, X, likelihood, seed, select):
+        """A net at its start, and X in its units."""
         device = resolve_device(self.device)
         objective = resolve_objective(self.objective, self.beta)
         likelihood = resolve("likelihood", likelihood)
         offset, scale = location_scale(X) if likelihood.standardize else (0.0, 1.0)
-        all_rows = scaled(X, offset, scale)
+        x = scaled(X, offset, scale)
+        split = self._split(x, seed, select, first=True)
         sizes, architecture = layer_sizes(self.hidden_layer_sizes), resolve("architecture", self.architecture)
-        has_paths = self.init == "linear" and not architecture.is_linear(sizes)
-        learning_rate = self.learning_rate
-        if self.batch_size == "auto":
-            learning_rate *= max(1, Schedule.resolve(len(X)).batch_size / 64)
-
-        def make_net(rows=None, callbacks=None):
-            numbers = np.arange(len(all_rows)) if rows is None else rows
-            net = build_net(
-                build_vae,
-                copy.deepcopy(objective),
-                optimizer=self.optimizer,
-                lr=learning_rate,
-                ema_decay=self.ema_decay,
-                weight_decay=self.weight_decay / len(numbers) if has_paths else 0.0,
-                callbacks=callbacks,
-                device=device,
-                seed=seed,
-                offset=offset,
-                scale=scale,
-                module__n_features=X.shape[1],
-                module__z_dim=self.z_dim,
-                module__hidden_layer_sizes=sizes,
-                module__activation=self.activation,
-                module__likelihood=likelihood,
-                module__prior=resolve("prior", self.prior),
-                module__architecture=architecture,
-                module__init=self.init,
-                module__linear_share=self.linear_share,
-                module__seed=seed,
-                **(self.net_params or {}),
-            )
-            vae = net.module_.cpu()
-            with torch.no_grad():
-                raw = vae.likelihood.start(all_rows)  # statistics of single features, as offset and scale are
-                some = numbers[:: -(-len(numbers) // REPORT_ROWS)]
-                vae.prior.start(vae.likelihood.inputs(all_rows[some]), generator(seed, PRIOR_STREAM))
-            if self.init == "linear":
-                linear_start(vae, all_rows, raw, beta=objective.kl_weight, seed=seed, rows=rows)
-            net.load_state(vae.to(net.device).state_dict())
-            return net
-
-        return make_net, all_rows
+        recipe = {
+            "n_features": X.shape[1],
+            "z_dim": self.z_dim,
+            "hidden_layer_sizes": sizes,
+            "activation": self.activation,
+            "likelihood": likelihood,
+            "prior": resolve("prior", self.prior),
+            "architecture": architecture,
+            "init": self.init,
+            "linear_share": self.linear_share,
+            "seed": seed,
+        }
+        models = [started_vae(recipe, x, rows, objective.kl_weight).to(device) for rows in split.train]
+        has_paths = models[0].linear_encoder is not None
+        net = build_net(
+            models[0],
+            objective,
+            vae=recipe,
+            optimizer=self.optimizer,
+            lr=self.learning_rate,
+            ema_decay=self.ema_decay,
+            weight_decay=self.weight_decay / len(split) if has_paths else 0.0,
+            callbacks=copies(self.callbacks),
+            device=device,
+            seed=seed,
+            offset=offset,
+            scale=scale,
+            **(self.net_params or {}),
+        )
+        split.x, split.others = x.to(net.device), models[1:]
+        return net, split
 
     @contextmanager
     def _task(self, net, likelihood, n_epochs, X, y):
@@ -638,15 +636,14 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         validate_data(self, X, reset=not hasattr(self, "net_") or net is not self.net_, skip_check_array=True)
         self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
 
-    def _report(self, X, scores):
+    def _report(self, X):
         """Attributes that tell how training went, and a warning where the latent space is empty."""
         history, shift = self.net_.history, self.net_.log_jacobian
         self.loss_curve_ = [-row["train_bound"] - shift for row in history if "train_bound" in row]
         self.kl_curve_ = [row["train_kl"] for row in history if "train_kl" in row]
         self.n_iter_ = len(self.loss_curve_)
-        if scores is None and history and "valid_bound" in history[0]:
-            scores = [row["valid_bound"] for row in history if "valid_bound" in row]
-        self.validation_scores_ = None if scores is None else [float(score) + shift for score in scores]
+        scores = [row["valid_bound"] + shift for row in history if "valid_bound" in row]
+        self.validation_scores_ = scores or None
         mean, log_scale = self._encode(X[:REPORT_ROWS])
         prior, tensors = self.module_.prior, [torch.from_numpy(part) for part in (mean, log_scale)]
         with torch.no_grad():

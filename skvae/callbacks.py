@@ -1,170 +1,16 @@
 """skorch callbacks that skorch lacks."""
 
-import copy
 import math
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback
-from torch.utils.data import TensorDataset
 
-__all__ = ["BestState", "Report", "RollBack", "SampleGrid"]
+__all__ = ["Report", "SampleGrid"]
 
 REPORT_ROWS = 10_000  # what the activity of latent units is told from
-
-
-class BestState(Callback):
-    """Keep the state with the least validation loss, the starting state included, and stop when none better comes.
-
-    Each time the loss has not fallen by `tol` for more than `patience` epochs, the learning rate falls; after
-    `n_decays` such turns training ends.
-
-    Parameters
-    ----------
-    patience : int, default=10
-        Epochs without progress that are borne.
-    tol : float, default=1e-4
-        Progress is a validation loss lower than the best by this much, in nats per row.
-    n_decays : int, default=2
-        How often the learning rate falls before training ends.
-    factor : float, default=0.3
-        What the learning rate is multiplied by.
-    """
-
-    def __init__(self, patience=10, tol=1e-4, n_decays=2, factor=0.3):
-        self.patience = patience
-        self.tol = tol
-        self.n_decays = n_decays
-        self.factor = factor
-
-    def on_train_begin(self, net, **kwargs):
-        self.loss_, self.reference_, self.n_stale_, self.n_decays_ = math.inf, math.inf, 0, 0
-        self.state_ = None
-
-    def on_epoch_begin(self, net, dataset_valid=None, **kwargs):
-        if self.state_ is None:  # the start is a candidate
-            loss = net.evaluate(dataset_valid)
-            self._keep(net, loss if math.isfinite(loss) else math.inf)
-            self.reference_ = self.loss_
-
-    def _keep(self, net, loss):
-        self.loss_, self.state_ = loss, copy.deepcopy(net.trained_module.state_dict())
-
-    def on_epoch_end(self, net, **kwargs):
-        loss = net.history[-1, "valid_loss"]
-        if loss < self.loss_:
-            self._keep(net, loss)
-        progress = loss < self.reference_ - self.tol or net.criterion_.warming
-        self.n_stale_ = 0 if progress else self.n_stale_ + 1
-        self.reference_ = min(self.reference_, loss)
-        if self.n_stale_ > self.patience:
-            self._turn(net)
-
-    def _turn(self, net):
-        if self.n_decays_ == self.n_decays:
-            raise KeyboardInterrupt
-        self.n_decays_, self.n_stale_ = self.n_decays_ + 1, 0
-        self._set_learning_rate(net, net.lr * self.factor**self.n_decays_)
-
-    def _set_learning_rate(self, net, lr):
-        for group in net.optimizer_.param_groups:
-            group["lr"] = lr
-
-    def on_train_end(self, net, **kwargs):
-        if self.state_ is not None:
-            net.load_state(self.state_)
-        self._set_learning_rate(net, net.lr)
-        self.state_ = None
-
-
-class RollBack(Callback):
-    """Undo an epoch whose loss is not finite, and go on with a lower learning rate.
-
-    The epoch counts for nothing: training goes back to the best validated state (`BestState`'s) or, where nothing is
-    validated, to the last one that a finite loss has confirmed; the optimizer starts anew. The learning rate is halved
-    the first time, quartered the second, and so on, and stays there.
-
-    Parameters
-    ----------
-    n_tries : int, default=5
-        How often an epoch is undone before training is given up with a ValueError.
-    """
-
-    _CHECKED_ROWS = 2048
-
-    def __init__(self, n_tries=5):
-        self.n_tries = n_tries
-
-    def on_train_begin(self, net, **kwargs):
-        self.n_undone_, self.start_, self.confirmed_, self.latest_ = 0, None, None, None
-
-    def on_epoch_begin(self, net, dataset_valid=None, **kwargs):
-        if dataset_valid is None:  # the loss of an epoch speaks for the states of all its steps but the last
-            state = {name: value.clone() for name, value in net.trained_module.state_dict().items()}
-            self.start_ = self.start_ or state
-            self.confirmed_, self.latest_ = self.latest_, state
-
-    def undo(self, net, error):
-        """Take back the epoch in which `error` occurred.
-
-        Parameters
-        ----------
-        net : NeuralNet
-            The net that is training.
-        error : Exception
-            What ended the epoch; its message is passed on.
-
-        Raises
-        ------
-        ValueError
-            If it was the last try.
-        """
-        net.history.pop()
-        best = [callback.state_ for _, callback in net.callbacks_ if isinstance(callback, BestState)]
-        state = best[0] if best else self.confirmed_ or self.latest_
-        self.latest_ = None if best else state
-        self._go_back(net, state, str(error))
-        if self.n_undone_ > self.n_tries:
-            raise ValueError(
-                f"Training diverged: {error}, at a learning rate of {2**self.n_undone_ * net.lr:.1e} still. Lower "
-                "`learning_rate`, or look for outliers in X and scale or clip them."
-            )
-
-    def _go_back(self, net, state, reason):
-        self.n_undone_ += 1
-        factor = 0.5**self.n_undone_
-        net.load_state(state)
-        net.lr *= factor
-        net.optimizer_.state.clear()
-        for group in net.optimizer_.param_groups:
-            for name in group.keys() & {"lr", "initial_lr", "min_lr", "max_lr"}:
-                group[name] *= factor
-        if self.n_undone_ <= self.n_tries:
-            warnings.warn(
-                f"Training diverged: {reason}. It goes back to the last good state, with the learning rate lowered to "
-                f"{net.lr:.1e}.",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-
-    def on_train_end(self, net, X=None, **kwargs):
-        if self.latest_ is not None and not self._is_finite(net, X.tensors[0]):
-            self._go_back(net, self.latest_, f"the loss after epoch {len(net.history)} is not finite")
-            for state in (self.confirmed_ or self.start_, self.start_):  # a row's loss speaks for one state only
-                if not self._is_finite(net, X.tensors[0]):
-                    net.load_state(state)
-        self.start_ = self.confirmed_ = self.latest_ = None
-
-    def _is_finite(self, net, x):
-        """Whether the last step left finite terms of the bound, on some rows and on the first batch of validation."""
-        some = TensorDataset(x[:: -(-len(x) // self._CHECKED_ROWS)])
-        batch, _ = next(iter(net.get_iterator(some)))
-        with net.inference() as module:
-            return all(term.isfinite().all() for term in module(**batch))
 
 
 def _is_report(epoch):
@@ -208,13 +54,13 @@ class Report(Callback):
         score = "" if valid is None else f", validation score = {valid + net.log_jacobian:.4f}"
         print(
             f"Iteration {self.reported_}, loss = {-row['train_bound'] - net.log_jacobian:.4f}{score}, "
-            f"active units = {_n_active(net, *dataset[:REPORT_ROWS])} of {net.z_dim}, {seconds:.1f} s"
+            f"active units = {_n_active(net, dataset)} of {net.z_dim}, {seconds:.1f} s"
         )
 
 
-def _n_active(net, x):
+def _n_active(net, split):
     with net.inference() as module:
-        mean, _ = module.encode(x)
+        mean, _ = module.encode(split[:: -(-len(split) // REPORT_ROWS)][0])
         return int(module.prior.active_units(mean).sum())
 
 
@@ -286,10 +132,10 @@ class SampleGrid(Callback):
         name = f"{self.n_steps_ // self.every:03d}"
         if self.grid != "reconstruction":
             draws = module.prior.sample(math.prod(self.shape), torch.Generator().manual_seed(self.seed))
-            self._save(net, module, draws.to(batch["x"].device), name)
+            self._save(net, module, draws.to(batch.x.device), name)
         if self.grid != "prior":
-            mean, log_scale = module.encode(batch["x"])
-            eps = batch["eps"].reshape(-1, *mean.shape)[0]  # the first draw of each row, if there are several
+            mean, log_scale = module.encode(batch.x)
+            eps = batch.eps.reshape(-1, *mean.shape)[0]  # the first draw of each row, if there are several
             z = mean + log_scale.exp() * eps
             self._save(net, module, z, name + ("r" if self.grid == "both" else ""))
 

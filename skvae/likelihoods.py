@@ -75,18 +75,20 @@ class Likelihood(Component, ABC):
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         """Log-probability of each row, in nats, summed over the features: (...,)."""
 
-    def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`log_prob` summed over all rows, and the gradient of minus its mean in `raw`, (batch, n_raw, n_features).
+    def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `log_prob` of the rows of the first member, (batch,), and the gradient in `raw` of minus the weighted
+        sum of that of all rows, of the shape of `raw`.
 
-        That in the parameters shared by all rows is left in their ``grad``.
+        All have a first dimension of members, `weight` is (n_members, batch, 1). The gradient in the parameters shared
+        by all rows is left in their ``grad``.
         """
-        self.zero_grad()
+        self.zero_grad(set_to_none=False)
         with torch.enable_grad():
             raw = raw.detach().requires_grad_()
             log_prob = self.log_prob(raw, x)
-            log_prob.mean().neg().backward()
+            (log_prob * weight.squeeze(-1)).sum().neg().backward()
         assert raw.grad is not None
-        return log_prob.detach().sum(), raw.grad
+        return log_prob[0].detach(), raw.grad
 
     @abstractmethod
     def mean(self, raw: Tensor) -> Tensor:
@@ -190,20 +192,21 @@ class Gaussian(Likelihood):
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         loc, variance = self._loc_variance(raw)
-        log_norm = (variance.log() + _LOG_2PI).expand(x.shape[-1:] if self.noise != "row" else loc.shape).sum(-1)
+        log_norm = (variance.log() + _LOG_2PI).expand(*variance.shape[:-1], x.shape[-1]).sum(-1)
         return -0.5 * (((x - loc).square() / variance).sum(-1) + log_norm)
 
-    def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         half_slope, excess = self._free_noise(raw)
         variance = (half_slope * excess + self.floor).expand_as(x)
-        error = raw[:, 0] - x
+        error = raw[..., 0, :] - x
         slope = error / variance  # of -log_prob in the mean
-        log_prob = -0.5 * (torch.addcmul(variance.log(), slope, error).sum() + x.numel() * _LOG_2PI)
+        log_prob = -0.5 * (torch.addcmul(variance[0].log(), slope[0], error[0]).sum(-1) + x.shape[-1] * _LOG_2PI)
         noise_slope = variance.reciprocal().addcmul_(slope, slope, value=-1).mul_(half_slope)
         if self.noise == "row":
-            return log_prob, torch.stack([slope, noise_slope], dim=1).mul_(1 / len(x))
-        self.log_noise.grad = noise_slope.sum_to_size(self.log_noise.shape) / len(x)
-        return log_prob, slope.mul_(1 / len(x)).unsqueeze(1)
+            return log_prob, torch.stack([slope, noise_slope], dim=-2).mul_(weight.unsqueeze(-1))
+        assert self.log_noise.grad is not None
+        self.log_noise.grad.copy_(noise_slope.mul_(weight).sum_to_size(self.log_noise.shape))
+        return log_prob, slope.mul_(weight).unsqueeze(-2)
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw[..., 0, :]
@@ -266,10 +269,9 @@ class Bernoulli(Likelihood):
         logits = raw[..., 0, :]
         return -F.softplus(logits).addcmul_(x, logits, value=-1).sum(-1)
 
-    def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        logits = raw[:, 0]
-        log_prob = torch.dot(x.flatten(), logits.flatten()) - F.softplus(logits).sum()
-        return log_prob, logits.sigmoid().sub_(x).mul_(1 / len(x)).unsqueeze(1)
+    def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        slope = raw[..., 0, :].sigmoid().sub_(x).mul_(weight).unsqueeze(-2)
+        return self.log_prob(raw[0], x[0]), slope
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw[..., 0, :].sigmoid()
@@ -328,9 +330,9 @@ class ContinuousBernoulli(Likelihood):
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         return _ContinuousBernoulliLogProb.apply(raw[..., 0, :], x, self.mean)
 
-    def gradient(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        slope = self.mean(raw).sub_(x).mul_(1 / len(x)).unsqueeze(1)
-        return self.log_prob(raw, x).sum(), slope
+    def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        slope = self.mean(raw).sub_(x).mul_(weight).unsqueeze(-2)
+        return self.log_prob(raw[0], x[0]), slope
 
     def mean(self, raw: Tensor) -> Tensor:
         logits = raw[..., 0, :]

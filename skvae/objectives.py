@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._batch import Batch
 from ._component import Component, check_count
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -48,7 +49,7 @@ class Objective(Component, ABC):
         """
 
     @abstractmethod
-    def forward(self, vae: Any, x: Tensor, eps: Tensor) -> Terms:
+    def forward(self, vae: Any, batch: Batch) -> Terms:
         """Value to be maximised, reconstruction and KL of each row, in nats: three tensors of shape (batch,).
 
         `vae.training` tells whether the value is for training or for comparing epochs.
@@ -115,8 +116,8 @@ class ELBO(Objective):
     def begin_epoch(self, epoch: int, n_epochs: int, generator: torch.Generator) -> None:
         self.weight_ = min(1.0, epoch / (1 + self.warmup * n_epochs))
 
-    def forward(self, vae: Any, x: Tensor, eps: Tensor) -> Terms:
-        log_prob, terms, _ = vae.terms(x, eps)
+    def forward(self, vae: Any, batch: Batch) -> Terms:
+        log_prob, terms, _ = vae.terms(batch)
         kl = terms.sum(-1)
         cost = terms.mean(0).clamp(min=self.free_bits).sum() if self.free_bits else kl
         beta = self.beta * self.weight_ if vae.training else self.beta
@@ -145,15 +146,15 @@ class _ImportanceWeighted(Objective):
     def _value(self, log_weights: Tensor, bound: Tensor) -> Tensor:
         """What has the bound's value and the objective's gradient: (batch,)."""
 
-    def forward(self, vae: Any, x: Tensor, eps: Tensor) -> Terms:
-        mean, log_scale = vae.encode(x)
-        z = mean + log_scale.exp() * eps.reshape(-1, *eps.shape[-2:])  # (n_draws, batch, z_dim)
+    def forward(self, vae: Any, batch: Batch) -> Terms:
+        mean, log_scale = vae.encode(batch.encoded)
+        z = mean + log_scale.exp() * batch.eps.reshape(-1, *batch.eps.shape[-2:])  # (n_draws, batch, z_dim)
         log_prior = vae.prior.log_prob(z)
-        log_joint = vae.likelihood.log_prob(vae.decode(z), x) + log_prior
+        log_joint = vae.likelihood.log_prob(vae.decode(z), batch.x) + log_prior
         log_weights = self._log_weights(log_joint, (mean, log_scale), z)
         bound = log_weights.logsumexp(0) - math.log(len(log_weights))
         with torch.no_grad():
-            kl = vae.prior.kl_given(mean, log_scale, z, log_prior).sum(-1).reshape(-1, len(x)).mean(0)
+            kl = vae.prior.kl_given(mean, log_scale, z, log_prior).sum(-1).reshape(-1, len(batch)).mean(0)
         return self._value(log_weights, bound), bound + kl, kl
 
 
@@ -280,8 +281,8 @@ class BetaTC(Objective):
             raise ValueError(f"beta must not be negative. Got {beta!r} instead.")
         self.beta = beta
 
-    def forward(self, vae: Any, x: Tensor, eps: Tensor) -> Terms:
-        log_prob, terms, posterior = vae.terms(x, eps)
+    def forward(self, vae: Any, batch: Batch) -> Terms:
+        log_prob, terms, posterior = vae.terms(batch)
         kl = terms.sum(-1)
         return log_prob - kl - (self.beta - 1) * total_correlation(*posterior), log_prob, kl
 
@@ -346,11 +347,11 @@ class MMD(Objective):
     def kl_weight(self) -> float:  # type: ignore[override]
         return 1 - self.alpha
 
-    def forward(self, vae: Any, x: Tensor, eps: Tensor) -> Terms:
-        log_prob, terms, (z, *_) = vae.terms(x, eps)
+    def forward(self, vae: Any, batch: Batch) -> Terms:
+        log_prob, terms, (z, *_) = vae.terms(batch)
         kl = terms.sum(-1)
         # the prior's draws belong to the noise, which comes with the batch: the step has no stream of its own
-        rng = torch.Generator().manual_seed(int(eps.cpu().double().sum().frexp()[0] * 2**53) & (2**62 - 1))
+        rng = torch.Generator().manual_seed(int(batch.eps.cpu().double().sum().frexp()[0] * 2**53) & (2**62 - 1))
         draws = vae.prior.sample(len(z), rng).to(z)
         discrepancy = squared_mmd(z, draws)
         return log_prob - self.kl_weight * kl - (self.alpha + self.scale - 1) * discrepancy, log_prob, kl

@@ -69,17 +69,20 @@ class Prior(Component, ABC):
         negative_entropy = -(log_scale + 0.5 * (1 + _LOG_2PI)).sum(-1)
         return (negative_entropy - log_prob).unsqueeze(-1)
 
-    def kl_gradient(self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-        """KL summed over all rows, and the gradients of `weight` times it in mean and log-scale, (batch, z_dim).
+    def kl_gradient(
+        self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the KL of each row, (batch,), and the gradients of its weighted sum in mean and log-scale,
+        (batch, z_dim).
 
-        `eps` are the standard normal draws of z. Gradients in parameters are left in their ``grad``, those of an
-        encoder through which the prior looks included.
+        `eps` are the standard normal draws of z, `weight` is (batch, 1). Gradients in parameters are left in their
+        ``grad``, those of an encoder through which the prior looks are added to it.
         """
-        self.zero_grad()
+        self.zero_grad(set_to_none=False)
         with torch.enable_grad():
             mean, log_scale = mean.detach().requires_grad_(), log_scale.detach().requires_grad_()
-            kl = self.kl(mean, log_scale, mean + log_scale.exp() * eps).sum()
-            (weight * kl).backward()
+            kl = self.kl(mean, log_scale, mean + log_scale.exp() * eps).sum(-1)
+            (weight.squeeze(-1) * kl).sum().backward()
         assert mean.grad is not None
         assert log_scale.grad is not None
         return kl.detach(), mean.grad, log_scale.grad
@@ -130,9 +133,13 @@ class StandardNormal(Prior):
         """KL of each unit, closed form (Kingma & Welling, 2014, appendix B): same shape as `mean`."""
         return 0.5 * (mean.square() + (2 * log_scale).exp() - 1) - log_scale
 
-    def kl_gradient(self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: float) -> tuple[Tensor, Tensor, Tensor]:
+    def kl_gradient(
+        self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for members too, (n_members, batch, z_dim), of which the first one's KL is returned."""
         slope = (2 * log_scale).exp_().sub_(1)
-        kl = 0.5 * torch.addcmul(slope, mean, mean).sub_(log_scale, alpha=2).sum()
+        first = (slope, mean, log_scale) if mean.ndim == 2 else (slope[0], mean[0], log_scale[0])
+        kl = 0.5 * torch.addcmul(first[0], first[1], first[1]).sub_(first[2], alpha=2).sum(-1)
         return kl, weight * mean, slope.mul_(weight)
 
     def moments(self) -> tuple[Tensor, Tensor]:

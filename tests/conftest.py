@@ -68,7 +68,7 @@ def n_steps(monkeypatch):
     sizes, gradient = [], Net.gradient
 
     def counted(self, batch):
-        sizes.append(len(batch[0]["x"]))
+        sizes.append(len(batch))
         return gradient(self, batch)
 
     monkeypatch.setattr(Net, "gradient", counted)

@@ -388,7 +388,7 @@ FORGERIES = {
     "missing key of the net": (lambda content, model, _: model["net"].pop("history"), "history"),
     "unknown argument of the net": (put("net", "recipe", "gamma", value=1), "gamma"),
     "other objective": (put("net", "recipe", "objective", value={"$class": "Bernoulli"}), "cannot build"),
-    "other size": (put("net", "recipe", "module__z_dim", value=3), "size mismatch"),
+    "other size": (put("net", "recipe", "vae", "z_dim", value=3), "size mismatch"),
     "no optimizer": (put("net", "optimizer", value={}), "cannot build"),
     "missing tensor": (lambda content, model, tensors: tensors.pop(BIAS), BIAS),
     "tensor for nothing": (lambda content, model, tensors: tensors.update(x=torch.ones(1)), r"refers to \['x'\]"),

@@ -8,22 +8,25 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_atomic", "_component", "_device", "_optimizers", "_products", "_random"],
+    ["_atomic", "_batch", "_component", "_device", "_optimizers", "_products", "_random"],
     [
         "_blocks",
         "_aggregate",
         "_checkpoint",
-        "_flat",
         "_linear",
         "_module",
         "_onnx",
+        "_split",
+        "_stack",
         "likelihoods",
         "priors",
         "objectives",
         "architectures",
         "callbacks",
     ],
-    ["_build", "_gradient"],
+    ["_gradient"],
+    ["_guard"],
+    ["_build"],
     ["_net"],
     ["_files"],
     ["_transformer"],

@@ -162,11 +162,13 @@ def test_continuous_bernoulli_against_50_digits(size, sign):
 def test_gradient_is_that_of_log_prob(name, size, case, normal):
     likelihood, x = case(name)
     raw = raws(likelihood, normal, size)
-    log_prob = likelihood.log_prob(raw, x)
-    expected = torch.autograd.grad(-log_prob.mean(), [raw, *likelihood.parameters()])
-    value, slope = likelihood.gradient(raw.detach(), x)
-    torch.testing.assert_close(value, log_prob.sum(), rtol=1e-12, atol=0)
-    found = [slope, *(parameter.grad for parameter in likelihood.parameters())]
+    log_prob, weight = likelihood.log_prob(raw, x), torch.arange(1.0, len(x) + 1, dtype=torch.float64)
+    expected = torch.autograd.grad(-(weight * log_prob).sum(), [raw, *likelihood.parameters()])
+    for parameter in likelihood.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    value, slope = likelihood.gradient(raw.detach()[None], x[None], weight[None, :, None])
+    torch.testing.assert_close(value, log_prob, rtol=1e-12, atol=0)
+    found = [slope[0], *(parameter.grad for parameter in likelihood.parameters())]
     torch.testing.assert_close(found, list(expected), rtol=1e-9, atol=1e-12)
 
 

@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.distributions import MultivariateNormal
 
 from skvae import VAETransformer, _linear
+from skvae._batch import Batch
 from skvae._linear import LinearGaussian, linear_start
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.objectives import ELBO
@@ -190,7 +191,7 @@ def test_start_is_stationary_for_the_weighted_bound(beta, noise, make_vae):
     value = 0
     for corner in product([-1.0, 1.0], repeat=2):  # a cubature: exact, since the bound is quadratic in eps
         eps = torch.tensor(corner, dtype=torch.float64).expand(len(x), -1)
-        value = value + ELBO(beta)(vae, x, eps)[0].mean() / 4
+        value = value + ELBO(beta)(vae, Batch(x, eps))[0].mean() / 4
     heads = [*vae.encoder.head.parameters(), *vae.decoder.head.parameters()]
     for gradient in torch.autograd.grad(value, heads):
         assert gradient.abs().max() < 1e-3  # float32 parameters; an arbitrary point has gradients of order 1
@@ -209,7 +210,7 @@ def test_units_without_signal_stay_able_to_learn(n_rows, n_features, z_dim, make
     X = standardised("wine")[:n_rows, :n_features]
     X = X - X[:, :1] * (np.arange(n_features) == n_features - 1)  # the last feature explained by the first
     vae, x = started(make_vae, X, z_dim), torch.from_numpy(X)
-    value, *_ = ELBO()(vae, x, torch.zeros(n_rows, z_dim, dtype=torch.float64))
+    value, *_ = ELBO()(vae, Batch(x, torch.zeros(n_rows, z_dim, dtype=torch.float64)))
     assert torch.isfinite(value).all()
     n_alive = min(z_dim, n_features)  # a linear decoder has no use for more
     assert torch.all(vae.encoder.head.weight[:n_alive].norm(dim=1) > 1e-3)

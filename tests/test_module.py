@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
+from skvae._batch import Batch
 from skvae._module import VAE
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 
@@ -26,7 +27,7 @@ def case(make_vae, table):
 def test_forward_is_reconstruction_and_kl(name, case, normal):
     vae, x = case(name)
     eps = normal(60, 2)
-    log_prob, kl = vae(x, eps)
+    log_prob, kl = vae(Batch(x, eps))
     posterior = Normal(vae.encode(x)[0], vae.encode(x)[1].exp())
     raw = vae.decode(posterior.mean + posterior.stddev * eps)
     assert raw.shape == (60, vae.likelihood.n_raw, 5)

@@ -8,6 +8,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skvae import VAETransformer
+from skvae._batch import Batch
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.objectives import ELBO, IWAE, MMD, OBJECTIVES, BetaTC, DReG, squared_mmd, total_correlation
 from skvae.priors import PRIORS
@@ -29,7 +30,7 @@ def exact_log_prob(vae, x):
 
 def expected_bound(objective, vae, x):
     """Mean over q(z | x) of the objective's bound, exact where the reconstruction term is quadratic."""
-    terms = [objective(vae, x, eps.expand(len(x), -1)) for eps in CUBATURE]
+    terms = [objective(vae, Batch(x, eps.expand(len(x), -1))) for eps in CUBATURE]
     return torch.stack([log_prob - kl for _, log_prob, kl in terms]).mean(0)
 
 
@@ -48,9 +49,9 @@ def test_value_and_bound_of_each_row(name, likelihood, make_vae, table, normal):
     eps = noise(objective, normal, 60)
     vae = make_vae(LIKELIHOODS[likelihood](), n_features=5, hidden_layer_sizes=(6,))
     vae.likelihood.start(x)
-    terms = objective(vae, x, eps)
+    terms = objective(vae, Batch(x, eps))
     assert [term.shape for term in terms] == [(60,)] * 3
-    part = objective(vae, x[7:9], eps[..., 7:9, :])
+    part = objective(vae, Batch(x[7:9], eps[..., 7:9, :]))
     torch.testing.assert_close(part[1:], tuple(term[7:9] for term in terms[1:]))
     if name not in BATCHWISE:
         torch.testing.assert_close(part[0], terms[0][7:9])
@@ -64,7 +65,7 @@ def test_every_parameter_has_a_gradient(name, prior, make_vae, normal):
     with torch.no_grad():
         for parameter in vae.prior.parameters():  # a flow's last layers start at zero
             parameter += 0.1 * normal(*parameter.shape, seed=1)
-    value, *_ = objective(vae, x, noise(objective, normal, 9, seed=2))
+    value, *_ = objective(vae, Batch(x, noise(objective, normal, 9, seed=2)))
     value.mean().backward()
     for key, parameter in vae.named_parameters():
         assert parameter.grad is not None, key
@@ -76,7 +77,7 @@ def test_every_parameter_has_a_gradient(name, prior, make_vae, normal):
 def test_same_noise_same_value_and_no_global_stream(name, make_vae, normal, global_streams):
     objective, vae, before = OBJECTIVES[name](), linear_vae(make_vae, seed=0), global_streams()
     x, eps = normal(9, 4, dtype=torch.float64), noise(objective, normal, 9, dtype=torch.float64)
-    assert torch.equal(objective(vae, x, eps)[0], objective(vae, x, eps)[0])
+    assert torch.equal(objective(vae, Batch(x, eps))[0], objective(vae, Batch(x, eps))[0])
     assert global_streams() == before
 
 
@@ -89,7 +90,10 @@ def test_expected_bound_is_below_the_exact_log_likelihood(name, seed, make_vae, 
     n_repeats = 400
     with torch.no_grad():
         exact = exact_log_prob(vae, x)
-        draws = [objective(vae, x, noise(objective, normal, 50, seed=k, dtype=torch.float64)) for k in range(n_repeats)]
+        draws = [
+            objective(vae, Batch(x, noise(objective, normal, 50, seed=k, dtype=torch.float64)))
+            for k in range(n_repeats)
+        ]
     for values in [log_prob - kl for _, log_prob, kl in draws], [value for value, *_ in draws]:
         mean = torch.stack(values).mean(1)  # over the rows: one number for each repeat
         if values[0] is draws[0][0] and not objective.is_bound:
@@ -106,7 +110,7 @@ def test_importance_weighted_bound_rises_with_the_number_of_draws(name, make_vae
         exact = float(exact_log_prob(vae, x).mean())
         eps = normal(50 * most, 40, 2, seed=3, dtype=torch.float64)
         for n_draws in (1, 4, 16, 64):
-            terms = [OBJECTIVES[name](n_draws)(vae, x, part) for part in eps.split(n_draws)]
+            terms = [OBJECTIVES[name](n_draws)(vae, Batch(x, part)) for part in eps.split(n_draws)]
             bounds.append(float(torch.stack([value for value, *_ in terms]).mean()))
     assert bounds == sorted(bounds)  # by Jensen's inequality this holds for the draws themselves
     assert bounds[0] < bounds[-1] < exact + 0.02  # the spread of a mean over 50 x 40 estimates
@@ -120,22 +124,22 @@ def test_several_draws_ask_the_prior_once(name, prior, make_vae, normal, monkeyp
     mean, log_scale = vae.encode(x)
     expected = vae.prior.kl(mean, log_scale, mean + log_scale.exp() * eps).sum(-1).reshape(-1, 9).mean(0)
     monkeypatch.setattr(vae.prior, "log_prob", lambda z: asked.append(len(z)) or log_prob(z))
-    _, _, kl = OBJECTIVES[name]()(vae, x, eps)
+    _, _, kl = OBJECTIVES[name]()(vae, Batch(x, eps))
     assert asked == [10]
     torch.testing.assert_close(kl, expected)
 
 
 def test_one_draw_of_iwae_is_an_elbo(make_vae, normal):
     vae, x, eps = linear_vae(make_vae, seed=0), normal(9, 4).double(), normal(9, 2).double()
-    value, log_prob, kl = IWAE(1)(vae, x, eps)
+    value, log_prob, kl = IWAE(1)(vae, Batch(x, eps))
     torch.testing.assert_close(value, vae.log_weights(x, eps[None])[0])
     torch.testing.assert_close(log_prob - kl, value)
-    torch.testing.assert_close(kl, vae(x, eps)[1])
+    torch.testing.assert_close(kl, vae(Batch(x, eps))[1])
 
 
 def gradients(objective, vae, x, eps):
     vae.zero_grad()
-    objective(vae, x, eps)[0].mean().backward()
+    objective(vae, Batch(x, eps))[0].mean().backward()
     return {key: parameter.grad.clone() for key, parameter in vae.named_parameters()}
 
 
@@ -159,7 +163,7 @@ def test_doubly_reparameterised_gradient_has_the_same_mean_and_less_variance(mak
 
 def test_doubly_reparameterised_value_is_the_importance_weighted_bound(make_vae, normal):
     vae, x, eps = linear_vae(make_vae, seed=0), normal(5, 4).double(), normal(8, 5, 2).double()
-    for ours, reference in zip(DReG(8)(vae, x, eps), IWAE(8)(vae, x, eps), strict=True):
+    for ours, reference in zip(DReG(8)(vae, Batch(x, eps)), IWAE(8)(vae, Batch(x, eps)), strict=True):
         torch.testing.assert_close(ours, reference)
 
 
@@ -176,8 +180,8 @@ def test_doubly_reparameterised_gradient_vanishes_at_the_exact_posterior(make_va
 def test_beta_weighs_the_kl(beta, make_vae, normal):
     vae = linear_vae(make_vae, seed=0)
     x, eps = normal(9, 4, dtype=torch.float64), normal(9, 2, dtype=torch.float64)
-    log_prob, kl = vae(x, eps)
-    value, *terms = ELBO(beta)(vae, x, eps)
+    log_prob, kl = vae(Batch(x, eps))
+    value, *terms = ELBO(beta)(vae, Batch(x, eps))
     torch.testing.assert_close(value, log_prob - beta * kl)
     torch.testing.assert_close(terms, [log_prob, kl])
     assert torch.all(kl > 0)
@@ -195,8 +199,8 @@ def test_bound_is_below_the_exact_log_likelihood(seed, make_vae, normal):
 def test_free_bits_are_free(free_bits, make_vae, normal):
     vae = linear_vae(make_vae, seed=0)
     x, eps = normal(9, 4).double(), normal(9, 2).double()
-    log_prob, terms, _ = vae.terms(x, eps)
-    value, *bound = ELBO(2.0, free_bits=free_bits)(vae, x, eps)
+    log_prob, terms, _ = vae.terms(Batch(x, eps))
+    value, *bound = ELBO(2.0, free_bits=free_bits)(vae, Batch(x, eps))
     cost = terms.mean(0).clamp(min=free_bits).sum()
     torch.testing.assert_close(value.mean(), (log_prob - 2 * cost).mean())
     torch.testing.assert_close(bound, [log_prob, terms.sum(-1)])
@@ -204,11 +208,13 @@ def test_free_bits_are_free(free_bits, make_vae, normal):
 
 def test_a_unit_below_its_free_bits_is_not_pulled(make_vae, normal):
     vae, x, eps = linear_vae(make_vae, seed=0), normal(9, 4).double(), normal(9, 2).double()
-    _, terms, _ = vae.terms(x, eps)
+    _, terms, _ = vae.terms(Batch(x, eps))
     least = float(terms.detach().mean(0).min())
 
     def pull(free_bits):
-        difference = ELBO(2.0, free_bits)(vae, x, eps)[0].mean() - ELBO(1.0, free_bits)(vae, x, eps)[0].mean()
+        difference = (
+            ELBO(2.0, free_bits)(vae, Batch(x, eps))[0].mean() - ELBO(1.0, free_bits)(vae, Batch(x, eps))[0].mean()
+        )
         return torch.autograd.grad(difference, vae.encoder.head.bias)[0].view(2, 2)[1].abs()  # of the log-scales
 
     assert pull(0.0).min() > 1e-3
@@ -247,9 +253,9 @@ def test_warmup_weighs_the_training_value_only(make_vae, normal):
     vae, x, eps = linear_vae(make_vae, seed=0), normal(9, 4).double(), normal(9, 2).double()
     objective = ELBO(4.0, warmup=0.5)
     objective.begin_epoch(3, 10, torch.Generator())  # weight 3 / 6
-    log_prob, kl = vae(x, eps)
-    torch.testing.assert_close(objective(vae, x, eps)[0], log_prob - 2 * kl)
-    torch.testing.assert_close(objective(vae.eval(), x, eps)[0], log_prob - 4 * kl)
+    log_prob, kl = vae(Batch(x, eps))
+    torch.testing.assert_close(objective(vae, Batch(x, eps))[0], log_prob - 2 * kl)
+    torch.testing.assert_close(objective(vae.eval(), Batch(x, eps))[0], log_prob - 4 * kl)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 0.9])
@@ -280,9 +286,9 @@ def test_total_correlation_is_the_minibatch_weighted_estimate(normal):
 
 def test_beta_tc_is_the_elbo_at_one_and_weighs_the_total_correlation(make_vae, normal):
     vae, x, eps = linear_vae(make_vae, seed=0), normal(9, 4).double(), normal(9, 2).double()
-    torch.testing.assert_close(BetaTC(1.0)(vae, x, eps), ELBO()(vae, x, eps))
-    _, _, posterior = vae.terms(x, eps)
-    difference = BetaTC(1.0)(vae, x, eps)[0] - BetaTC(6.0)(vae, x, eps)[0]
+    torch.testing.assert_close(BetaTC(1.0)(vae, Batch(x, eps)), ELBO()(vae, Batch(x, eps)))
+    _, _, posterior = vae.terms(Batch(x, eps))
+    difference = BetaTC(1.0)(vae, Batch(x, eps))[0] - BetaTC(6.0)(vae, Batch(x, eps))[0]
     torch.testing.assert_close(difference, 5 * total_correlation(*posterior))
 
 
@@ -306,7 +312,7 @@ def test_mmd_of_few_points():
 
 def test_info_vae_of_a_single_row_is_the_elbo(make_vae, normal):
     vae, x, eps = linear_vae(make_vae, seed=0), normal(1, 4).double(), normal(1, 2).double()
-    torch.testing.assert_close(MMD()(vae, x, eps), ELBO()(vae, x, eps))
+    torch.testing.assert_close(MMD()(vae, Batch(x, eps)), ELBO()(vae, Batch(x, eps)))
 
 
 def value_and_gradients(function, *arguments):
@@ -364,18 +370,18 @@ def test_no_table_is_larger_than_pairs_of_rows(name, make_vae, normal):
     """Validation batches have 2048 rows: a value for each pair and each unit would be hundreds of megabytes."""
     vae = make_vae(Gaussian(), n_features=4, z_dim=20)
     with LargestTensor() as largest:
-        OBJECTIVES[name]()(vae, normal(300, 4), normal(300, 20))[0].mean().backward()
+        OBJECTIVES[name]()(vae, Batch(normal(300, 4), normal(300, 20)))[0].mean().backward()
     assert largest.n_elements == 300**2
 
 
 def test_info_vae_adds_up(make_vae, normal):
     vae, x, eps = linear_vae(make_vae, seed=0), normal(40, 4).double(), normal(40, 2).double()
-    log_prob, kl = vae(x, eps)
-    torch.testing.assert_close(MMD(alpha=0.0, scale=1.0)(vae, x, eps)[0], log_prob - kl)
-    torch.testing.assert_close(MMD(alpha=1.0, scale=0.0)(vae, x, eps)[0], log_prob)
-    discrepancy = log_prob - kl - MMD(0.0, 2.0)(vae, x, eps)[0]
+    log_prob, kl = vae(Batch(x, eps))
+    torch.testing.assert_close(MMD(alpha=0.0, scale=1.0)(vae, Batch(x, eps))[0], log_prob - kl)
+    torch.testing.assert_close(MMD(alpha=1.0, scale=0.0)(vae, Batch(x, eps))[0], log_prob)
+    discrepancy = log_prob - kl - MMD(0.0, 2.0)(vae, Batch(x, eps))[0]
     assert torch.all((discrepancy - discrepancy[0]).abs() < 1e-12)  # one for the batch
-    torch.testing.assert_close(log_prob - kl - MMD(0.0, 11.0)(vae, x, eps)[0], 10 * discrepancy)
+    torch.testing.assert_close(log_prob - kl - MMD(0.0, 11.0)(vae, Batch(x, eps))[0], 10 * discrepancy)
 
 
 @pytest.mark.parametrize(
@@ -427,5 +433,5 @@ def test_bound_is_tight_at_the_exact_posterior(make_vae, normal):
 @pytest.mark.parametrize("name", ["iwae", "dreg"])
 def test_weights_are_constant_at_the_exact_posterior(name, make_vae, normal):
     vae, x = exact_vae(make_vae), normal(200, 4, dtype=torch.float64)
-    value, *_ = OBJECTIVES[name](3)(vae, x, normal(3, 200, 2, dtype=torch.float64))
+    value, *_ = OBJECTIVES[name](3)(vae, Batch(x, normal(3, 200, 2, dtype=torch.float64)))
     torch.testing.assert_close(value, exact_log_prob(vae, x), rtol=1e-10, atol=1e-10)

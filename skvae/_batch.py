@@ -1,0 +1,41 @@
+"""What travels from the rows to the objectives."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a step, in the model's units, with all that is random about it: the step itself draws nothing.
+
+    Parameters
+    ----------
+    x : Tensor of shape (..., batch, n_features)
+        The rows, which the likelihood sees.
+    eps : Tensor of shape (..., batch, z_dim)
+        Standard normal draws of the posterior; (n_draws, ..., batch, z_dim) for an objective of several draws.
+    seen : Tensor of shape (..., batch, n_features), default=None
+        What the encoder sees in the place of `x`: the rows with noise. None: the rows.
+    observed : Tensor of shape (..., batch, n_features), default=None
+        Which cells count. None: all.
+    weight : Tensor of shape (..., batch), default=None
+        Weights of the rows, which add up to 1. None: all the same.
+    context : Tensor of shape (..., batch, n_context), default=None
+        What is given and not modelled.
+    """
+
+    x: Tensor
+    eps: Tensor
+    seen: Tensor | None = None
+    observed: Tensor | None = None
+    weight: Tensor | None = None
+    context: Tensor | None = None
+
+    @property
+    def encoded(self) -> Tensor:
+        """What the encoder is to see of the rows."""
+        return self.x if self.seen is None else self.seen
+
+    def __len__(self) -> int:
+        return self.x.shape[-2]

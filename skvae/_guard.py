@@ -1,0 +1,219 @@
+"""What watches over training: it judges states, keeps the good ones, owns the learning rate and says when to stop."""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from ._batch import Batch
+from ._gradient import FastELBO
+from ._random import VALIDATION_STREAM, generator
+from ._split import Split, padded
+
+WARMUP = 100  # steps over which the learning rate rises
+_LEAST_STEPS = 40  # between two looks
+_FRACTION = 4  # trained rows for each judged one: a look takes a tenth of the time of the steps before it, at most
+_VALIDATION_ROWS = 256  # fewer held-out rows are repeated, with other noise, up to about this many
+_BLOCK = 2048
+_CHECKED_ROWS = 2048
+
+
+class StopTraining(Exception):
+    """The wish of a callback, or of the guard, to end training; skorch knows KeyboardInterrupt only."""
+
+
+class Diverged(ArithmeticError):
+    """A loss that is not finite."""
+
+
+class Judge:
+    """Scores the last members of a stack by the rows that they have not seen.
+
+    A row's value is the objective's, with the bound in it replaced by that of the mixture with the linear background,
+    which is what `score_samples` returns.
+
+    Parameters
+    ----------
+    net : Net
+        In training.
+    split : Split
+        Says which rows.
+    """
+
+    def __init__(self, net: Any, split: Split) -> None:
+        self.net, self.n_judged = net, len(split.valid)
+        self.modules = (net.stack.averages or net.stack.members)[-self.n_judged :]
+        n_repeats = min(16, -(-_VALIDATION_ROWS // max(map(len, split.valid))))
+        indices, weight = padded([rows.repeat(n_repeats) for rows in split.valid])
+        rng, n_draws = generator(net.seed, VALIDATION_STREAM), net.criterion_.n_draws
+        shape = (*indices.shape, net.z_dim) if n_draws == 1 else (n_draws, *indices.shape, net.z_dim)
+        eps = torch.randn(shape, generator=rng).to(net.device)
+        x = net.module_.likelihood.draw(split.x[indices.to(split.x.device)], rng)
+        self.weight, size = weight.to(net.device), max(1, _BLOCK // (n_draws * self.n_judged))
+        self.parts = list(zip(x.split(size, 1), eps.split(size, -2), strict=True))
+        self.background = self._background()
+        fast = net.fast and (self.n_judged == len(net.stack.members) or net.stack.averages)
+        self.fast = FastELBO(net.stack, net.fast.beta, self.n_judged) if fast else None
+
+    @torch.no_grad()
+    def _background(self) -> list[Tensor] | None:
+        """Log-densities of the rows of each part under the linear model, which does not change."""
+        if self.modules[0].background is None:
+            return None
+        return [torch.stack([one.background.log_prob(x) for one, x in zip(self.modules, part, strict=True)])
+                for part, _ in self.parts]  # fmt: skip
+
+    @torch.no_grad()
+    def __call__(self) -> tuple[float, float, float]:
+        """Mean score, bound of the mixture and KL over the rows and members, in nats per row."""
+        self.net.stack.take_buffers()
+        terms = [torch.stack(self._terms(x, eps)) for x, eps in self.parts]  # (3, n_judged, batch)
+        values, log_prob, kl = torch.cat(terms, -1)
+        bound = log_prob - kl
+        if self.background is not None:
+            mixed = self.modules[0].mixture(bound, torch.cat(self.background, -1))
+            values, bound = values + (mixed - bound), mixed
+        means = torch.stack([(rows * self.weight).sum() for rows in (values, bound, kl)]) / self.n_judged
+        return tuple(means.tolist())
+
+    def _terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+        if self.fast:
+            log_prob, kl = self.fast.terms(x, eps)
+            return log_prob - self.fast.beta * kl, log_prob, kl
+        found = []
+        for i, module in enumerate(self.modules):
+            with self.net.inference(module):
+                found.append(torch.stack(self.net.criterion_(module, Batch(x[i], eps[..., i, :, :]))))
+        return tuple(torch.stack(found, 1))
+
+
+class Guard:
+    """Keeps the state with the best score, the start included, and stops when none better comes.
+
+    Each time the score has not risen by `tol` for more than `patience` steps, the learning rate falls to `factor` of
+    itself; after `n_decays` such turns training ends. Where nothing is judged, the last state that a finite loss has
+    confirmed is kept instead, and training ends with its last one.
+
+    An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
+    learning rate is halved the first time, quartered the second, and so on, and stays there.
+    """
+
+    n_tries = 5  # how often an epoch is undone before training is given up
+
+    def __init__(
+        self, net: Any, split: Split, *, patience: int, tol: float, n_decays: int, factor: float = 0.3
+    ) -> None:
+        self.net, self.split = net, split
+        self.patience, self.tol, self.n_decays, self.factor = patience, tol, n_decays, factor
+        self.judge = Judge(net, split) if split.valid else None
+        judged = sum(len(x[0]) for x, _ in self.judge.parts) * self.judge.n_judged if self.judge else 0
+        trained = net.batch_size * len(split.train)
+        self.every = max(_LEAST_STEPS, -(-_FRACTION * judged // trained))
+        self.end = 0  # the epoch after which training ends
+        self.n_steps = self.progress = self.n_falls = self.n_undone = 0
+        self.seen: tuple[float, float, float] | None = None  # the last look
+        self.best = self.reference = -math.inf
+        self.kept: dict | None = None
+        self.start: dict | None = None
+        self.latest: dict | None = None
+
+    @property
+    def lr_factor(self) -> float:
+        """What the learning rate of this step is multiplied by."""
+        return self.factor**self.n_falls * min(1.0, (self.net.n_steps + 1) / WARMUP)
+
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        return {key: value for key, value in vars(self).items() if key not in ("net", "split", "judge", "end")}
+
+    def load(self, state: dict) -> None:
+        vars(self).update(state)
+
+    def on_epoch_begin(self) -> None:
+        if self.judge and self.seen is None:
+            self._look()
+        if not self.judge:  # the loss of an epoch speaks for the states of all its steps but the last
+            state = self.net.stack.state()
+            self.start = self.start or state
+            self.kept, self.latest = self.latest, state
+
+    def on_epoch_end(self) -> None:
+        if self.judge and len(self.net.history) == self.end and self.n_steps % self.every:
+            self._look()
+
+    def on_step_end(self) -> None:
+        self.n_steps += 1
+        if self.judge and self.n_steps % self.every == 0:
+            self._look()
+            if self.n_steps - self.progress > max(self.patience, self.every) and not self.net.criterion_.warming:
+                self._turn()
+
+    def _look(self) -> None:
+        first, self.seen = self.seen is None, self.judge()
+        score = self.seen[0]
+        if not math.isfinite(score):
+            if not first:
+                raise Diverged(f"the validation loss of epoch {len(self.net.history)} is {-score}")
+            score = -math.inf
+        if first or score > self.best:
+            self.best, self.kept = score, self.net.stack.state()
+        if score > self.reference + self.tol or self.net.criterion_.warming:
+            self.progress = self.n_steps
+        self.reference = max(self.reference, score)
+
+    def _turn(self) -> None:
+        if self.n_falls == self.n_decays:
+            raise StopTraining
+        self.n_falls, self.progress = self.n_falls + 1, self.n_steps
+
+    def undo(self, error: Exception) -> None:
+        """Take back the epoch in which `error` occurred, or raise ValueError if it was the last try."""
+        self.net.history.pop()
+        state = self.kept or self.latest
+        self.latest = None if self.judge else state
+        self._go_back(state, str(error))
+        if self.n_undone > self.n_tries:
+            raise ValueError(
+                f"Training diverged: {error}, at a learning rate of {2**self.n_undone * self.net.lr:.1e} still. Lower "
+                "`learning_rate`, or look for outliers in X and scale or clip them."
+            )
+
+    def _go_back(self, state: dict | None, reason: str) -> None:
+        self.n_undone += 1
+        factor = 0.5**self.n_undone
+        if state is not None:
+            self.net.stack.load(state)
+        self.net.lr *= factor
+        self.net.optimizer_.state.clear()
+        for group in self.net.optimizer_.param_groups:
+            for name in group.keys() & {"lr", "initial_lr", "min_lr", "max_lr"}:
+                group[name] *= factor
+        if self.n_undone <= self.n_tries:
+            warnings.warn(
+                f"Training diverged: {reason}. It goes back to the last good state, with the learning rate lowered to "
+                f"{self.net.lr:.1e}.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+    def finish(self) -> None:
+        """Leave the best state, or the last one that is finite."""
+        if self.judge:
+            if self.kept is not None:
+                self.net.stack.load(self.kept)
+        elif self.latest is not None and not self.is_finite():
+            self._go_back(self.latest, f"the loss after epoch {len(self.net.history)} is not finite")
+            for state in (self.kept or self.start, self.start):  # a row's loss speaks for one state only
+                if not self.is_finite():
+                    self.net.stack.load(state)
+
+    def is_finite(self) -> bool:
+        """Whether the last step left finite terms of the bound, on some rows."""
+        rows = self.split.train[0]
+        x = self.split.x[rows[:: -(-len(rows) // _CHECKED_ROWS)].to(self.split.x.device)]
+        eps = torch.randn(len(x), self.net.z_dim, generator=generator(self.net.seed, VALIDATION_STREAM))
+        with self.net.inference() as module:
+            return all(bool(term.isfinite().all()) for term in module(Batch(x, eps.to(x.device))))
