@@ -77,9 +77,10 @@ class Net(NeuralNet):
         self.stack: Any = None  # while training lasts
         self.fast: FastELBO | None = None
         self.guard: Any = None
+        self.epochal: list[Any] = []  # parts that want to know of a new epoch
 
     def __getstate__(self) -> dict:
-        return super().__getstate__() | {"stack": None, "fast": None, "guard": None, "module": None}
+        return super().__getstate__() | {"stack": None, "fast": None, "guard": None, "epochal": [], "module": None}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state | {"device": device_here(state["device"])})  # skorch looks after CUDA only
@@ -177,6 +178,8 @@ class Net(NeuralNet):
         groups = [[names[part] for part in group["params"]] for group in own.param_groups]
         self.stack = Stack([self.module_, *split.others], averages, groups)
         self.fast = fast_elbo(self.stack, self.criterion_)
+        parts = [part for module in (*self.stack.members, self.criterion_) for part in module.train().modules()]
+        self.epochal = [part for part in parts if hasattr(part, "begin_epoch")]
         self.optimizer_ = self._stacked_optimizer(own)
         self.guard = Guard(self, split, **self.patience)
         try:
@@ -184,7 +187,7 @@ class Net(NeuralNet):
         finally:
             self._take_optimizer(own)
             self.stack.release()
-            self.optimizer_, self.stack, self.fast, self.guard = own, None, None, None
+            self.optimizer_, self.stack, self.fast, self.guard, self.epochal = own, None, None, None, []
 
     def _parts(self, group: int) -> list[list[nn.Parameter]]:
         """The parameters of each member in a group of the optimizer."""
@@ -291,16 +294,14 @@ class Net(NeuralNet):
         super().on_epoch_begin(net, **kwargs)
         epoch = len(self.history)
         rng = generator(self.seed, epoch, EPOCH_STREAM)
-        for module in (*self.stack.members, self.criterion_):
-            module.train()
-            for part in module.modules():
-                if hasattr(part, "begin_epoch"):
-                    part.begin_epoch(epoch, self.run_length, rng)
+        self.module_.train()  # a callback may have looked at it
+        for part in self.epochal:
+            part.begin_epoch(epoch, self.run_length, rng)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """skorch's step without its closure and its `train()` at every batch, for all members."""
         step = self.gradient(batch[0])
-        if self._overridden("on_grad_computed"):
+        if self.listens["on_grad_computed"]:
             for i, module in enumerate(self.stack.members):
                 named = list(module.named_parameters())
                 self.notify("on_grad_computed", named_parameters=named, batch=(member(batch[0], i), None))
@@ -311,6 +312,8 @@ class Net(NeuralNet):
 
     def _step_at(self, factor: float) -> None:
         """A step at `factor` times the learning rate."""
+        if factor == 1:
+            return self.stack.step(self.optimizer_, self.ema_decay)
         rates = [group["lr"] for group in self.optimizer_.param_groups]
         try:
             for group, rate in zip(self.optimizer_.param_groups, rates, strict=True):
@@ -354,10 +357,8 @@ class Net(NeuralNet):
         finally:
             module.train(training)
 
-    def _overridden(self, *hooks: str) -> bool:
-        return any(
-            getattr(type(cb), hook) is not getattr(Callback, hook) for _, cb in self.callbacks_ for hook in hooks
-        )
+    def _overridden(self, hook: str) -> bool:
+        return any(getattr(type(callback), hook) is not getattr(Callback, hook) for _, callback in self.callbacks_)
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
         """One pass with sums kept on the device; a history row per batch only where a callback listens to batches."""
@@ -365,7 +366,8 @@ class Net(NeuralNet):
             return
         self.guard.on_epoch_begin()
         self.stack.freeze()
-        per_batch, sizes, sums = self._overridden(*_BATCH_HOOKS), [], []
+        self.listens = {hook: self._overridden(hook) for hook in (*_BATCH_HOOKS, "on_grad_computed")}
+        per_batch, sizes, sums = any(self.listens[hook] for hook in _BATCH_HOOKS), [], []
         try:
             for i, batch in enumerate(iterator):
                 if i % _FLUSH_EVERY == 0:

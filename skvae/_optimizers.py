@@ -1,6 +1,7 @@
 """torch's optimizers without the wrappers of their methods, which import torch's compiler: a second, for nothing."""
 
 import inspect
+from typing import Any
 
 import torch
 
@@ -11,17 +12,51 @@ class _Bare:
     """Mixin that stands before an optimizer of torch."""
 
     def __init_subclass__(cls) -> None:
+        if not issubclass(cls, torch.optim.Optimizer):
+            return
         for name in _WRAPPED:
             setattr(cls, name, inspect.unwrap(getattr(cls, name)))
         cls.step = torch.no_grad()(inspect.unwrap(cls.step))  # type: ignore[attr-defined]
+        cls.step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it for its profiler
 
 
-class Adam(_Bare, torch.optim.Adam):
-    pass
+class _Fused(_Bare):
+    """Adam by its fused kernel, without the sorting of parameters by device and type that takes longer than a step."""
+
+    _kernel: Any
+
+    def step(self) -> None:
+        groups = self.param_groups  # type: ignore[attr-defined]
+        if not all(group["fused"] and not group["amsgrad"] for group in groups):
+            return inspect.unwrap(super().step)(self)  # type: ignore[misc]
+        for group in groups:
+            self._step_group(group)
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        parts = [part for part in group["params"] if part.grad is not None]
+        states = [self._state(part) for part in parts]
+        steps, *moments = ([state[key] for state in states] for key in ("step", "exp_avg", "exp_avg_sq"))
+        torch._foreach_add_(steps, 1)
+        options = {name: group[name] for name in ("lr", "weight_decay", "eps", "maximize", "amsgrad")}
+        beta1, beta2 = group["betas"]
+        type(self)._kernel(
+            parts, [part.grad for part in parts], *moments, [], steps, beta1=beta1, beta2=beta2, **options
+        )
+
+    def _state(self, part: torch.Tensor) -> dict[str, torch.Tensor]:
+        state = self.state[part]  # type: ignore[attr-defined]
+        if not state:
+            state["step"] = torch.zeros((), device=part.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(part), torch.zeros_like(part)
+        return state
 
 
-class AdamW(_Bare, torch.optim.AdamW):
-    pass
+class Adam(_Fused, torch.optim.Adam):
+    _kernel = torch._fused_adam_
+
+
+class AdamW(_Fused, torch.optim.AdamW):
+    _kernel = torch._fused_adamw_
 
 
 class NAdam(_Bare, torch.optim.NAdam):

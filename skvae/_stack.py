@@ -14,6 +14,13 @@ import torch
 from torch import Tensor, nn
 
 
+def _changing(average: nn.Module, member: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of buffers that training may change: those of other people's modules; ours are set at the start."""
+    pairs = zip(average.modules(), member.modules(), strict=True)
+    others = [pair for pair in pairs if not type(pair[0]).__module__.startswith(f"{__package__}.")]
+    return [buffers for pair in others for buffers in zip(*(part.buffers(False) for part in pair), strict=True)]
+
+
 class Stack:
     """`members` with their parameters in flat tensors, until they are released.
 
@@ -41,6 +48,8 @@ class Stack:
         self._put(self.members, self.parameters, self.gradients)
         self._put(self.averages, self.averaged)
         self.trainable: list[Tensor] | None = None
+        self.named = list(members[0].named_parameters())
+        self.buffers = [pair for pair in zip(self.averages, self.members, strict=False) for pair in _changing(*pair)]
 
     def _flat(self, modules: Sequence[nn.Module]) -> list[Tensor]:
         named = [dict(module.named_parameters()) for module in modules]
@@ -72,7 +81,7 @@ class Stack:
 
     def freeze(self) -> None:
         """Take note of the parameters that are to stay as they are, as their `requires_grad` says."""
-        frozen = {name for name, part in self.members[0].named_parameters() if not part.requires_grad}
+        frozen = {name for name, part in self.named if not part.requires_grad}
         self.trainable = None
         if frozen:
             masks = [torch.ones_like(whole, dtype=torch.bool) for whole in self.wholes]
@@ -106,9 +115,8 @@ class Stack:
 
     def take_buffers(self) -> None:
         """Copy buffers, such as running statistics, to the averages as they are."""
-        for average, member in zip(self.averages, self.members, strict=False):
-            for kept, last in zip(average.buffers(), member.buffers(), strict=True):
-                kept.copy_(last)
+        for kept, last in self.buffers:
+            kept.copy_(last)
 
     def state(self) -> dict[str, list]:
         """Copies of what is used of all members: averages, or parameters, and buffers."""
