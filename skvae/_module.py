@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
 MAX_Z = 4.0  # left to the linear model
+FARTHEST = 1e30  # nor does the linear path: what a network makes of larger numbers may be infinite
 
 
 class VAE(nn.Module):
@@ -67,6 +68,7 @@ class VAE(nn.Module):
 
     def encode_inputs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The same for what the encoder sees of x."""
+        inputs = inputs.clamp(-FARTHEST, FARTHEST)
         if self.linear_encoder is None:
             mean, log_scale = self.encoder(inputs).chunk(2, dim=-1)
             return mean, log_scale
@@ -110,7 +112,7 @@ class VAE(nn.Module):
         if self.background is None:
             return log_prob
         background = self.background.log_prob(x) + math.log(self.share)
-        return torch.logaddexp(log_prob + math.log1p(-self.share), background)
+        return torch.logaddexp(log_prob.to(background.dtype) + math.log1p(-self.share), background)
 
     def sample(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x from p(x | z), or from the background where the mixture wants it: (n, z_dim) -> (n, n_features)."""
