@@ -11,6 +11,7 @@ from ._products import arguments, has_onednn, linear
 
 BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `scaled_blocks`)
 _MAX_ELEMENTS = 2**20  # values of x that one chunk of draws holds
+_LARGEST = np.finfo(np.float32).max
 _FAR = np.float64(
     1e6
 )  # from here on a row is scored in float64, whose squares neither overflow nor lose the order of rows
@@ -34,21 +35,21 @@ def location_scale(X):
     return mean, np.where(scale > rounding, scale, np.maximum(rounding, 1.0))
 
 
-def _check_size(values, largest):
-    if not np.abs(values).max() <= largest:
+def _check_size(sizes, largest):
+    if not sizes.max() <= largest:
         raise ValueError("Input X contains infinity or a value too large for dtype('float32').")
 
 
 def scaled(X, offset, scale):
     """X in the model's units: a float32 tensor, which shares the memory of X where there is nothing to do. ValueError
-    where a value is too large for it in these units."""
+    where float32 holds a value neither in the units of X nor in these."""
     if np.ndim(scale) == 0 and X.dtype == np.float32 and X.flags.writeable:  # torch warns of what is read-only
         return torch.from_numpy(X)
     x = np.empty(X.shape, dtype=np.float32)
     for block, out in zip(row_blocks(X), row_blocks(x), strict=True):
         values = _in_units(block, offset, scale)
-        _check_size(values, np.finfo(np.float32).max)
-        out[...] = values
+        _check_size(np.minimum(np.abs(block), np.abs(values)), _LARGEST)
+        out[...] = np.clip(values, -_LARGEST, _LARGEST)
     return torch.from_numpy(x)
 
 

@@ -6,6 +6,7 @@ Link and log-density are written together, so that each is stable for raw output
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -418,6 +419,11 @@ def _stirling_error(a: Tensor) -> Tensor:
     return torch.where(a < 16, direct, series)
 
 
+def _log1p(x: Tensor, near_minus_one: Callable[[], Tensor]) -> Tensor:
+    """log(1 + x), by another formula where x is near -1."""
+    return torch.where(x < -0.5, near_minus_one(), x.clamp(min=-0.5).log1p())
+
+
 def _draw_counts(rate: Tensor, generator: torch.Generator) -> Tensor:
     """Poisson draws, in the widest type: float32 has no odd number above 2^24."""
     return torch.poisson(widest(rate.to(generator.device)), generator=generator).to(rate.device)
@@ -504,13 +510,14 @@ class NegativeBinomial(_Counts):
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         count, n = self.log_total_count.exp(), x + 1
         total, less = n + count, x + count  # they differ by one
-        ratio = self._log_ratio(raw, n)
         constant = 0.5 * ((total / less * (count / less) / n).log() - _LOG_2PI)
         errors = _stirling_error(total) - _stirling_error(count) - _stirling_error(n)
-        rise = n / total * torch.expm1(ratio)
-        low = ((count + n * ratio.exp()) / total).log()  # what log1p(rise) is, precise where the rise is near -1
-        growth = torch.where(rise < -0.5, low, torch.log1p(rise.clamp(min=-0.5)))
-        return (constant + errors + x * ratio - less * growth).sum(-1)
+        ratio = self._log_ratio(raw, n)
+        excess, rate = torch.expm1(ratio), n * ratio.exp()
+        # logarithms of (count + rate) / total and of rate / (count + rate) * total / n
+        lower = _log1p(n * excess / total, lambda: ((count + rate) / total).log())
+        upper = _log1p(count * excess / (count + rate), lambda: ratio - lower)
+        return (constant + errors + x * upper - count * lower).sum(-1)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         count = widest(self.log_total_count.exp().expand_as(raw[..., 0, :]).to(generator.device))
