@@ -49,8 +49,7 @@ class Likelihood(Component, ABC):
         """Raise ValueError, naming `whom`, where `X` (n_samples, n_features) leaves the support."""
 
     def nearest(self, X: np.ndarray) -> np.ndarray:
-        """`X` (n_samples, n_features) with each value moved to the nearest one that the formulas hold for: X itself
-        where there is nothing to move."""
+        """`X` (n_samples, n_features) with each value moved to the nearest one of the support, or `X` itself."""
         return X
 
     def build(self, n_features: int) -> None:
