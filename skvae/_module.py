@@ -10,6 +10,7 @@ from ._batch import Batch
 
 MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
 MAX_Z = 4.0  # left to the linear model
+FARTHEST = 1e30  # nor does the linear path: what a network makes of larger numbers may be infinite
 
 
 class VAE(nn.Module):
@@ -69,6 +70,7 @@ class VAE(nn.Module):
 
     def encode_inputs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The same for what the encoder sees of x."""
+        inputs = inputs.clamp(-FARTHEST, FARTHEST)
         if self.linear_encoder is None:
             mean, log_scale = self.encoder(inputs).chunk(2, dim=-1)
             return mean, log_scale
@@ -113,7 +115,8 @@ class VAE(nn.Module):
 
     def mixture(self, log_prob: Tensor, background: Tensor) -> Tensor:
         """Log-density of the mixture, given those of the model alone and of the background."""
-        return torch.logaddexp(log_prob + math.log1p(-self.share), background + math.log(self.share))
+        log_prob = log_prob.to(background.dtype) + math.log1p(-self.share)
+        return torch.logaddexp(log_prob, background + math.log(self.share))
 
     def sample(self, z: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x from p(x | z), or from the background where the mixture wants it: (n, z_dim) -> (n, n_features)."""

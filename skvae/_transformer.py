@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
-from ._blocks import BLOCK, apply, chunk_sizes, location_scale, scaled, scaled_blocks
+from ._blocks import BLOCK, apply, chunk_sizes, is_far, location_scale, scaled, scaled_blocks
 from ._build import SklearnCallbacks, copies, guess_likelihood, layer_sizes, resolve, resolve_objective, started_vae
 from ._checkpoint import open_checkpoint
 from ._device import resolve_device
@@ -40,7 +40,12 @@ except ImportError:  # scikit-learn < 1.9
         """Stands in for the mixin that older versions of scikit-learn lack."""
 
 
-_DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
+_DTYPES = [
+    np.float64,
+    np.float32,
+    np.float16,
+    np.uint8,
+]  # X keeps these until its blocks are scaled; others become the first
 
 
 class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -67,8 +72,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     likelihood : {"auto", "gaussian", "bernoulli", "continuous_bernoulli", "poisson", "negative_binomial"} or \
             Likelihood, default="auto"
         Distribution of a feature given z, from `skvae.likelihoods`, or an object of your own class derived from
-        `skvae.likelihoods.Likelihood`. "auto" reads the training data: all 0 or 1 is "bernoulli", all inside [0, 1] is
-        "continuous_bernoulli", anything else is "gaussian". Counts are never guessed.
+        `skvae.likelihoods.Likelihood`. "auto" is "gaussian", or "bernoulli" where all values that `fit` sees are 0 or
+        1; `partial_fit`, whose first rows need not be like the rest, goes by the dtype: bool. Such a guess refuses no
+        row: a value outside [0, 1] counts as the nearer end, and costs ``log(1 + distance)`` nats in the score.
     prior : {"standard_normal", "mixture", "vamp", "flow"} or Prior, default="standard_normal"
         Distribution of z, from `skvae.priors`, or an object of your own class derived from `skvae.priors.Prior`. All
         but the first are learned; "flow" needs zuko.
@@ -329,7 +335,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         """Train for one more epoch, without held-out rows; the first call sets scaling and start from its X.
 
         Calling it k times with the same X is the same, to the bit, as a `fit` with ``max_iter=k`` and
-        ``early_stopping=False``.
+        ``early_stopping=False`` and the same likelihood: ``likelihood="auto"`` is "gaussian" here unless X is of dtype
+        bool, since the zeros and ones of a first chunk say little of the next; `fit` takes such a table for
+        "bernoulli". Name the likelihood if you know it.
 
         Parameters
         ----------
@@ -388,7 +396,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         Returns
         -------
         X_original : ndarray of shape (n_samples, n_features)
-            Means of p(x | z) in the units of X, float32.
+            Means of p(x | z) in the units of X: float32 if `fit` was given float32, else float64.
         """
         check_is_fitted(self)
         X = check_array(X, dtype=np.float32, input_name="X", estimator=self)
@@ -418,7 +426,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         Returns
         -------
         X : ndarray of shape (n_samples, n_features)
-            Rows in the units of X, float32.
+            Rows in the units of X: float32 if `fit` was given float32, else float64.
         """
         check_is_fitted(self)
         if n_samples < 1:
@@ -452,17 +460,13 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         log_likelihood : ndarray of shape (n_samples,)
             In nats per row and the units of X: the Jacobian of the internal scaling is included.
         """
-        X = self._check_X(X)
-        vae, rng = self.module_, generator(self.net_.seed, SCORE_STREAM)
-        eps = torch.randn(self.n_draws, 1, self._n_features_out, generator=rng).to(self.net_.device)
-        n_rows, n_parts = chunk_sizes(self.n_draws, X.shape[1])
-
-        def log_likelihood(x):
-            weights = torch.cat([vae.log_weights(x, part) for part in eps.tensor_split(n_parts)])
-            return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
-
-        rows = apply(log_likelihood, self._scaled_blocks(X, n_rows), len(X))
-        return rows.astype(np.float64) + self.net_.log_jacobian
+        X, excess = self._check_rows(X)
+        far = is_far(X, self.net_.offset, self.net_.scale)
+        scores = np.empty(len(X))
+        for rows in (~far, far):
+            if rows.any():
+                scores[rows] = self._log_likelihoods(X if rows.all() else X[rows], *self._scorer(rows is far))
+        return scores + self.net_.log_jacobian - excess
 
     def score(self, X, y=None):
         """Mean log-likelihood of the rows: what GridSearchCV maximises where no `scoring` is given.
@@ -505,33 +509,42 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     # Validation
 
-    def _check_first(self, X):
+    def _check_first(self, X, in_chunks):
         """Validated X and what `likelihood` stands for; nothing is set on self, so that a refusal loses nothing."""
-        X = check_array(X, dtype=_DTYPES, input_name="X", estimator=self)
+        values = check_array(X, dtype=_DTYPES, input_name="X", estimator=self)
         likelihood = self.likelihood
-        if isinstance(likelihood, str) and likelihood == "auto":
-            likelihood = guess_likelihood(X)
-        self._check_values(X, likelihood)
-        return X, likelihood
+        if self._is_guessed:
+            likelihood = guess_likelihood(X, None if in_chunks else values)
+        return self._check_values(values, likelihood), likelihood
 
     def _check_X(self, X):
+        return self._check_rows(X)[0]
+
+    def _check_rows(self, X):
+        """Validated X as the likelihood takes it, and what rows lose by that in the score: nats (n_samples,), or 0."""
         check_is_fitted(self)
         X = validate_data(self, X, dtype=_DTYPES, reset=False)
-        self._check_values(X, self.likelihood_)
-        return X
+        nearest = self._check_values(X, self.likelihood_)
+        return nearest, 0.0 if nearest is X else np.log1p(np.abs(X - nearest.astype(np.float64))).sum(axis=1)
+
+    @property
+    def _is_guessed(self):
+        return isinstance(self.likelihood, str) and self.likelihood == "auto"
 
     def _check_values(self, X, likelihood):
-        if X.dtype == np.float64 and max(X.max(), -X.min()) > np.finfo(np.float32).max:
-            raise ValueError("Input X contains infinity or a value too large for dtype('float32').")
+        """X as the likelihood takes it, which refuses rows only where the user has asked for it."""
         is_name = isinstance(likelihood, str)
         name = likelihood if is_name else type(likelihood).__name__
-        (LIKELIHOODS[name]() if is_name else likelihood).check(X, f"{type(self).__name__} (likelihood={name!r})")
+        likelihood = LIKELIHOODS[name]() if is_name else likelihood
+        if not self._is_guessed:
+            likelihood.check(X, f"{type(self).__name__} (likelihood={name!r})")
+        return likelihood.nearest(X)
 
     # Training
 
     def _fit(self, X, y, *, fresh, one_epoch=False):
         if fresh:
-            values, likelihood = self._check_first(X)
+            values, likelihood = self._check_first(X, in_chunks=one_epoch)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         else:
             values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
@@ -544,10 +557,10 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         else:
             net, split = self._go_on(values, select=not one_epoch)
         schedule = self._schedule(len(values), one_epoch)
-        with self._task(net, likelihood, schedule.n_epochs, X, y) as bridge:
+        with self._task((net, likelihood, X, values.dtype), schedule.n_epochs, y) as bridge:
             callbacks = [*bridge, *([Report()] if self.verbose else []), *([checkpoint] if checkpoint else [])]
             train(net, split, schedule, callbacks, n_decays=0 if split.others else 2)
-        self._set_fitted(net, likelihood, X)
+        self._set_fitted(net, likelihood, X, values.dtype)
         self._report(values)
         if checkpoint and schedule.n_epochs and not net.interrupted:
             checkpoint.remove()
@@ -620,20 +633,25 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         return net, split
 
     @contextmanager
-    def _task(self, net, likelihood, n_epochs, X, y):
-        """Tell scikit-learn's callbacks of the fit; yields the skorch callback that tells them of its epochs."""
+    def _task(self, fit, n_epochs, y):
+        """Tell scikit-learn's callbacks of the fit; yields the skorch callback that tells them of its epochs. `fit` is
+        what `_set_fitted` takes."""
         if not hasattr(self, "_skl_callbacks"):
             yield []
             return
+        _, _, X, _ = fit
         data = {"estimator": self, "X": X, "y": y}
         context = self._init_callback_context(max_subtasks=n_epochs).call_on_fit_task_begin(**data)
         fitted = copy.copy(self)
-        fitted._set_fitted(net, likelihood, X)
+        fitted._set_fitted(*fit)
         yield [SklearnCallbacks(context, vars(fitted), **data)]
         context.call_on_fit_task_end(**data, reconstruction_attributes=vars(fitted))
 
-    def _set_fitted(self, net, likelihood, X):
-        validate_data(self, X, reset=not hasattr(self, "net_") or net is not self.net_, skip_check_array=True)
+    def _set_fitted(self, net, likelihood, X, dtype):
+        is_first = not hasattr(self, "net_") or net is not self.net_
+        validate_data(self, X, reset=is_first, skip_check_array=True)
+        if is_first:
+            self._output_dtype = "float32" if dtype == np.float32 else "float64"
         self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
 
     def _report(self, X):
@@ -660,6 +678,25 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     # Inference
 
+    def _scorer(self, far):
+        """The model and where it computes: for far rows in float64, which not every device has."""
+        return (copy.deepcopy(self.module_).cpu().double(), "cpu") if far else (self.module_, self.net_.device)
+
+    def _log_likelihoods(self, X, vae, device):
+        """Log-likelihood of each row of a validated X, in the model's units and at the precision of `vae`."""
+        eps = torch.randn(self.n_draws, 1, self._n_features_out, generator=generator(self.net_.seed, SCORE_STREAM))
+        dtype = next(vae.parameters()).dtype
+        eps = eps.to(device, dtype)
+        n_rows, n_parts = chunk_sizes(self.n_draws, X.shape[1])
+
+        def log_likelihood(x):
+            x = x.to(dtype)
+            weights = torch.cat([vae.log_weights(x, part) for part in eps.tensor_split(n_parts)])
+            weights = weights.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # inf - inf, of far rows
+            return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
+
+        return apply(log_likelihood, scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows), len(X))
+
     def _encode(self, X):
         """Mean and log-scale of the posterior of each row of a validated X."""
         vae = self.module_
@@ -676,6 +713,4 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         return apply(function, blocks, len(z), self._in_units_of_X)
 
     def _in_units_of_X(self, x):
-        if np.ndim(self.net_.scale) == 0:
-            return x
-        return (x * self.net_.scale + self.net_.offset).astype(np.float32)
+        return (x * np.float64(self.net_.scale) + self.net_.offset).astype(self._output_dtype)

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._component import Component
+from ._device import widest
 
 _LOG_2PI = math.log(2 * math.pi)
+_BLOCK = 4096
+_ROUNDING = 8  # units in the last place that a scaler may leave the unit interval by
 
 
 class Likelihood(Component, ABC):
@@ -44,6 +47,10 @@ class Likelihood(Component, ABC):
 
     def check(self, X: np.ndarray, whom: str) -> None:
         """Raise ValueError, naming `whom`, where `X` (n_samples, n_features) leaves the support."""
+
+    def nearest(self, X: np.ndarray) -> np.ndarray:
+        """`X` (n_samples, n_features) with each value moved to the nearest one of the support, or `X` itself."""
+        return X
 
     def build(self, n_features: int) -> None:
         """Create the parameters and buffers shared by all rows."""
@@ -107,6 +114,18 @@ def _normal_like(raw: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(raw.shape, generator=generator, device=generator.device).to(raw.device)
 
 
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each feature, in float64: two tensors (n_features,)."""
+    mean = x.mean(0, dtype=torch.float64)
+    return mean, sum((block.double() - mean).square().sum(0) for block in x.split(_BLOCK)) / len(x)
+
+
+def _check_floor(noise_floor: float) -> float:
+    if not noise_floor > 0:
+        raise ValueError(f"noise_floor must be positive. Got {noise_floor!r} instead.")
+    return noise_floor
+
+
 def _bounded_log(raw: Tensor) -> Tensor:
     """The logarithm of a link that is exp up to exp(5) and linear above, so that no raw output overflows."""
     low = raw.clamp(max=5.0)
@@ -139,10 +158,8 @@ class Gaussian(Likelihood):
         super().__init__()
         if noise not in ("row", "feature", "shared"):
             raise ValueError(f"noise must be 'row', 'feature' or 'shared'. Got {noise!r} instead.")
-        if not noise_floor > 0:
-            raise ValueError(f"noise_floor must be positive. Got {noise_floor!r} instead.")
         self.noise = noise
-        self.noise_floor = noise_floor
+        self.noise_floor = _check_floor(noise_floor)
 
     @property
     def n_raw(self) -> int:  # type: ignore[override]  # a search sets `noise` after __init__
@@ -159,7 +176,8 @@ class Gaussian(Likelihood):
         return super().start(x)
 
     def _raise_floor(self, x: Tensor) -> None:
-        squares = [(block.square().sum(0), block.square().square().sum(0)) for block in x.split(4096)]
+        blocks = (block.double().square() for block in x.split(_BLOCK))
+        squares = [(square.sum(0), square.square().sum(0)) for square in blocks]
         variance, fourth = (sum(terms) / len(x) for terms in zip(*squares, strict=True))
         relative_variance = (fourth / variance.clamp(min=1e-12).square() - 1) / len(x)
         self.floor.copy_((variance * relative_variance.square()).clamp(min=self.noise_floor))
@@ -217,12 +235,21 @@ class Gaussian(Likelihood):
 
 
 def _check_unit_interval(X: np.ndarray, whom: str) -> None:
-    check_non_negative(X, whom)
-    if np.max(X).astype(np.float32) > 1:  # float32: a MinMaxScaler's 1 + 2e-16 is a one
+    """Refuse values outside [0, 1], but for the rounding of a scaler in the type of X, or in float32: the model's."""
+    rounding = _ROUNDING * max(
+        np.finfo(dtype).eps for dtype in (X.dtype, np.float32) if np.issubdtype(dtype, np.floating)
+    )
+    if X.min() < -rounding:
+        check_non_negative(X, whom)
+    if X.max() > 1 + rounding:
         raise ValueError(
             f"Values above 1 in data passed to {whom}. Scale X to [0, 1], for instance with "
             "sklearn.preprocessing.MinMaxScaler."
         )
+
+
+def _nearest_in_unit_interval(X: np.ndarray) -> np.ndarray:
+    return np.clip(X, 0, 1) if X.min() < 0 or X.max() > 1 else X
 
 
 class Bernoulli(Likelihood):
@@ -259,8 +286,11 @@ class Bernoulli(Likelihood):
     def check(self, X: np.ndarray, whom: str) -> None:
         _check_unit_interval(X, whom)
 
+    def nearest(self, X: np.ndarray) -> np.ndarray:
+        return _nearest_in_unit_interval(X)
+
     def start(self, x: Tensor) -> Tensor:
-        return x.mean(0, keepdim=True).clamp(1e-3, 1 - 1e-3).logit()
+        return x.mean(0, keepdim=True, dtype=torch.float64).clamp(1e-3, 1 - 1e-3).logit().to(x.dtype)
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
         return (_uniform_like(x, generator) < x).to(x.dtype) if self.binarize else x
@@ -286,56 +316,85 @@ class _ContinuousBernoulliLogProb(torch.autograd.Function):
     tensors of the size of the logits, and lose the digits that cancel near 0."""
 
     @staticmethod
-    def forward(logits: Tensor, x: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(logits: Tensor, x: Tensor, of: "ContinuousBernoulli") -> Tensor:
+        logits = of.bounded(logits)
         size = logits.abs().clamp_(min=1e-30)  # the normalizer (exp(l) - 1) / l, whatever the sign of l
         log_normalizer = (size.neg().expm1_().neg_() / size).log_().add_(logits.relu())
         return (x * logits).sub_(log_normalizer).sum(-1)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        *tensors, ctx.mean = inputs
+        *tensors, ctx.of = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         logits, x = ctx.saved_tensors
         grad = grad.unsqueeze(-1)
-        grad_x = (grad * logits).sum_to_size(x.shape) if ctx.needs_input_grad[1] else None
-        return ((x - ctx.mean(logits.unsqueeze(-2))) * grad).sum_to_size(logits.shape), grad_x, None
+        grad_x = (grad * ctx.of.bounded(logits)).sum_to_size(x.shape) if ctx.needs_input_grad[1] else None
+        return (ctx.of.slope(logits, x) * grad).sum_to_size(logits.shape), grad_x, None
 
 
 class ContinuousBernoulli(Likelihood):
     """Density on the unit interval (Loaiza-Ganem & Cunningham, 2019); the raw output is the logit.
 
     Domain: [0, 1]. Density ``C(l) * exp(l * x) / (1 + exp(l))`` with ``C(l) = l / tanh(l / 2)`` (their equation 7,
-    written in the logit l). Its mean is ``1 / (1 - exp(-l)) - 1 / l``.
+    written in the logit l). Its mean is ``1 / (1 - exp(-l)) - 1 / l``. What rounding puts a little outside the interval
+    counts as 0 or 1.
+
+    Parameters
+    ----------
+    noise_floor : float, default=1e-4
+        Least variance of the density. Far from the middle the variance is ``1 / l ** 2``, so raw outputs beyond
+        ``|l| = noise_floor ** -0.5`` stand for that l; there the gradient is 0 unless it leads back. So pixels that
+        are always black are no singularity: the density is at most ``noise_floor ** -0.5``.
     """
 
     non_negative = True
     min_curvature = 0.02  # at the middle of the interval it is 1 / 12
     _SERIES = 0.3  # below this |logit| the mean's closed form cancels, above it the series to l^5 is too short
 
+    def __init__(self, noise_floor: float = 1e-4) -> None:
+        super().__init__()
+        self.noise_floor = _check_floor(noise_floor)
+
     def check(self, X: np.ndarray, whom: str) -> None:
         _check_unit_interval(X, whom)
 
+    def nearest(self, X: np.ndarray) -> np.ndarray:
+        return _nearest_in_unit_interval(X)
+
     def start(self, x: Tensor) -> Tensor:
-        target = x.mean(0, keepdim=True).double().clamp(1e-2, 1 - 1e-2)
-        low, high = torch.full_like(target, -200), torch.full_like(target, 200)
+        target = x.mean(0, keepdim=True, dtype=torch.float64)
+        low, high = (torch.full_like(target, sign * self._largest) for sign in (-1, 1))
         for _ in range(60):  # bisection: the mean grows with the logit
             middle = (low + high) / 2
             below = self.mean(middle[..., None, :]) < target
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return low.to(x.dtype)
 
+    @property
+    def _largest(self) -> float:
+        return self.noise_floor**-0.5
+
+    def bounded(self, logits: Tensor) -> Tensor:
+        """The logits that the raw outputs stand for, (..., n_features) both."""
+        return logits.clamp(-self._largest, self._largest)
+
+    def slope(self, logits: Tensor, x: Tensor) -> Tensor:
+        """Slope of the log-density in each raw output, (..., n_features); beyond the bound, as far as it leads back."""
+        slope = x - self.mean(logits.unsqueeze(-2))
+        return slope.masked_fill((logits.abs() > self._largest) & (slope * logits > 0), 0)
+
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        return _ContinuousBernoulliLogProb.apply(raw[..., 0, :], x, self.mean)
+        return _ContinuousBernoulliLogProb.apply(raw[..., 0, :], x, self)
 
     def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        slope = self.mean(raw).sub_(x).mul_(weight).unsqueeze(-2)
+        slope = self.slope(raw[..., 0, :], x).mul_(-weight).unsqueeze(-2)
         return self.log_prob(raw[0], x[0]), slope
 
     def mean(self, raw: Tensor) -> Tensor:
-        logits = raw[..., 0, :]
+        logits = self.bounded(raw[..., 0, :])
         small = logits.abs() < self._SERIES
         near = torch.where(small, logits, 0)
         square = near.square()
@@ -345,11 +404,30 @@ class ContinuousBernoulli(Likelihood):
         return torch.where(small, series, -1 / grown - 1 / far)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        logits = raw[..., 0, :]
+        logits = self.bounded(raw[..., 0, :])
         u = _uniform_like(logits, generator)
         size = logits.abs().clamp(min=1e-4)  # the inverse CDF below 1e-4 is u to float32's precision
         draw = -torch.log1p(u * torch.expm1(-size)) / size  # decreasing density
         return torch.where(logits > 0, 1 - draw, draw).clamp(0, 1)
+
+
+def _stirling_error(a: Tensor) -> Tensor:
+    """log Gamma(a) less Stirling's ``(a - 1 / 2) * log(a) - a + log(2 * pi) / 2``, for a > 0."""
+    low, high = a.clamp(max=16.0), a.clamp(min=16.0).reciprocal()
+    direct = torch.lgamma(low) - (low - 0.5) * low.log() + low - 0.5 * _LOG_2PI
+    square = high.square()
+    series = high * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680))))
+    return torch.where(a < 16, direct, series)
+
+
+def _log1p(x: Tensor, near_minus_one: Callable[[], Tensor]) -> Tensor:
+    """log(1 + x), by another formula where x is near -1."""
+    return torch.where(x < -0.5, near_minus_one(), x.clamp(min=-0.5).log1p())
+
+
+def _draw_counts(rate: Tensor, generator: torch.Generator) -> Tensor:
+    """Poisson draws, in the widest type: float32 has no odd number above 2^24."""
+    return torch.poisson(widest(rate.to(generator.device)), generator=generator).to(rate.device)
 
 
 class _Counts(Likelihood):
@@ -370,35 +448,47 @@ class _Counts(Likelihood):
             self.register_buffer(name, torch.ones(n_features))
 
     def start(self, x: Tensor) -> Tensor:
-        inputs = x.log1p()
-        self.log_mean.copy_(x.mean(0).clamp(min=0.5 / len(x)).log())  # a column of zeros: a rate that explains it
-        self.inputs_mean.copy_(inputs.mean(0))
-        self.inputs_scale.copy_(inputs.std(0, correction=0).clamp(min=1e-3))
+        mean, _ = _moments(x)
+        self.log_mean.copy_(mean.clamp(min=0.5 / len(x)).log())  # a column of zeros: a rate that explains it
+        inputs_mean, inputs_variance = _moments(x.log1p())
+        self.inputs_mean.copy_(inputs_mean)
+        self.inputs_scale.copy_(inputs_variance.sqrt().clamp(min=1e-3))
         return super().start(x)
 
     def inputs(self, x: Tensor) -> Tensor:
         return (x.log1p() - self.inputs_mean) / self.inputs_scale
 
-    def _log_rate(self, raw: Tensor) -> Tensor:
-        return _bounded_log(raw[..., 0, :]) + self.log_mean
+    def _log_ratio(self, raw: Tensor, n: Tensor) -> Tensor:
+        """log(rate / n), small where it is: a difference of logarithms would lose that in float32."""
+        return _bounded_log(raw[..., 0, :]) - (n / self._typical()).log()
+
+    def _typical(self) -> Tensor:
+        return widest(self.log_mean).exp().to(self.log_mean.dtype)
 
     def mean(self, raw: Tensor) -> Tensor:
-        return self._log_rate(raw).exp()
+        return _bounded_log(raw[..., 0, :]).exp() * self._typical()
 
 
 class Poisson(_Counts):
     """Counts whose variance is their mean; the raw output is the logarithm of rate / mean count of the feature.
 
     Domain: non-negative integers. Non-negative reals are accepted, as in PoissonRegressor, with the formula's value as
-    their quasi-likelihood. Above a ratio of exp(5) the rate goes on linearly.
+    their quasi-likelihood. Above a ratio of exp(5) the rate goes on linearly. The formula is one without differences of
+    large numbers (Loader, 2000).
+
+    References
+    ----------
+    Loader (2000). "Fast and accurate computation of binomial probabilities".
     """
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        log_rate = self._log_rate(raw)
-        return (x * log_rate - log_rate.exp() - torch.lgamma(x + 1)).sum(-1)
+        n = x + 1
+        ratio = self._log_ratio(raw, n)
+        constant = -0.5 * (n.log() + _LOG_2PI) - _stirling_error(n)
+        return (constant - n * (torch.expm1(ratio) - ratio) - ratio).sum(-1)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.poisson(self.mean(raw).to(generator.device), generator=generator).to(raw.device)
+        return _draw_counts(self.mean(raw), generator)
 
 
 class NegativeBinomial(_Counts):
@@ -412,22 +502,28 @@ class NegativeBinomial(_Counts):
         self.log_total_count = nn.Parameter(torch.zeros(n_features))
 
     def start(self, x: Tensor) -> Tensor:
-        mean, variance = x.mean(0), x.var(0, correction=0)
-        total_count = (mean.square() / (variance - mean).clamp(min=1e-6)).clamp(0.1, 100)  # method of moments
-        self.log_total_count.data.copy_(total_count.log())
+        mean, variance = _moments(x)
+        total_count = mean.square() / (variance - mean).clamp(min=1e-6)  # method of moments
+        # at most where the variance is within 1 % of Poisson's
+        self.log_total_count.data.copy_(total_count.clamp(min=0.1).minimum(100 * mean.clamp(min=1)).log())
         return super().start(x)
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        log_rate, log_count = self._log_rate(raw), self.log_total_count
-        log_sum, count = torch.logaddexp(log_rate, log_count), self.log_total_count.exp()
-        log_choose = torch.lgamma(x + count) - torch.lgamma(count) - torch.lgamma(x + 1)
-        return (log_choose + count * (log_count - log_sum) + x * (log_rate - log_sum)).sum(-1)
+        count, n = self.log_total_count.exp(), x + 1
+        total, less = n + count, x + count  # they differ by one
+        constant = 0.5 * ((total / less * (count / less) / n).log() - _LOG_2PI)
+        errors = _stirling_error(total) - _stirling_error(count) - _stirling_error(n)
+        ratio = self._log_ratio(raw, n)
+        excess, rate = torch.expm1(ratio), n * ratio.exp()
+        # logarithms of (count + rate) / total and of rate / (count + rate) * total / n
+        lower = _log1p(n * excess / total, lambda: ((count + rate) / total).log())
+        upper = _log1p(count * excess / (count + rate), lambda: ratio - lower)
+        return (constant + errors + x * upper - count * lower).sum(-1)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        count = self.log_total_count.exp().expand_as(raw[..., 0, :]).to(generator.device)
+        count = widest(self.log_total_count.exp().expand_as(raw[..., 0, :]).to(generator.device))
         gamma = torch._standard_gamma(count, generator=generator)  # a Poisson whose rate is gamma-distributed
-        rate = gamma / count * self.mean(raw).to(generator.device)
-        return torch.poisson(rate, generator=generator).to(raw.device)
+        return _draw_counts((gamma / count).to(raw.device) * self.mean(raw), generator)
 
 
 LIKELIHOODS = {

@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import mean_squared_error
 from sklearn.utils import check_array
 
-from ._blocks import apply, chunk_sizes, scaled_blocks
+from ._blocks import apply, chunk_sizes, is_far, scaled_blocks
 from ._device import widest
 from ._random import generator
 from .priors import mixture_log_prob
@@ -227,24 +227,26 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
     """
     if n_draws < 2:
         raise ValueError(f"Invalid value for 'n_draws': {n_draws}. A standard error takes at least two draws.")
-    estimator.transform(X)  # which has its say on X
-    X = np.asarray(X, dtype=np.float64)
-    vae, net, rng = estimator.module_, estimator.net_, generator(random_state)
+    X, excess = estimator._check_rows(X)
+    net, rng = estimator.net_, generator(random_state)
+    vae, device = estimator._scorer(is_far(X, net.offset, net.scale).any())
+    dtype = next(vae.parameters()).dtype
     n_rows, n_parts = chunk_sizes(n_draws, X.shape[1])
 
     def moments(x):
         """Log-likelihood, and its squared standard error by the delta method: (batch, 2)."""
+        x = x.to(dtype)
         eps = (torch.randn(n, len(x), vae.prior.z_dim, generator=rng) for n in _parts(n_draws, n_parts))
-        weights = widest(torch.cat([vae.log_weights(x, part.to(x.device)) for part in eps]))
+        weights = widest(torch.cat([vae.log_weights(x, part.to(x)) for part in eps]))
         log_mean = weights.logsumexp(0) - math.log(n_draws)
         mixed = vae.mixed(log_mean, x)
         slope = (log_mean + math.log1p(-vae.share) - mixed).exp()  # the model's share of the mixture at the row
         spread = slope.square() * (weights - log_mean).exp().var(0)
         return torch.stack([mixed, spread / n_draws], dim=1)
 
-    blocks = scaled_blocks(X, net.offset, net.scale, net.device, n_rows)
+    blocks = scaled_blocks(X, net.offset, net.scale, device, n_rows)
     log_mean, squared_error = apply(moments, blocks, len(X)).T
-    return Estimate(float(log_mean.mean()) + net.log_jacobian, float(np.sqrt(squared_error.sum()) / len(X)))
+    return Estimate(float((log_mean - excess).mean()) + net.log_jacobian, float(np.sqrt(squared_error.sum()) / len(X)))
 
 
 def _parts(total, n_parts):

@@ -5,10 +5,11 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.integrate import simpson
 from torch import distributions as td
 
-from skvae.likelihoods import LIKELIHOODS, Bernoulli, ContinuousBernoulli, Gaussian, Poisson
+from skvae.likelihoods import LIKELIHOODS, Bernoulli, ContinuousBernoulli, Gaussian, NegativeBinomial, Poisson
 
 N_FEATURES = 4
 CASES = LIKELIHOODS | {f"gaussian_{noise}": partial(Gaussian, noise=noise) for noise in ("shared", "row")}
@@ -190,6 +191,146 @@ def test_continuous_bernoulli_is_uniform_at_zero():
     assert torch.autograd.grad(value, logit)[0].item() == pytest.approx(-0.25)
 
 
+@pytest.mark.parametrize("floor", [1e-6, 1e-4, 0.01])
+def test_continuous_bernoulli_has_a_floor(floor):
+    """Its variance, 1 / l^2 far from the middle, and so its density, at most |l|, stop there."""
+    likelihood, largest = ContinuousBernoulli(noise_floor=floor), floor**-0.5
+    raw = torch.tensor([0.99, 1.0, 1.01, 3.0, 1e10], dtype=torch.float64)[:, None, None] * largest
+    for sign, black in ((-1, 0.0), (1, 1.0)):
+        highest = likelihood.log_prob(sign * raw, torch.tensor([black], dtype=torch.float64))
+        assert highest[0] < highest[1] == highest[2] == highest[4]
+        assert highest[1].item() == pytest.approx(np.log(largest), abs=1e-4)
+        assert torch.equal(likelihood.mean(sign * raw)[1:], likelihood.mean(sign * raw)[1].expand(4, 1))
+    draws = likelihood.sample(torch.full((100_000, 1, 1), -1e10), torch.Generator().manual_seed(0))
+    assert draws.var().item() == pytest.approx(floor, rel=0.05)
+
+
+def test_no_raw_output_is_stuck_beyond_the_floor():
+    likelihood, raw = ContinuousBernoulli(), torch.tensor([-300.0, 300.0]).reshape(2, 1, 1).requires_grad_()
+    for x, leads_back in ((0.0, [False, True]), (1.0, [True, False]), (0.5, [True, True])):
+        value = likelihood.log_prob(raw, torch.tensor([x]))
+        slope = torch.autograd.grad(value.sum(), raw)[0]
+        assert (slope.flatten() != 0).tolist() == leads_back
+        assert torch.all(slope * raw <= 0)
+        total, by_hand = likelihood.gradient(raw.detach(), torch.tensor([[x], [x]]))
+        torch.testing.assert_close(by_hand, -slope / 2)
+        torch.testing.assert_close(total, value.sum().detach())
+
+
+@pytest.mark.parametrize("floor", [1e-6, 1e-4, 1.0])
+def test_continuous_bernoulli_starts_where_the_floor_allows(floor):
+    likelihood = ContinuousBernoulli(noise_floor=floor)
+    x = torch.tensor([0.0, 1.0, 0.3]).repeat(10, 1)
+    raw = likelihood.start(x)
+    assert raw[0, :2].tolist() == pytest.approx([-(floor**-0.5), floor**-0.5], rel=1e-6)
+    if floor < 0.1:
+        assert likelihood.mean(raw)[2].item() == pytest.approx(0.3, abs=1e-6)
+
+
+LARGE = [0, 1, 2, 15, 16, 17, 1000, 10**6, 10**7, 10**8]
+RATES = [1e-3, 0.1, 1.0, 30.0, 1e4, 1e6, 1e7, 1e8]
+
+
+def counts_near(mean, std):
+    """Whole numbers that float32 holds too: some near the mean, and some far from it."""
+    near = np.clip(mean + std * np.array([-2, -1, 0, 1, 2, 4]), 0, 1e8).round()
+    return np.unique(np.float32([*near, *LARGE])).astype(float)
+
+
+def at_rate(likelihood, rate, dtype):
+    """The likelihood of one feature, with a rate that all types hold."""
+    likelihood.build(1)
+    likelihood.log_mean.fill_(float(np.log(rate)))
+    return likelihood.to(dtype), likelihood.log_mean.double().exp().item()
+
+
+def assert_close_to_exact(found, exact, dtype, least_scale):
+    """A difference of 1e-3 nats in float32, where the value itself is not of thousands."""
+    assert found.max() < 0
+    rtol, atol = (1e-5, least_scale) if dtype == torch.float32 else (1e-9, 1e-6)
+    np.testing.assert_allclose(found, exact, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rate", RATES)
+def test_poisson_of_large_counts(rate, dtype):
+    likelihood, exact_rate = at_rate(Poisson(), rate, dtype)
+    x = counts_near(rate, np.sqrt(rate))
+    found = likelihood.log_prob(torch.zeros(1, 1, dtype=dtype), torch.from_numpy(x)[:, None].to(dtype))
+    with mpmath.workdps(40):
+        mean = mpmath.mpf(exact_rate)
+        exact = [float(v * mpmath.log(mean) - mean - mpmath.loggamma(v + 1)) for v in map(mpmath.mpf, x)]
+    assert_close_to_exact(found.double().numpy(), exact, dtype, 2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("total_count", [1e-2, 0.3, 1.0, 10.0, 1e3, 1e6, 1e8, 1e12])
+def test_negative_binomial_of_large_counts(total_count, dtype):
+    for rate in RATES:
+        likelihood, exact_rate = at_rate(NegativeBinomial(), rate, dtype)
+        likelihood.log_total_count.data.fill_(float(np.log(total_count)))
+        x = counts_near(rate, np.sqrt(rate + rate**2 / total_count))
+        found = likelihood.log_prob(torch.zeros(1, 1, dtype=dtype), torch.from_numpy(x)[:, None].to(dtype))
+        with mpmath.workdps(40):
+            size, mean = mpmath.mpf(likelihood.log_total_count.detach().double().exp().item()), mpmath.mpf(exact_rate)
+            log_p, log_q = mpmath.log(size / (size + mean)), mpmath.log(mean / (size + mean))
+            choose = [mpmath.loggamma(v + size) - mpmath.loggamma(size) - mpmath.loggamma(v + 1) for v in x.tolist()]
+            exact = [float(c + size * log_p + v * log_q) for c, v in zip(choose, x.tolist(), strict=True)]
+        assert_close_to_exact(found.detach().double().numpy(), exact, dtype, 2e-3)
+
+
+@pytest.mark.parametrize("cls", [Poisson, NegativeBinomial])
+def test_slope_at_large_counts(cls):
+    """Count less rate, of which float32 arithmetic on the logarithms would leave nothing."""
+    likelihood, rate = at_rate(cls(), 1e7, torch.float32)
+    share = 1.0
+    if cls is NegativeBinomial:
+        likelihood.log_total_count.data.fill_(np.log(1e7))
+        share = 0.5  # the curvature is that of a variance twice as large
+    x = torch.tensor([[9.99e6], [9.999e6], [1.0001e7], [1.001e7]])
+    raw = torch.zeros(4, 1, 1, requires_grad=True)
+    slope = torch.autograd.grad(likelihood.log_prob(raw, x).sum(), raw)[0]
+    np.testing.assert_allclose(slope.flatten(), share * (x.flatten().double() - rate), rtol=1e-3, atol=2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_table_of_large_counts_scores_as_scipy_says(seed):
+    X = np.random.default_rng(seed).poisson(1e7, size=(300, 4)).astype(float)
+    x = torch.from_numpy(X).float()
+    poisson, binomial = Poisson(), NegativeBinomial()
+    for likelihood in (poisson, binomial):
+        likelihood.build(4)
+        raw = likelihood.start(x)
+        found = likelihood.log_prob(raw, x).detach().double().numpy()
+        rate = likelihood.log_mean.double().exp().numpy()
+        expected = stats.poisson.logpmf(X, rate).sum(1)
+        if likelihood is binomial:
+            size = likelihood.log_total_count.detach().double().exp().numpy()
+            assert np.all((size > 1e7) & (size < 1.0001e9))  # by a tenth more variance than Poisson's, or by 1 %
+            expected = stats.nbinom.logpmf(X, size, size / (size + rate)).sum(1)
+        np.testing.assert_allclose(found, expected, atol=5e-3)  # four features of 1e-3
+        assert found.mean() == pytest.approx(expected.mean(), abs=5e-4)
+
+
+def test_moments_of_large_counts_are_exact():
+    """The variance of a float32 sum of squares would be a multiple of 2^24."""
+    X = np.random.default_rng(0).negative_binomial(50, 50 / (50 + 1e6), size=(10_000, 3)).astype(float)
+    likelihood = NegativeBinomial()
+    likelihood.build(3)
+    likelihood.start(torch.from_numpy(X).float())
+    mean, variance = X.mean(0), X.var(0)
+    np.testing.assert_allclose(likelihood.log_mean, np.log(mean), rtol=1e-6)
+    np.testing.assert_allclose(likelihood.log_total_count.detach().exp(), mean**2 / (variance - mean), rtol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [Poisson, NegativeBinomial])
+def test_large_counts_are_drawn_one_by_one(cls):
+    """float32 has even numbers only from 2^24 on."""
+    likelihood, _ = at_rate(cls(), 1e8, torch.float32)
+    draws = likelihood.sample(torch.zeros(1000, 1, 1), torch.Generator().manual_seed(0))
+    assert 400 < (draws % 2 == 1).sum() < 600  # 500 with a standard error of 16
+
+
 @each_case
 def test_mean_is_the_distributions(name, case, normal):
     likelihood, _ = case(name)
@@ -299,9 +440,31 @@ def test_check_refuses_what_is_outside_the_domain(name, fault, table):
     assert likelihood.non_negative == (name in REFUSED)
 
 
-def test_unit_interval_allows_rounding_of_a_scaler():
-    for cls in (Bernoulli, ContinuousBernoulli):
-        cls().check(np.array([[1 + 2e-16, 0.0]]), "VAETransformer")
+unit_interval = pytest.mark.parametrize("cls", [Bernoulli, ContinuousBernoulli])
+
+
+@unit_interval
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_unit_interval_takes_the_rounding_of_a_scaler(cls, dtype):
+    """In the type of X, or in float32 where that is finer, since the model computes in it."""
+    rounding = dtype(max(np.finfo(dtype).eps, np.finfo(np.float32).eps))
+    for n_units in (1, 3, 7):
+        X = np.array([[1 + n_units * rounding, 0.5, -n_units * rounding, -1e-17]], dtype=dtype)
+        cls().check(X, "VAETransformer")
+        nearest = cls().nearest(X)
+        np.testing.assert_array_equal(nearest, [[1, 0.5, 0, 0]])
+        assert nearest.dtype == dtype
+    for value in (1 + 20 * rounding, -20 * rounding):
+        with pytest.raises(ValueError, match=r"Values above 1|Negative values"):
+            cls().check(np.array([[0.5, value]], dtype=dtype), "VAETransformer")
+
+
+@unit_interval
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_values_of_the_unit_interval_are_not_copied(cls, dtype):
+    X = np.array([[0, 1], [1, 1]], dtype=dtype)
+    cls().check(X, "VAETransformer")
+    assert cls().nearest(X) is X
 
 
 @pytest.mark.parametrize(
@@ -315,6 +478,12 @@ def test_unit_interval_allows_rounding_of_a_scaler():
 def test_gaussian_names_a_bad_option(params, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Gaussian(**params)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_continuous_bernoulli_names_a_bad_floor(value):
+    with pytest.raises(ValueError, match=f"^noise_floor must be positive. Got {value} instead.$"):
+        ContinuousBernoulli(noise_floor=value)
 
 
 @pytest.mark.parametrize(("noise", "n_parameters", "n_raw"), [("feature", 4, 1), ("shared", 1, 1), ("row", 0, 2)])
@@ -335,6 +504,19 @@ def test_gaussian_noise_never_falls_below_the_floor(noise, floor):
     raw = torch.full((likelihood.n_raw, 4), -100.0)
     highest = likelihood.log_prob(raw, raw[0]).item()
     assert highest == pytest.approx(-2 * np.log(2 * np.pi * floor), rel=1e-5)
+
+
+def test_gaussian_floor_of_a_rare_feature_is_exact():
+    """Kurtoses of thousands: one value in 20,000 is 100 standard deviations away."""
+    x = np.zeros((20_000, 1))
+    x[:2] = [[3.0], [-1.0]]
+    x = (x - x.mean()) / x.std()
+    likelihood = Gaussian()
+    likelihood.build(1)
+    likelihood.start(torch.from_numpy(x).float())
+    expected = ((stats.kurtosis(x[:, 0], fisher=False) - 1) / len(x)) ** 2
+    assert expected > 0.3
+    assert likelihood.floor.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("noise", ["feature", "shared", "row"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.preprocessing import StandardScaler
@@ -280,6 +281,36 @@ def test_linear_gaussian_is_the_factor_analysis_it_was_set_to(z_dim, make_vae, n
     noise = (2 * vae.likelihood.log_noise).exp() + vae.likelihood.floor
     exact = MultivariateNormal(x.mean(0), weight @ weight.T + noise.diag())
     torch.testing.assert_close(vae.background.log_prob(x), exact.log_prob(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e6, 1e18, 1e30])
+def test_linear_gaussian_knows_the_order_of_far_rows(size, make_vae, normal):
+    """Squares that float32 cannot hold, of rows that differ by a thousandth."""
+    x = torch.from_numpy(standardised("wine")).float()
+    vae = make_vae(Gaussian("feature"), n_features=x.shape[1], z_dim=2)
+    vae.background = LinearGaussian(x.shape[1], 2)
+    linear_start(vae, x, vae.likelihood.start(x), beta=1.0, seed=0)
+    far = size * torch.linspace(1, 1.01, 11)[:, None] * normal(13).sign()
+    scores = vae.background.log_prob(far)
+    assert torch.isfinite(scores).all()
+    assert torch.all(scores.diff() < 0)
+    torch.testing.assert_close(vae.background.log_prob(-far), scores, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial"])
+def test_start_is_as_good_for_large_counts_as_for_small_ones(likelihood):
+    """Two factors of five standard deviations of the counts: their slopes and curvatures are as large as the counts."""
+    losses = []
+    for size in (1e3, 1e5, 1e7, 1e8):
+        rng = np.random.default_rng(0)
+        signal = rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6)) * 5 / np.sqrt(size)
+        X = rng.poisson(size * np.exp(signal)).astype(float)
+        vae = VAETransformer(2, likelihood=likelihood, **STILL).fit(X)
+        assert vae.active_units_.all()
+        ideal = stats.poisson.logpmf(X, size * np.exp(signal)).sum(1).mean()
+        losses.append([ideal - vae.score(X), ideal + vae.loss_curve_[0]])
+    # other draws of the counts, whose ideal itself has a standard error of 0.1
+    np.testing.assert_allclose(losses, np.tile(losses[0], (4, 1)), atol=0.5)
 
 
 def test_linear_gaussian_draws_from_its_density(normal):

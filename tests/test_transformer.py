@@ -16,11 +16,13 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import MinMaxScaler
 from torch import nn
 
 from skvae import VAETransformer, load
 from skvae._net import Net
-from skvae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian, Likelihood
+from skvae.likelihoods import LIKELIHOODS, Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
+from skvae.metrics import log_likelihood
 from skvae.objectives import ELBO
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 10, "random_state": 0}
@@ -388,11 +390,73 @@ def test_values_outside_the_domain(likelihood, fault, method, table, n_steps):
     assert_same_bits(before, outputs(vae, X))
 
 
-def test_auto_likelihood_holds_new_rows_to_what_it_chose(table):
-    X = table("bernoulli")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # few rows and few steps
+@pytest.mark.parametrize("seed", range(2))
+def test_a_guessed_likelihood_refuses_no_row(seed, table):
+    """A value outside [0, 1] counts as the nearer end, less log(1 + distance)."""
+    X = table("bernoulli", seed=seed)
     vae = small().fit(X)
+    assert vae.likelihood_ == "bernoulli"
+    values = np.array([1.0, 1.5, 2.0, 1e6, 1e20, 9.97e36, 1e300])
+    rows = np.repeat(X[:1], len(values), axis=0)
+    for sign, end in ((1, 1.0), (-1, 0.0)):
+        rows[:, 1] = end + sign * (values - 1)
+        scores = vae.score_samples(rows)
+        np.testing.assert_allclose(scores, scores[0] - np.log1p(np.abs(rows[:, 1] - end)), rtol=1e-6)
+        np.testing.assert_array_equal(vae.transform(rows), np.tile(vae.transform(rows[:1]), (len(values), 1)))
+        assert log_likelihood(vae, rows, 50).value == pytest.approx(scores.mean(), abs=0.5)
+    rows[:, 1] = np.linspace(0, 1, len(values))  # grey values
+    assert np.isfinite(vae.score_samples(rows)).all()
+    assert np.isfinite(vae.partial_fit(rows).score(X))
     with pytest.raises(ValueError, match=re.escape(message_of_domain("bernoulli", 1.5))):
-        vae.score(with_value(1.5)(X))
+        small(likelihood="bernoulli").fit(X).score(with_value(1.5)(X))  # asked for
+
+
+def test_a_search_over_rows_that_a_guess_did_not_see_has_scores(table):
+    """One fold of zeros and ones only, and rows a little outside what MinMaxScaler saw."""
+    X = table("bernoulli")
+    X[-1] = 2.0
+    assert np.isfinite(GridSearchCV(small(), {"z_dim": [1, 2]}, cv=2).fit(X).cv_results_["mean_test_score"]).all()
+    pipeline = Pipeline([("scale", MinMaxScaler()), ("vae", small())])
+    search = GridSearchCV(pipeline, {"vae__z_dim": [1, 2]}, cv=5).fit(WINE)
+    assert search.best_estimator_["vae"].likelihood_ == "gaussian"
+    assert np.isfinite(search.best_score_)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda X: X, "gaussian"),
+        (lambda X: X.astype(int), "gaussian"),
+        (lambda X: X.astype(bool), "bernoulli"),
+        (lambda X: X.astype(bool).tolist(), "bernoulli"),
+        (lambda X: pd.DataFrame(X.astype(bool)), "bernoulli"),
+        (lambda X: pl.DataFrame(X.astype(bool)), "bernoulli"),
+    ],
+)
+def test_a_first_chunk_of_zeros_and_ones_binds_no_other(make, expected, table):
+    X = table("bernoulli")
+    vae = small().partial_fit(make(X))
+    assert vae.likelihood_ == expected
+    named = small(likelihood=expected, max_iter=1).fit(make(X))
+    assert_same_bits(outputs(vae, make(X)), outputs(named, make(X)))
+    vae = small().partial_fit(np.asarray(make(X)))
+    for _ in range(3):
+        vae.partial_fit(table(n_rows=30))
+        assert np.isfinite(vae.score_samples(table())).all()
+        assert np.isfinite(vae.loss_curve_).all()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("n_rows", [1, 2, 20])
+def test_a_few_equal_rows_of_zeros_or_ones(value, n_rows):
+    X = np.full((n_rows, 3), value)
+    vae = small().fit(X)
+    assert vae.likelihood_ == "bernoulli"
+    assert vae.score(X) > -0.1  # sure of what it saw
+    outwards = 2 * value - 1
+    assert vae.score(X) > vae.score(X + outwards) > vae.score(X + 3 * outwards) > vae.score(1 - X) > -np.inf
 
 
 @pytest.mark.parametrize(
@@ -758,7 +822,9 @@ def test_progress_bar(early_stopping, table, capsys):
     [
         (lambda table: table("bernoulli"), "bernoulli"),
         (lambda table: table("bernoulli").astype(bool), "bernoulli"),
-        (lambda table: table("continuous_bernoulli"), "continuous_bernoulli"),
+        (lambda table: table("continuous_bernoulli"), "gaussian"),  # as any table behind a MinMaxScaler
+        (lambda table: 1e-8 * table("continuous_bernoulli"), "gaussian"),
+        (lambda table: table("bernoulli").astype(np.uint8), "bernoulli"),
         (lambda table: table("poisson"), "gaussian"),  # counts are never guessed
         (lambda table: table("gaussian"), "gaussian"),
         (lambda table: -table("bernoulli"), "gaussian"),
@@ -776,9 +842,115 @@ def test_sample_has_the_shape_of_the_data():
     vae = small().fit(DIGITS)
     draws = vae.sample(16)
     assert draws.shape == (16, 64)
-    assert draws.dtype == np.float32
     assert vae.sample().shape == (1, 64)
     assert 0 < draws.mean() < 16
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # few rows and few steps
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, int, np.uint8, bool])
+@each_likelihood
+def test_results_in_the_units_of_X_have_its_precision(likelihood, dtype, table, tmp_path):
+    X = table("bernoulli").astype(dtype)
+    vae, expected = small(likelihood=likelihood).fit(X), np.float32 if dtype == np.float32 else np.float64
+    vae.save(tmp_path / "vae")
+    for model in (vae, load(tmp_path / "vae")):
+        results = [model.inverse_transform(model.transform(X)), model.sample(2), model.sample(2, noise=True)]
+        assert [rows.dtype for rows in results] == [expected] * 3
+        assert model.transform(X).dtype == np.float32
+
+
+def test_time_stamps_come_back_to_the_second():
+    """The linear model without noise to speak of, whose own error is far below a second."""
+    time = 1.7e9 + 128.0 * np.arange(1000)
+    X = time[:, None] + [0.0, 1e4, 2e4, 5e4, 1e5, 2e5]
+    vae = small(1, likelihood=Gaussian("shared", noise_floor=1e-9), learning_rate=1e-12).fit(X)
+    Z = vae.transform(X)
+    assert np.abs(vae.inverse_transform(Z) - X).max() < 1
+    steps = np.diff(vae.inverse_transform(Z[:1] + np.float32([[0.0], [1e-5], [2e-5], [3e-5]]))[:, 0])
+    assert np.all(np.abs(steps) > 0.1)  # no grid of 128 s
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_draws_of_a_column_far_from_zero_are_not_constant(seed):
+    X = 1e8 + np.random.default_rng(seed).normal(size=(400, 3))
+    draws = small().fit(X).sample(2000, noise=True, random_state=seed)
+    assert [len(np.unique(column)) for column in draws.T] == [2000] * 3
+    # 5 standard errors: of 2000 draws and of 400 rows
+    np.testing.assert_allclose(draws.std(0), X.std(0), rtol=5 * (1 / 4000 + 1 / 800) ** 0.5)
+
+
+FAR = [1e3, 1e5, 1e6, 1e7, 1e10, 1e18, 1e19, 1e20, 1e30, 9.97e36]
+MODELS = {
+    "default": {},
+    "no share": {"linear_share": 0.0},
+    "linear": {"hidden_layer_sizes": ()},
+    "random": {"init": "random"},
+    "random, tanh": {"init": "random", "activation": "tanh"},
+    "noise of a feature": {"likelihood": Gaussian("feature"), "linear_share": 0.0},
+    "shared noise": {"likelihood": Gaussian("shared"), "linear_share": 0.0},
+    "poisson": {"likelihood": "poisson"},
+    "negative binomial": {"likelihood": "negative_binomial"},
+    "guessed": {},
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("model", MODELS)
+def test_far_rows_have_scores_in_order(model, dtype, table):
+    """Fill values in one column or in all: finite or -inf, none above a nearer one, and finite latent coordinates."""
+    X = (table("bernoulli") if model == "guessed" else table("poisson")).astype(dtype)
+    vae = small(**MODELS[model]).fit(X)
+    rows = np.repeat(X[:1], len(FAR) + 1, axis=0)
+    for columns in ([0], [1, 3], slice(None)):
+        for sign in (1, -1) if model not in ("poisson", "negative binomial") else (1,):
+            far = rows.copy()
+            far[1:, columns] = sign * np.array(FAR, dtype=dtype)[:, None]
+            scores = vae.score_samples(far)
+            assert not np.isnan(scores).any()
+            assert np.all(scores[1:] <= scores[:-1])
+            assert scores[-1] < scores[0] - 50
+            assert np.isfinite(vae.transform(far)).all()
+            np.testing.assert_array_equal(vae.score_samples(far[::-1]), scores[::-1])  # near or far, alone or not
+            if model in ("default", "guessed"):  # as FactorAnalysis'; else the posterior's scale may overflow
+                assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("unit", [1e-140, 1e-30, 1e-8, 1e8, 1e40, 1e140])
+def test_unit_of_measurement_does_not_matter(unit, table):
+    """Float64 holds them, and the model sees standardised values."""
+    X = table(n_rows=200)
+    plain, other = small(max_iter=10).fit(X), small(max_iter=10).fit(X * unit)
+    np.testing.assert_allclose(other.transform(X * unit), plain.transform(X), atol=1e-5)
+    assert other.score(X * unit) + 5 * np.log(unit) == pytest.approx(plain.score(X), abs=1e-4)
+    Z = plain.transform(X)
+    np.testing.assert_allclose(other.inverse_transform(Z) / unit, plain.inverse_transform(Z), rtol=1e-4, atol=1e-4)
+    assert other.active_units_.tolist() == plain.active_units_.tolist()
+
+
+def test_loss_of_pixels_that_are_always_black_does_not_fall_without_end():
+    """Their density is bounded: what is gained late in training is gained elsewhere."""
+    X = (DIGITS / 16)[:300]
+    black = X.max(0) == 0
+    assert black.sum() >= 3
+    vae = small(5, likelihood="continuous_bernoulli", learning_rate=1e-2, max_iter=100).fit(X)
+    with torch.no_grad():
+        raw = vae.module_.decode(torch.from_numpy(vae.transform(X)))
+    likelihood = ContinuousBernoulli()
+    highest = [likelihood.log_prob(raw[:, :, [pixel]], torch.zeros(len(X), 1)).max() for pixel in np.flatnonzero(black)]
+    assert raw[:, 0, black].max() < -100.1  # where training would go on
+    np.testing.assert_allclose(highest, np.log(100), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # few rows and few steps
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("likelihood", ["bernoulli", "continuous_bernoulli"])
+def test_tables_behind_a_min_max_scaler_are_in_the_domain(likelihood, dtype, table):
+    X = (1e3 if dtype != np.float16 else 1.0) + table()
+    X = MinMaxScaler().fit_transform(X.astype(dtype))
+    X[0, 0], X[1, 1] = 1 + np.finfo(dtype).eps, -np.finfo(dtype).eps  # as it may turn out
+    vae = small(likelihood=likelihood).fit(X)
+    assert np.isfinite(vae.score_samples(X)).all()
+    np.testing.assert_array_equal(vae.transform(X), vae.transform(X.clip(0, 1)))
 
 
 @each_likelihood
