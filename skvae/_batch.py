@@ -23,6 +23,8 @@ class Batch:
         Weights of the rows, which add up to 1. None: all the same.
     context : Tensor of shape (..., batch, n_context), default=None
         What is given and not modelled.
+    balanced : bool, default=False
+        Whether gradients in the raw outputs are to be multiplied by `Likelihood.balance`.
     """
 
     x: Tensor
@@ -31,6 +33,7 @@ class Batch:
     observed: Tensor | None = None
     weight: Tensor | None = None
     context: Tensor | None = None
+    balanced: bool = False
 
     @property
     def encoded(self) -> Tensor:

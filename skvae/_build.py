@@ -1,6 +1,7 @@
 """From parameters to what they stand for: names to components, components to a VAE."""
 
 import copy
+import math
 from numbers import Integral
 
 import numpy as np
@@ -17,6 +18,9 @@ from .callbacks import REPORT_ROWS
 from .likelihoods import LIKELIHOODS
 from .objectives import OBJECTIVES
 from .priors import PRIORS
+
+_MAX_NOISE, _MAX_NOISE_OF_FEW = 0.5, 0.25  # of the encoder's inputs, in standard deviations of the feature
+_FAR_LEVELS = 0.5  # in the same unit
 
 REGISTRIES = {
     "likelihood": LIKELIHOODS,
@@ -66,16 +70,32 @@ def build_vae(
     return VAE(encoder, decoder, likelihood, prior, **linear)
 
 
-def started_vae(recipe, x, rows, kl_weight):
-    """The VAE that `recipe` builds, at its start on the `rows` of `x`."""
+def started_vae(recipe, x, rows, kl_weight, near=None):
+    """The VAE that `recipe` builds, at its start on the `rows` of `x`, of which `near` is one on most of them."""
     vae, seed = build_vae(**recipe), recipe["seed"]
     with torch.no_grad():
         raw = vae.likelihood.start(x)  # statistics of single features, as the scaling's are of all rows
         some = rows[:: -(-len(rows) // REPORT_ROWS)]
         vae.prior.start(vae.likelihood.inputs(x[some]), generator(seed, PRIOR_STREAM))
     if recipe["init"] == "linear":
-        linear_start(vae, x, raw, beta=kl_weight, seed=seed, rows=rows)
+        linear_start(vae, x, raw, beta=kl_weight, seed=seed, rows=rows, near=near)
     return vae
+
+
+def input_noise(vae, x, kl_weight, few):
+    """Standard deviation of the noise that the encoder sees in the first phase of training, by feature; None for none.
+
+    It is the linear model's, as the weight of the KL term makes it seem, up to a half of the feature's own standard
+    deviation, or a quarter for few rows: the posterior is then smooth at that scale (amortised inference
+    regularisation; Shu et al., 2018). A feature whose levels lie further apart has none.
+    """
+    if vae.background is None or not kl_weight:
+        return None
+    some = x[:: -(-len(x) // REPORT_ROWS)]
+    n_levels = torch.tensor([len(column.unique()) for column in some.T])
+    apart = (some.amax(0) - some.amin(0)) / (n_levels - 1).clamp(min=1) > _FAR_LEVELS
+    noise = math.sqrt(kl_weight) * vae.background.noise_scale
+    return noise.clamp(max=_MAX_NOISE_OF_FEW if few else _MAX_NOISE).masked_fill(apart, 0)
 
 
 def layer_sizes(sizes):

@@ -158,6 +158,8 @@ class FastELBO:
         z = torch.addcmul(mean, scale, batch.eps)
         raw = self._decode(z).unflatten(-1, (self.likelihood.n_raw, -1))
         log_prob, grad_raw = self.likelihood.gradient(raw, x, weight)
+        if batch.balanced and (factors := self.likelihood.balance(raw)) is not None:
+            grad_raw.mul_(factors)
         kl, kl_mean, kl_log_scale = self._kl_gradient(mean, log_scale, batch.eps, self.beta * weight)
         shared = {name: self.stack.gradients[name].clone() for name in self.shared}  # what the prior has left there
         grad_z = self._backward_decoder(z, grad_raw.flatten(2))

@@ -93,9 +93,10 @@ class Judge:
 class Guard:
     """Keeps the state with the best score, the start included, and stops when none better comes.
 
-    Each time the score has not risen by `tol` for more than `patience` steps, the learning rate falls to `factor` of
-    itself; after `n_decays` such turns training ends. Where nothing is judged, the last state that a finite loss has
-    confirmed is kept instead, and training ends with its last one.
+    When the score has not risen by `tol` for more than `patience` steps, the first phase ends: training goes back to
+    the best state and on from there with `factor` of the learning rate, without noise on the encoder's inputs and with
+    the gradient of the bound as it is. After `n_falls` such turns training ends. Where nothing is judged, the last
+    state that a finite loss has confirmed is kept instead, and training ends with its last one.
 
     An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
     learning rate is halved the first time, quartered the second, and so on, and stays there.
@@ -103,11 +104,9 @@ class Guard:
 
     n_tries = 5  # how often an epoch is undone before training is given up
 
-    def __init__(
-        self, net: Any, split: Split, *, patience: int, tol: float, n_decays: int, factor: float = 0.3
-    ) -> None:
+    def __init__(self, net: Any, split: Split, *, patience: int, tol: float, n_falls: int, factor: float = 0.5) -> None:
         self.net, self.split = net, split
-        self.patience, self.tol, self.n_decays, self.factor = patience, tol, n_decays, factor
+        self.patience, self.tol, self.max_falls, self.factor = patience, tol, n_falls, factor
         self.judge = Judge(net, split) if split.valid else None
         judged = sum(len(x[0]) for x, _ in self.judge.parts) * self.judge.n_judged if self.judge else 0
         trained = net.batch_size * len(split.train)
@@ -165,9 +164,13 @@ class Guard:
         self.reference = max(self.reference, score)
 
     def _turn(self) -> None:
-        if self.n_falls == self.n_decays:
+        if self.n_falls == self.max_falls:
             raise StopTraining
         self.n_falls, self.progress = self.n_falls + 1, self.n_steps
+        self.net.stack.load(self.kept)
+        for state in self.net.optimizer_.state.values():
+            if "exp_avg" in state:
+                state["exp_avg"].zero_()
 
     def undo(self, error: Exception) -> None:
         """Take back the epoch in which `error` occurred, or raise ValueError if it was the last try."""

@@ -45,21 +45,42 @@ class _Factors:
         if self.covariance is not None:
             values, vectors = torch.linalg.eigh(self.covariance / scale / scale[:, None])
             return values.flip(0)[: self.n_factors], vectors.flip(1)[:, : self.n_factors]
-        whitened = (self.y / scale).float().numpy()
-        _, singular, rows = randomized_svd(whitened, self.n_factors, random_state=self.seed)
+        whitened = (self.y / scale).float()
+        if len(self.y) <= _MAX_COVARIANCE:  # as many eigenvalues as rows, which their products have too
+            values, vectors = torch.linalg.eigh((whitened @ whitened.T).double() / len(self.y))
+            vectors = whitened.T.double() @ vectors.flip(1)[:, : self.n_factors]
+            return values.flip(0)[: self.n_factors], vectors / vectors.norm(dim=0).clamp(min=1e-12)
+        _, singular, rows = randomized_svd(whitened.numpy(), self.n_factors, random_state=self.seed)
         return torch.from_numpy(singular).double() ** 2 / len(self.y), torch.from_numpy(rows.T.copy()).double()
 
 
-def _fit_noise(factors: _Factors, nearest_noise: Callable[[Tensor], Tensor], tol: float = 1e-4) -> Tensor:
-    """Likeliest noise of factor analysis (Barber, 2012, algorithm 21.1), among those that `nearest_noise` allows."""
-    noise = nearest_noise(factors.variance)
-    n_iter = int(min(500, max(5, 3e8 / len(noise) ** 3)))  # a second at most
-    for _ in range(n_iter):
+def _fit_noise(
+    factors: _Factors, nearest_noise: Callable[[Tensor], Tensor], start: Tensor | None = None, tol: float = 1e-4
+) -> Tensor:
+    """Likeliest noise of factor analysis (Barber, 2012, algorithm 21.1), among those that `nearest_noise` allows.
+
+    The iteration is extrapolated (SQUAREM; Varadhan & Roland, 2008, section 3), on the logarithm of the noise.
+    """
+
+    def improved(noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise of the next iteration, and the loss of this one: minus twice the log-likelihood of a row."""
         values, vectors = factors(noise)
-        explained = noise * (vectors.square() * (values - 1).clamp(min=0)).sum(1)
-        previous, noise = noise, nearest_noise(factors.variance - explained)
-        if (noise / previous).log().abs().max() < tol:
-            break
+        excess = (values - 1).clamp(min=0)
+        loss = noise.log().sum() + (factors.variance / noise).sum() + (excess.log1p() - excess).sum()
+        return nearest_noise(factors.variance - noise * (vectors.square() * excess).sum(1)), loss
+
+    noise = nearest_noise(factors.variance if start is None else start)
+    for _ in range(int(min(170, max(2, 1e8 / len(noise) ** 3)))):  # a second at most
+        first, loss = improved(noise)
+        step = (first / noise).log()
+        if step.abs().max() < tol:
+            return first
+        second, _ = improved(first)
+        bend = (second / first).log() - step
+        length = (step.norm() / bend.norm().clamp(min=1e-12)).clamp(1, 100)
+        leap = nearest_noise(noise * (2 * length * step + length.square() * bend).clamp(-20, 20).exp())
+        third, loss_there = improved(leap)
+        noise = third if loss_there <= loss else second
     return noise
 
 
@@ -198,7 +219,9 @@ def _best_shrinkage(put: Callable[..., None], vae: Any, x: Tensor, beta: float, 
     return max(_SHRINKAGES, key=bound)
 
 
-def linear_start(vae: Any, x: Tensor, raw: Tensor, *, beta: float, seed: int, rows: Any = None) -> None:
+def linear_start(
+    vae: Any, x: Tensor, raw: Tensor, *, beta: float, seed: int, rows: Any = None, near: Any = None
+) -> None:
     """Set `vae` to the optimum of the linear model, in place.
 
     Parameters
@@ -214,13 +237,16 @@ def linear_start(vae: Any, x: Tensor, raw: Tensor, *, beta: float, seed: int, ro
     seed : int
         Decides which rows are taken where all would be too many.
     rows : array-like of int, default=None
-        Numbers of the rows to take; None takes all.
+        Indices of the rows to take; None takes all.
+    near : VAE, default=None
+        A model at its start on similar rows, whose noise is then near.
     """
     likelihood, z_dim = vae.likelihood, vae.prior.z_dim
     x = _subsample(x, max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // x.shape[1]), seed, rows)
     if hasattr(likelihood, "set_noise"):
         factors = _Factors(x - x.mean(0), z_dim, seed)
-        noise = _fit_noise(factors, likelihood.nearest_noise)
+        known = None if near is None or near.background is None else near.background.noise_scale.double().square()
+        noise = _fit_noise(factors, likelihood.nearest_noise, known)
         likelihood.set_noise(noise.to(raw), raw)
     else:
         scores, curvature = _scores(likelihood, raw, x)

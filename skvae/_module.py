@@ -95,8 +95,11 @@ class VAE(nn.Module):
         the draw z, mean and log-scale of the posterior."""
         mean, log_scale = self.encode(batch.encoded)
         z = mean + log_scale.exp() * batch.eps
-        kl = self.prior.kl(mean, log_scale, z)
-        return self.likelihood.log_prob(self.decode(z), batch.x), kl, (z, mean, log_scale)
+        kl, raw = self.prior.kl(mean, log_scale, z), self.decode(z)
+        factors = self.likelihood.balance(raw) if batch.balanced and raw.requires_grad else None
+        if factors is not None:
+            raw.register_hook(lambda gradient: gradient * factors)
+        return self.likelihood.log_prob(raw, batch.x), kl, (z, mean, log_scale)
 
     def log_weights(self, x: Tensor, eps: Tensor) -> Tensor:
         """Log importance weights log p(x, z) - log q(z | x), in nats, at z = mean + scale * eps.

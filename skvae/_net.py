@@ -39,7 +39,6 @@ _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _FLUSH_EVERY = 500  # training steps; a moment takes about 800 to decay into the denormal numbers
 _TINY = 1e-30
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
-MAX_INPUT_NOISE = 0.5
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
 _FEW_ROWS, _MANY_ROWS = (2_000, 200), (10_000, 400)  # budget and patience, in optimizer steps
@@ -50,7 +49,8 @@ class Net(NeuralNet):
 
     `seed` decides all that is random; `offset` and `scale` (n_features,) lead from the model's units to those of X.
     With `ema_decay`, an exponential moving average of the weights is kept beside them, and is what gets judged and
-    used: it takes the noise of the last steps out, as a falling learning rate would.
+    used: it takes the noise of the last steps out, as a falling learning rate would. `input_noise` (n_features,) is the
+    standard deviation of the noise that the encoder sees in the first phase of training.
 
     skorch's `partial_fit` takes rows in the model's units, or a `Split`, which says how several members are trained at
     once. While it runs, the parameters of all lie in flat tensors.
@@ -63,6 +63,7 @@ class Net(NeuralNet):
         offset: Any = 0.0,
         scale: Any = 1.0,
         ema_decay: float = 0.0,
+        input_noise: Tensor | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -70,9 +71,10 @@ class Net(NeuralNet):
         self.offset = offset
         self.scale = scale
         self.ema_decay = ema_decay
+        self.input_noise = input_noise
         self.interrupted = False
         self.run_length = 1  # epochs that the whole run is meant to have
-        self.patience: dict[str, Any] = {"patience": 0, "tol": 0.0, "n_decays": 0}
+        self.patience: dict[str, Any] = {"patience": 0, "tol": 0.0, "n_falls": 0}
         self.n_steps = 0
         self.stack: Any = None  # while training lasts
         self.fast: FastELBO | None = None
@@ -102,14 +104,9 @@ class Net(NeuralNet):
         return self.module_.prior.z_dim
 
     @property
-    def input_noise(self) -> Tensor | None:
-        """Standard deviation of the noise that the encoder sees in training, by feature: the linear model's, as the
-        weight of the KL term makes it seem, up to a half of the feature's own. The posterior is then smooth at that
-        scale (amortised inference regularisation; Shu et al., 2018)."""
-        background, weight = self.module_.background, self.criterion_.kl_weight
-        if background is None or not weight:
-            return None
-        return (math.sqrt(weight) * background.noise_scale).clamp(max=MAX_INPUT_NOISE)
+    def first_phase(self) -> bool:
+        """Whether the encoder sees noise and gradients are balanced: until a guard that judges has lowered the rate."""
+        return bool(self.guard.judge) and not self.guard.n_falls
 
     @property
     def log_jacobian(self) -> float:
@@ -462,10 +459,10 @@ class Schedule:
 
 
 @memory_advice("X is held there whole. Lower `batch_size` or `hidden_layer_sizes`, or fit with device='cpu'.")
-def train(net: Net, split: Split, schedule: Schedule, callbacks: Any = (), n_decays: int = 2) -> None:
+def train(net: Net, split: Split, schedule: Schedule, callbacks: Any = (), n_falls: int = 1) -> None:
     """Train `net`, and the other members of `split` beside it; where rows are held out, keep the best state."""
     net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size)
-    net.patience = {"patience": schedule.patience, "tol": schedule.tol, "n_decays": n_decays}
+    net.patience = {"patience": schedule.patience, "tol": schedule.tol, "n_falls": n_falls}
     net.run_length, kept = schedule.run_length, net.callbacks_
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     try:

@@ -116,7 +116,8 @@ class TrainBatches:
         rng, draw, device = generator(net.seed, len(net.history)), net.module_.likelihood.draw, x.device
         orders = [rows[torch.randperm(len(rows), generator=rng)] for rows in self.split.train]
         rows = torch.stack([order[at] for order, at in zip(orders, self.positions, strict=True)], 1).to(device)
-        n_members, n_draws, scale = rows.shape[1], net.criterion_.n_draws, net.input_noise
+        n_members, n_draws = rows.shape[1], net.criterion_.n_draws
+        scale = net.input_noise if net.first_phase else None
         shape = (1, self.width, net.z_dim) if n_draws == 1 else (n_draws, 1, self.width, net.z_dim)
         noise = _draws(shape, self.n_batches, rng, device)
         blur = None if scale is None else _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
@@ -126,7 +127,7 @@ class TrainBatches:
             batch = draw(x.index_select(0, some.flatten()).view(n_members, size, -1), rng)
             seen = None if blur is None else torch.addcmul(batch, next(blur)[:, :size], scale)
             eps = eps[..., :size, :].expand(*eps.shape[:-3], n_members, -1, -1)
-            yield Batch(batch, eps, seen, weight=weight[:, :size]), None
+            yield Batch(batch, eps, seen, weight=weight[:, :size], balanced=net.first_phase), None
 
 
 def member(batch: Batch, i: int) -> Batch:
@@ -134,4 +135,4 @@ def member(batch: Batch, i: int) -> Batch:
     alone = len(batch.x) == 1  # then nothing fills up
     keep = slice(None) if alone else slice(0, int(batch.weight[i].count_nonzero()))
     seen = None if batch.seen is None else batch.seen[i, keep]
-    return Batch(batch.x[i, keep], batch.eps[..., i, keep, :], seen)
+    return Batch(batch.x[i, keep], batch.eps[..., i, keep, :], seen, balanced=batch.balanced)

@@ -19,7 +19,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
 from ._blocks import BLOCK, apply, chunk_sizes, is_far, location_scale, scaled, scaled_blocks
-from ._build import SklearnCallbacks, copies, guess_likelihood, layer_sizes, resolve, resolve_objective, started_vae
+from ._build import (
+    SklearnCallbacks,
+    copies,
+    guess_likelihood,
+    input_noise,
+    layer_sizes,
+    resolve,
+    resolve_objective,
+    started_vae,
+)
 from ._checkpoint import open_checkpoint
 from ._device import resolve_device
 from ._files import FileMixin
@@ -559,7 +568,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         schedule = self._schedule(len(values), one_epoch)
         with self._task((net, likelihood, X, values.dtype), schedule.n_epochs, y) as bridge:
             callbacks = [*bridge, *([Report()] if self.verbose else []), *([checkpoint] if checkpoint else [])]
-            train(net, split, schedule, callbacks, n_decays=0 if split.others else 2)
+            train(net, split, schedule, callbacks)
         self._set_fitted(net, likelihood, X, values.dtype)
         self._report(values)
         if checkpoint and schedule.n_epochs and not net.interrupted:
@@ -612,15 +621,17 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             "linear_share": self.linear_share,
             "seed": seed,
         }
-        models = [started_vae(recipe, x, rows, objective.kl_weight).to(device) for rows in split.train]
-        has_paths = models[0].linear_encoder is not None
+        model = started_vae(recipe, x, split.train[0], objective.kl_weight)
+        others = [started_vae(recipe, x, rows, objective.kl_weight, near=model) for rows in split.train[1:]]
+        has_paths = model.linear_encoder is not None
         net = build_net(
-            models[0],
+            model.to(device),
             objective,
             vae=recipe,
             optimizer=self.optimizer,
             lr=self.learning_rate,
             ema_decay=self.ema_decay,
+            input_noise=input_noise(model, x, objective.kl_weight, few=bool(others)),
             weight_decay=self.weight_decay / len(split) if has_paths else 0.0,
             callbacks=copies(self.callbacks),
             device=device,
@@ -629,7 +640,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             scale=scale,
             **(self.net_params or {}),
         )
-        split.x, split.others = x.to(net.device), models[1:]
+        split.x, split.others = x.to(net.device), [other.to(device) for other in others]
         return net, split
 
     @contextmanager

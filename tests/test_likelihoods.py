@@ -212,9 +212,10 @@ def test_no_raw_output_is_stuck_beyond_the_floor():
         slope = torch.autograd.grad(value.sum(), raw)[0]
         assert (slope.flatten() != 0).tolist() == leads_back
         assert torch.all(slope * raw <= 0)
-        total, by_hand = likelihood.gradient(raw.detach(), torch.tensor([[x], [x]]))
-        torch.testing.assert_close(by_hand, -slope / 2)
-        torch.testing.assert_close(total, value.sum().detach())
+        rows, weight = torch.tensor([[[x], [x]]]), torch.full((1, 2, 1), 0.5)
+        found, by_hand = likelihood.gradient(raw.detach()[None], rows, weight)
+        torch.testing.assert_close(by_hand[0], -slope / 2)
+        torch.testing.assert_close(found, value.detach())
 
 
 @pytest.mark.parametrize("floor", [1e-6, 1e-4, 1.0])
