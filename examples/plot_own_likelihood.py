@@ -36,7 +36,7 @@ class StudentTLikelihood(Likelihood):
         return StudentT(1 + self.log_df.exp(), raw[..., 0, :], 0.03 + self.log_scale.exp())
 
     def log_prob(self, raw, x):
-        return self._distribution(raw).log_prob(x).sum(-1)
+        return self._distribution(raw).log_prob(x)
 
     def mean(self, raw):
         return raw[..., 0, :]

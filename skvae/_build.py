@@ -70,10 +70,21 @@ def build_vae(
     return VAE(encoder, decoder, likelihood, prior, **linear)
 
 
+def _check_log_prob(likelihood, x):
+    """Refuse a likelihood of the user's own whose `log_prob` is not by feature."""
+    shape = likelihood.log_prob(x.new_zeros(len(x), likelihood.n_raw, x.shape[1]), x).shape
+    if shape != x.shape:
+        raise ValueError(
+            f"{type(likelihood).__name__}.log_prob must return a value for each feature, of the shape of x: got "
+            f"{tuple(shape)} for {tuple(x.shape)}. Do not sum over the features."
+        )
+
+
 def started_vae(recipe, x, rows, kl_weight, near=None):
     """The VAE that `recipe` builds, at its start on the `rows` of `x`, of which `near` is one on most of them."""
     vae, seed = build_vae(**recipe), recipe["seed"]
     with torch.no_grad():
+        _check_log_prob(vae.likelihood, x[:2])
         raw = vae.likelihood.start(x)  # statistics of single features, as the scaling's are of all rows
         some = rows[:: -(-len(rows) // REPORT_ROWS)]
         vae.prior.start(vae.likelihood.inputs(x[some]), generator(seed, PRIOR_STREAM))

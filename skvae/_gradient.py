@@ -167,7 +167,7 @@ class FastELBO:
         self._backward_encoder(inputs, grad_z.add_(kl_mean), grad_log_scale)
         for name, grad in shared.items():
             self.stack.gradients[name].add_(grad)
-        return log_prob, kl
+        return log_prob.sum(-1), kl
 
     @torch.no_grad()
     def terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,7 +179,7 @@ class FastELBO:
             kl = self.priors[0].kl(mean, log_scale)
         else:
             kl = torch.stack([prior.kl(*one) for prior, *one in zip(self.priors, mean, log_scale, z, strict=True)])
-        return self.likelihood.log_prob(raw, x), kl.sum(-1)
+        return self.likelihood.log_prob(raw, x).sum(-1), kl.sum(-1)
 
     def _kl_gradient(self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         if type(self.priors[0]) is StandardNormal:

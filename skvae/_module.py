@@ -99,7 +99,12 @@ class VAE(nn.Module):
         factors = self.likelihood.balance(raw) if batch.balanced and raw.requires_grad else None
         if factors is not None:
             raw.register_hook(lambda gradient: gradient * factors)
-        return self.likelihood.log_prob(raw, batch.x), kl, (z, mean, log_scale)
+        return self.reconstruction(raw, batch), kl, (z, mean, log_scale)
+
+    def reconstruction(self, raw: Tensor, batch: Batch) -> Tensor:
+        """Log-likelihood of each row of the batch given raw outputs, summed over the cells that count: (..., batch)."""
+        log_prob = self.likelihood.log_prob(raw, batch.x)
+        return (log_prob if batch.observed is None else log_prob * batch.observed).sum(-1)
 
     def log_weights(self, x: Tensor, eps: Tensor) -> Tensor:
         """Log importance weights log p(x, z) - log q(z | x), in nats, at z = mean + scale * eps.
@@ -110,7 +115,7 @@ class VAE(nn.Module):
         mean, log_scale = self.encode(x)
         z = mean + log_scale.exp() * eps  # (n_draws, batch, z_dim)
         log_q = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - log_scale.sum(-1)
-        return self.likelihood.log_prob(self.decode(z), x) + self.prior.log_prob(z) - log_q
+        return self.likelihood.log_prob(self.decode(z), x).sum(-1) + self.prior.log_prob(z) - log_q
 
     def mixed(self, log_prob: Tensor, x: Tensor) -> Tensor:
         """Log-density of rows `x` under the mixture with the background, given that of the model alone: (batch,)."""

@@ -106,7 +106,7 @@ class Net(NeuralNet):
     @property
     def first_phase(self) -> bool:
         """Whether the encoder sees noise and gradients are balanced: until a guard that judges has lowered the rate."""
-        return bool(self.guard.judge) and not self.guard.n_falls
+        return self.guard is not None and self.guard.judge is not None and not self.guard.n_falls
 
     @property
     def log_jacobian(self) -> float:

@@ -1,6 +1,6 @@
 """Likelihoods p(x | z): what the decoder's raw outputs mean; LIKELIHOODS names them.
 
-Shapes: ``raw`` is (..., n_raw, n_features), ``x`` is (..., n_features), a log-probability is (...,).
+Shapes: ``raw`` is (..., n_raw, n_features), ``x`` and a log-probability are (..., n_features): the VAE takes the sum.
 Link and log-density are written together, so that each is stable for raw outputs of any size.
 """
 
@@ -80,10 +80,10 @@ class Likelihood(Component, ABC):
 
     @abstractmethod
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        """Log-probability of each row, in nats, summed over the features: (...,)."""
+        """Log-probability of each feature of each row, in nats: (..., n_features)."""
 
     def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `log_prob` of the rows of the first member, (batch,), and the gradient in `raw` of minus the weighted
+        """Return `log_prob` of the first member, (batch, n_features), and the gradient in `raw` of minus the weighted
         sum of that of all rows, of the shape of `raw`.
 
         All have a first dimension of members, `weight` is (n_members, batch, 1). The gradient in the parameters shared
@@ -93,7 +93,7 @@ class Likelihood(Component, ABC):
         with torch.enable_grad():
             raw = raw.detach().requires_grad_()
             log_prob = self.log_prob(raw, x)
-            (log_prob * weight.squeeze(-1)).sum().neg().backward()
+            (log_prob * weight).sum().neg().backward()
         assert raw.grad is not None
         return log_prob[0].detach(), raw.grad
 
@@ -227,15 +227,14 @@ class Gaussian(Likelihood):
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         loc, variance = self._loc_variance(raw)
-        log_norm = (variance.log() + _LOG_2PI).expand(*variance.shape[:-1], x.shape[-1]).sum(-1)
-        return -0.5 * (((x - loc).square() / variance).sum(-1) + log_norm)
+        return -0.5 * ((x - loc).square() / variance + (variance.log() + _LOG_2PI))
 
     def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         half_slope, excess = self._free_noise(raw)
         variance = (half_slope * excess + self.floor).expand_as(x)
         error = raw[..., 0, :] - x
         slope = error / variance  # of -log_prob in the mean
-        log_prob = -0.5 * (torch.addcmul(variance[0].log(), slope[0], error[0]).sum(-1) + x.shape[-1] * _LOG_2PI)
+        log_prob = -0.5 * (torch.addcmul(variance[0].log(), slope[0], error[0]) + _LOG_2PI)
         noise_slope = variance.reciprocal().addcmul_(slope, slope, value=-1).mul_(half_slope)
         if self.noise == "row":
             return log_prob, torch.stack([slope, noise_slope], dim=-2).mul_(weight.unsqueeze(-1))
@@ -314,7 +313,7 @@ class Bernoulli(Likelihood):
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         logits = raw[..., 0, :]
-        return -F.softplus(logits).addcmul_(x, logits, value=-1).sum(-1)
+        return -F.softplus(logits).addcmul_(x, logits, value=-1)
 
     def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         slope = raw[..., 0, :].sigmoid().sub_(x).mul_(weight).unsqueeze(-2)
@@ -329,7 +328,7 @@ class Bernoulli(Likelihood):
 
 
 class _ContinuousBernoulliLogProb(torch.autograd.Function):
-    """``x * l - log_normalizer(l)`` of each row. Its gradient is x less the mean: autograd would go through a dozen
+    """``x * l - log_normalizer(l)`` of each feature. Its gradient is x less the mean: autograd would go through a dozen
     tensors of the size of the logits, and lose the digits that cancel near 0."""
 
     @staticmethod
@@ -337,7 +336,7 @@ class _ContinuousBernoulliLogProb(torch.autograd.Function):
         logits = of.bounded(logits)
         size = logits.abs().clamp_(min=1e-30)  # the normalizer (exp(l) - 1) / l, whatever the sign of l
         log_normalizer = (size.neg().expm1_().neg_() / size).log_().add_(logits.relu())
-        return (x * logits).sub_(log_normalizer).sum(-1)
+        return (x * logits).sub_(log_normalizer)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -347,7 +346,6 @@ class _ContinuousBernoulliLogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         logits, x = ctx.saved_tensors
-        grad = grad.unsqueeze(-1)
         grad_x = (grad * ctx.of.bounded(logits)).sum_to_size(x.shape) if ctx.needs_input_grad[1] else None
         return (ctx.of.slope(logits, x) * grad).sum_to_size(logits.shape), grad_x, None
 
@@ -502,7 +500,7 @@ class Poisson(_Counts):
         n = x + 1
         ratio = self._log_ratio(raw, n)
         constant = -0.5 * (n.log() + _LOG_2PI) - _stirling_error(n)
-        return (constant - n * (torch.expm1(ratio) - ratio) - ratio).sum(-1)
+        return constant - n * (torch.expm1(ratio) - ratio) - ratio
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         return _draw_counts(self.mean(raw), generator)
@@ -535,7 +533,7 @@ class NegativeBinomial(_Counts):
         # logarithms of (count + rate) / total and of rate / (count + rate) * total / n
         lower = _log1p(n * excess / total, lambda: ((count + rate) / total).log())
         upper = _log1p(count * excess / (count + rate), lambda: ratio - lower)
-        return (constant + errors + x * upper - count * lower).sum(-1)
+        return constant + errors + x * upper - count * lower
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         count = widest(self.log_total_count.exp().expand_as(raw[..., 0, :]).to(generator.device))

@@ -179,3 +179,14 @@ def test_bad_component_is_refused_before_training(params, message, table, n_step
 def test_bad_latents_are_named(table):
     with pytest.raises(ValueError, match=r"latents must be 'prior' or 'aggregate'\. Got 'posterior' instead"):
         fitted(table()).sample(latents="posterior")
+
+
+class Summed(Gaussian):
+    def log_prob(self, raw, x):
+        return super().log_prob(raw, x).sum(-1)
+
+
+def test_a_log_prob_that_is_summed_is_refused(table, n_steps):
+    with pytest.raises(ValueError, match=r"^Summed\.log_prob must return a value for each feature.* Do not sum"):
+        VAETransformer(2, likelihood=Summed()).fit(table())
+    assert n_steps == []

@@ -31,7 +31,7 @@ def test_forward_is_reconstruction_and_kl(name, case, normal):
     posterior = Normal(vae.encode(x)[0], vae.encode(x)[1].exp())
     raw = vae.decode(posterior.mean + posterior.stddev * eps)
     assert raw.shape == (60, vae.likelihood.n_raw, 5)
-    torch.testing.assert_close(log_prob, vae.likelihood.log_prob(raw, x))
+    torch.testing.assert_close(log_prob, vae.likelihood.log_prob(raw, x).sum(-1))
     torch.testing.assert_close(kl, torch.distributions.kl_divergence(posterior, Normal(0, 1)).sum(-1))
 
 
@@ -41,7 +41,9 @@ def test_log_weights_are_the_importance_weights(name, case, normal):
     eps = normal(4, 1, 2)
     posterior = Normal(vae.encode(x)[0], vae.encode(x)[1].exp())
     z = posterior.mean + posterior.stddev * eps
-    expected = vae.likelihood.log_prob(vae.decode(z), x) + (Normal(0, 1).log_prob(z) - posterior.log_prob(z)).sum(-1)
+    expected = vae.likelihood.log_prob(vae.decode(z), x).sum(-1) + (
+        Normal(0, 1).log_prob(z) - posterior.log_prob(z)
+    ).sum(-1)
     torch.testing.assert_close(vae.log_weights(x, eps), expected)
 
 
