@@ -429,9 +429,18 @@ class ContinuousBernoulli(Likelihood):
 def _stirling_error(a: Tensor) -> Tensor:
     """log Gamma(a) less Stirling's ``(a - 1 / 2) * log(a) - a + log(2 * pi) / 2``, for a > 0."""
     low, high = a.clamp(max=16.0), a.clamp(min=16.0).reciprocal()
-    direct = torch.lgamma(low) - (low - 0.5) * low.log() + low - 0.5 * _LOG_2PI
+    direct = torch.lgamma(low).sub_((low - 0.5) * low.log()).add_(low).sub_(0.5 * _LOG_2PI)
     square = high.square()
-    series = high * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680))))
+    series = high * (1 / 12 - square * (1 / 360 - square * (1 / 1260)))  # to 3e-12
+    return torch.where(a < 16, direct, series)
+
+
+def _stirling_slope(a: Tensor) -> Tensor:
+    """Derivative of `_stirling_error`."""
+    low, high = a.clamp(max=16.0), a.clamp(min=16.0).reciprocal()
+    direct = torch.digamma(low) - low.log() + 0.5 / low
+    square = high.square()
+    series = -square * (1 / 12 - square * (3 / 360 - square * (5 / 1260)))
     return torch.where(a < 16, direct, series)
 
 
@@ -477,6 +486,10 @@ class _Counts(Likelihood):
         """log(rate / n), small where it is: a difference of logarithms would lose that in float32."""
         return _bounded_log(raw[..., 0, :]) - (n / self._typical()).log()
 
+    def _link_slope(self, raw: Tensor) -> Tensor:
+        """Slope of the log-rate in the raw output."""
+        return (raw[..., 0, :] - 4).clamp_(min=1).reciprocal_()
+
     def _typical(self) -> Tensor:
         return widest(self.log_mean).exp().to(self.log_mean.dtype)
 
@@ -499,8 +512,21 @@ class Poisson(_Counts):
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         n = x + 1
         ratio = self._log_ratio(raw, n)
-        constant = -0.5 * (n.log() + _LOG_2PI) - _stirling_error(n)
-        return constant - n * (torch.expm1(ratio) - ratio) - ratio
+        return self._log_prob(n, ratio, torch.expm1(ratio))
+
+    @staticmethod
+    def _log_prob(n: Tensor, ratio: Tensor, excess: Tensor) -> Tensor:
+        """At ``n = count + 1``, log(rate / n) and rate / n - 1."""
+        constant = _stirling_error(n).add_(n.log(), alpha=0.5).add_(0.5 * _LOG_2PI)
+        return ((ratio - excess) * n).sub_(ratio).sub_(constant)
+
+    def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        n = x + 1
+        ratio = self._log_ratio(raw, n)
+        excess = torch.expm1(ratio)
+        log_prob = self._log_prob(n[0], ratio[0], excess[0])
+        slope = excess.mul_(n).add_(1)  # the rate less the count
+        return log_prob, slope.mul_(self._link_slope(raw)).mul_(weight).unsqueeze(-2)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         return _draw_counts(self.mean(raw), generator)
@@ -524,16 +550,37 @@ class NegativeBinomial(_Counts):
         return super().start(x)
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
+        return self._log_prob(x, *self._parts(raw, x))
+
+    def _parts(self, raw: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """Total count; n = x + 1; log(rate / n); rate / n - 1; total count + rate; log of that over total count + n."""
         count, n = self.log_total_count.exp(), x + 1
+        ratio = self._log_ratio(raw, n)
+        excess, both = torch.expm1(ratio), count + n * ratio.exp()
+        lower = _log1p(n * excess / (count + n), lambda: (both / (count + n)).log())
+        return count, n, ratio, excess, both, lower
+
+    @staticmethod
+    def _log_prob(
+        x: Tensor, count: Tensor, n: Tensor, ratio: Tensor, excess: Tensor, both: Tensor, lower: Tensor
+    ) -> Tensor:
         total, less = n + count, x + count  # they differ by one
         constant = 0.5 * ((total / less * (count / less) / n).log() - _LOG_2PI)
         errors = _stirling_error(total) - _stirling_error(count) - _stirling_error(n)
-        ratio = self._log_ratio(raw, n)
-        excess, rate = torch.expm1(ratio), n * ratio.exp()
-        # logarithms of (count + rate) / total and of rate / (count + rate) * total / n
-        lower = _log1p(n * excess / total, lambda: ((count + rate) / total).log())
-        upper = _log1p(count * excess / (count + rate), lambda: ratio - lower)
-        return constant + errors + x * upper - count * lower
+        upper = _log1p(count * excess / both, lambda: ratio - lower)  # log of rate / both, less that at a rate of n
+        return (x * upper).sub_(count * lower).add_(constant + errors)
+
+    @torch.no_grad()
+    def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        count, n, ratio, excess, both, lower = self._parts(raw, x)
+        log_prob = self._log_prob(x, count, n, ratio, excess, both, lower)[0]
+        total, less, excess = n + count, x + count, excess * n
+        growth = 0.5 / total + 0.5 / count - 1 / less + _stirling_slope(total) - _stirling_slope(count)
+        growth += less / both * (excess / total) - lower
+        assert self.log_total_count.grad is not None
+        self.log_total_count.grad.copy_(growth.mul_(count).mul_(-weight).sum_to_size(self.log_total_count.shape))
+        slope = (excess + 1) * (count / both)
+        return log_prob, slope.mul_(self._link_slope(raw)).mul_(weight).unsqueeze(-2)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         count = widest(self.log_total_count.exp().expand_as(raw[..., 0, :]).to(generator.device))
