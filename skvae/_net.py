@@ -25,6 +25,7 @@ from ._flat import FlatParameter
 from ._gradient import ELBOGradient
 from ._optimizers import BARE
 from ._products import LinearByOneDNN
+from ._program import multiplications, own_settings, threads_for
 from ._random import EPOCH_STREAM, SPLIT_STREAM, VALIDATION_STREAM, generator
 from .callbacks import BestState, RollBack
 from .objectives import ELBO
@@ -114,6 +115,7 @@ class Net(NeuralNet):
         self.run_length = 1  # epochs that the whole run is meant to have
         self.flats, self.average_flats, self.by_hand = [], [], None  # while training lasts
 
+    @own_settings()
     def __setstate__(self, state):
         super().__setstate__(state | {"device": device_here(state["device"])})  # skorch looks after CUDA only
 
@@ -132,6 +134,20 @@ class Net(NeuralNet):
         """Go on with another objective; the optimizer's state stays."""
         self.criterion_ = objective.to(self.device)
         self.recipe_["objective"] = objective
+
+    def set_weight_decay(self, weight_decay: float) -> None:
+        """Shrink what is shrunk by this from now on, unless the user has chosen."""
+        if self.recipe_["weight_decay"] and "optimizer__weight_decay" not in self.recipe_:
+            self.recipe_["weight_decay"] = weight_decay
+            for group in self.optimizer_.param_groups:
+                if group.get("weight_decay"):
+                    group["weight_decay"] = _bounded(weight_decay, self.lr)
+
+    def carry_on(self, former: "Net") -> None:
+        """Take over the history of the net that this one replaces, its bounds in this one's units."""
+        shift = former.log_jacobian - self.log_jacobian
+        rows = ((row, {name: row[name] + shift for name in row.keys() & {"train_bound"}}) for row in former.history)
+        self.history[:] = [{**row, **shifted} for row, shifted in rows]
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`, and average from there."""
@@ -378,6 +394,11 @@ class Net(NeuralNet):
                 raise error.__context__ from None
 
 
+def _bounded(weight_decay: float, lr: float) -> float:
+    """A step shrinks no weight past zero."""
+    return min(weight_decay, 1 / lr)
+
+
 def build_net(module, objective, *, optimizer, weight_decay: float, **params) -> Net:
     """An initialised `Net`; `params` are skorch's. Weight decay shrinks the networks' weights and nothing else.
 
@@ -385,7 +406,7 @@ def build_net(module, objective, *, optimizer, weight_decay: float, **params) ->
     """
     recipe = {"objective": objective, "optimizer": optimizer, "weight_decay": weight_decay, **params}
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
-    weight_decay = min(weight_decay, 1 / params["lr"])  # a step shrinks no weight past zero
+    weight_decay = _bounded(weight_decay, params["lr"])
     if "optimizer__weight_decay" not in params:  # else the user has chosen, for all parameters
         groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay})] if weight_decay else []
         params = {"optimizer__param_groups": groups, "optimizer__weight_decay": 0.0} | params
@@ -437,8 +458,9 @@ def train(
     net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size, train_split=split)
     net.run_length, kept = schedule.run_length, net.callbacks_
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
+    work = 3 * multiplications(net.module_, schedule.batch_size * net.criterion_.n_draws, x.shape[1])
     try:
-        with net.training():
+        with threads_for(work), net.training():
             net.partial_fit(dataset if rows is None else Subset(dataset, rows))
     finally:
         net.callbacks_ = kept  # the fitted net keeps no reference to X, to the best state or to an estimator

@@ -18,14 +18,17 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
-from ._blocks import BLOCK, apply, chunk_sizes, location_scale, scaled, scaled_blocks
+from ._blocks import BLOCK, PAD, apply, chunk_sizes, location_scale, scaled, scaled_blocks
 from ._build import SklearnCallbacks, build_vae, copies, guess_likelihood, layer_sizes, resolve, resolve_objective
 from ._checkpoint import open_checkpoint
 from ._device import resolve_device
 from ._files import FileMixin
+from ._input import advice, plain
 from ._linear import linear_start
 from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, cross_fit, hold_out, train
-from ._random import PRIOR_STREAM, SCORE_STREAM, generator
+from ._program import multiplications, own_settings, threads_for
+from ._random import PRIOR_STREAM, SCORE_STREAM, generator, subsample
+from ._stream import Stream
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from .callbacks import REPORT_ROWS, Report
 from .likelihoods import LIKELIHOODS, Likelihood
@@ -293,6 +296,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         self.random_state = random_state
         self.verbose = verbose
 
+    @own_settings()
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
         """Fit the model to X.
@@ -324,6 +328,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         """
         return self._fit(X, y, fresh=not (self.warm_start and hasattr(self, "net_")))
 
+    @own_settings()
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None):
         """Train for one more epoch, without held-out rows; the first call sets scaling and start from its X.
@@ -345,6 +350,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         """
         return self._fit(X, y, fresh=not hasattr(self, "net_"), one_epoch=True)
 
+    @own_settings()
     def transform(self, X):
         """Reduce X to latent coordinates: the mean of the posterior q(z | x).
 
@@ -359,8 +365,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             Posterior means, float32.
         """
         X, vae = self._check_X(X), self.module_
-        return apply(lambda x: vae.encode(x)[0], self._scaled_blocks(X), len(X))
+        return self._apply(lambda x: vae.encode(x)[0], self._scaled_blocks(X), len(X))
 
+    @own_settings()
     def posterior(self, X):
         """Mean and standard deviation of the posterior q(z | x).
 
@@ -377,6 +384,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         mean, log_scale = self._encode(self._check_X(X))
         return mean, np.exp(log_scale)
 
+    @own_settings()
     def inverse_transform(self, X):
         """Map latent coordinates back to features: E[x | z].
 
@@ -391,7 +399,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             Means of p(x | z) in the units of X, float32.
         """
         check_is_fitted(self)
-        X = check_array(X, dtype=np.float32, input_name="X", estimator=self)
+        X = plain(X)
+        with advice(X):
+            X = check_array(X, dtype=np.float32, input_name="X", estimator=self)
         if X.shape[1] != self._n_features_out:
             raise ValueError(
                 f"X has {X.shape[1]} features, but {type(self).__name__}.inverse_transform is expecting "
@@ -400,6 +410,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         vae = self.module_
         return self._decode(lambda z: vae.likelihood.mean(vae.decode(z)), X)
 
+    @own_settings()
     def sample(self, n_samples=1, *, noise=False, latents="prior", random_state=None):
         """Draw rows from the model.
 
@@ -436,6 +447,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             return self.inverse_transform(z)
         return self._decode(lambda z: vae.sample(z, rng), z)
 
+    @own_settings()
     def score_samples(self, X):
         """Log-likelihood of each row, estimated with `n_draws` importance-weighted posterior draws.
 
@@ -461,7 +473,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             weights = torch.cat([vae.log_weights(x, part) for part in eps.tensor_split(n_parts)])
             return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
 
-        rows = apply(log_likelihood, self._scaled_blocks(X, n_rows), len(X))
+        rows = self._apply(log_likelihood, self._scaled_blocks(X, n_rows), len(X), n_draws=self.n_draws)
         return rows.astype(np.float64) + self.net_.log_jacobian
 
     def score(self, X, y=None):
@@ -487,10 +499,13 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         return self.net_.trained_module.eval()
 
     @property
+    @own_settings()
     def aggregate_(self):
         """The density of the training rows' latent points, a GaussianMixture; fitted when first asked for."""
-        if "draws" in self._aggregate:
-            self._aggregate = to_arrays(fit_aggregate(**self._aggregate, seed=self.net_.seed))
+        if not self._aggregate:
+            seed, (mean, log_scale) = self.net_.seed, np.split(self._stream["latents"], 2, axis=1)
+            draws = posterior_draws(mean, np.exp(log_scale), seed, self._stream["n_rows"])
+            self._aggregate = to_arrays(fit_aggregate(**draws, seed=seed))
         return from_arrays(self._aggregate)
 
     def __sklearn_is_fitted__(self):
@@ -507,7 +522,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     def _check_first(self, X):
         """Validated X and what `likelihood` stands for; nothing is set on self, so that a refusal loses nothing."""
-        X = check_array(X, dtype=_DTYPES, input_name="X", estimator=self)
+        X = plain(X)
+        with advice(X):
+            X = check_array(X, dtype=_DTYPES, input_name="X", estimator=self)
         likelihood = self.likelihood
         if isinstance(likelihood, str) and likelihood == "auto":
             likelihood = guess_likelihood(X)
@@ -516,7 +533,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     def _check_X(self, X):
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=_DTYPES, reset=False)
+        X = plain(X)
+        with advice(X):
+            X = validate_data(self, X, dtype=_DTYPES, reset=False)
         self._check_values(X, self.likelihood_)
         return X
 
@@ -530,20 +549,25 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     # Training
 
     def _fit(self, X, y, *, fresh, one_epoch=False):
+        X = plain(X)
         if fresh:
             values, likelihood = self._check_first(X)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         else:
             values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
+        former, known = None if fresh else self.net_, values
+        stream, start = self._stream_before(values, fresh, one_epoch).take(values)
+        if one_epoch and start is not None:  # from the rows of all chunks so far
+            fresh, (known, likelihood) = True, self._check_first(start)
         checkpoint = None
         if self.checkpoint is not None and not one_epoch:
-            checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, None if fresh else self.net_)
+            checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, former)
             seed = checkpoint.seed
+        schedule = self._schedule(len(values), one_epoch)
         if fresh:
-            make_net, x = self._prepare(values, likelihood, seed)
+            make_net, x = self._prepare(known, likelihood, seed, schedule.batch_size)
         else:
             x = scaled(values, self.net_.offset, self.net_.scale)
-        schedule = self._schedule(len(x), one_epoch)
         rows = x_valid = scores = None
         select = self.early_stopping and not one_epoch
         cross = fresh and self.early_stopping == "auto" and len(x) < CROSS_FIT_ROWS
@@ -556,21 +580,32 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         net = make_net(rows, callbacks=copies(self.callbacks)) if fresh else self.net_
         if not fresh and not one_epoch:
             net.set_objective(resolve_objective(self.objective, self.beta))
+        if one_epoch:
+            net.set_weight_decay(self.weight_decay / stream.n_rows)
+        if fresh and former is not None:
+            net.carry_on(former)
+            x = scaled(values, net.offset, net.scale)
         with self._task(net, likelihood, schedule.n_epochs, X, y) as bridge:
             reports = [Report()] if self.verbose else []
             train(net, x, schedule, x_valid, [*bridge, *reports], rows=rows, checkpoint=checkpoint)
         self._set_fitted(net, likelihood, X)
-        self._report(values, scores)
+        self._report(known, scores, stream)
         if checkpoint and schedule.n_epochs and not net.interrupted:
             checkpoint.remove()
         return self
+
+    def _stream_before(self, X, fresh, one_epoch):
+        """The rows before X: none, those of the calls before, or for `fit` none to start from anew."""
+        if fresh or not one_epoch:
+            return Stream(X[:0] if one_epoch else None)
+        return Stream(**self._stream)
 
     def _schedule(self, n_rows, one_epoch):
         given = {"batch_size": self.batch_size, "n_iter_no_change": self.n_iter_no_change, "tol": self.tol}
         schedule = Schedule.resolve(n_rows, max_iter=self.max_iter, **given)
         return replace(schedule, n_epochs=1) if one_epoch else schedule
 
-    def _prepare(self, X, likelihood, seed):
+    def _prepare(self, X, likelihood, seed, batch_size):
         """A function of the numbers of training rows that makes a net at its start, and all rows in its units."""
         device = resolve_device(self.device)
         objective = resolve_objective(self.objective, self.beta)
@@ -581,7 +616,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         has_paths = self.init == "linear" and not architecture.is_linear(sizes)
         learning_rate = self.learning_rate
         if self.batch_size == "auto":
-            learning_rate *= max(1, Schedule.resolve(len(X)).batch_size / 64)
+            learning_rate *= max(1, batch_size / 64)
 
         def make_net(rows=None, callbacks=None):
             numbers = np.arange(len(all_rows)) if rows is None else rows
@@ -610,12 +645,13 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
                 **(self.net_params or {}),
             )
             vae = net.module_.cpu()
-            with torch.no_grad():
-                raw = vae.likelihood.start(all_rows)  # statistics of single features, as offset and scale are
-                some = numbers[:: -(-len(numbers) // REPORT_ROWS)]
-                vae.prior.start(vae.likelihood.inputs(all_rows[some]), generator(seed, PRIOR_STREAM))
-            if self.init == "linear":
-                linear_start(vae, all_rows, raw, beta=objective.kl_weight, seed=seed, rows=rows)
+            with threads_for(len(numbers) * X.shape[1] ** 2):
+                with torch.no_grad():
+                    raw = vae.likelihood.start(all_rows)  # statistics of single features, as offset and scale are
+                    some = subsample(numbers, REPORT_ROWS, seed)
+                    vae.prior.start(vae.likelihood.inputs(all_rows[some]), generator(seed, PRIOR_STREAM))
+                if self.init == "linear":
+                    linear_start(vae, all_rows, raw, beta=objective.kl_weight, seed=seed, rows=rows)
             net.load_state(vae.to(net.device).state_dict())
             return net
 
@@ -638,7 +674,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         validate_data(self, X, reset=not hasattr(self, "net_") or net is not self.net_, skip_check_array=True)
         self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
 
-    def _report(self, X, scores):
+    def _report(self, X, scores, stream):
         """Attributes that tell how training went, and a warning where the latent space is empty."""
         history, shift = self.net_.history, self.net_.log_jacobian
         self.loss_curve_ = [-row["train_bound"] - shift for row in history if "train_bound" in row]
@@ -647,13 +683,15 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         if scores is None and history and "valid_bound" in history[0]:
             scores = [row["valid_bound"] for row in history if "valid_bound" in row]
         self.validation_scores_ = None if scores is None else [float(score) + shift for score in scores]
-        mean, log_scale = self._encode(X[:REPORT_ROWS])
-        prior, tensors = self.module_.prior, [torch.from_numpy(part) for part in (mean, log_scale)]
+        seed, prior = self.net_.seed, self.module_.prior
+        latents = np.hstack(self._encode(X[subsample(len(X), REPORT_ROWS, seed)]))
+        mean, log_scale = np.split(stream.with_latents(latents, len(X), seed), 2, axis=1)
+        tensors = [torch.from_numpy(part) for part in (mean, log_scale)]
+        self._stream, self._aggregate = vars(stream), {}
         with torch.no_grad():
             self.kl_per_unit_ = prior.kl_per_unit(*tensors).numpy().mean(axis=0)
             self.active_units_ = prior.active_units(tensors[0]).numpy()
-        self._aggregate = posterior_draws(mean, np.exp(log_scale), self.net_.seed)
-        if not self.active_units_.any() and len(X) > 1:
+        if not self.active_units_.any() and len(mean) > 1:
             warnings.warn(
                 "No latent unit is active: E[z | x] has at most 0.01 of the prior's variance (posterior collapse). The "
                 "features may be independent of each other; otherwise lower `beta` or set `init='linear'`.",
@@ -666,7 +704,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     def _encode(self, X):
         """Mean and log-scale of the posterior of each row of a validated X."""
         vae = self.module_
-        both = apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X), len(X))
+        both = self._apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X), len(X))
         return np.split(both, 2, axis=1)
 
     def _scaled_blocks(self, X, size=BLOCK):
@@ -676,7 +714,11 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     def _decode(self, function, z):
         """What `function` makes of latent coordinates, brought to the units of X."""
         blocks = scaled_blocks(z, 0.0, 1.0, self.net_.device)
-        return apply(function, blocks, len(z), self._in_units_of_X)
+        return self._apply(function, blocks, len(z), self._in_units_of_X)
+
+    def _apply(self, function, blocks, n_rows, finish=np.asarray, n_draws=1):
+        n_full = min(BLOCK, max(PAD, n_rows)) * n_draws
+        return apply(function, blocks, n_rows, finish, multiplications(self.module_, n_full, self.n_features_in_))
 
     def _in_units_of_X(self, x):
         if np.ndim(self.net_.scale) == 0:

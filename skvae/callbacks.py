@@ -12,6 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback
 from torch.utils.data import TensorDataset
 
+from ._random import subsample
+
 __all__ = ["BestState", "Report", "RollBack", "SampleGrid"]
 
 REPORT_ROWS = 10_000  # what the activity of latent units is told from
@@ -160,11 +162,11 @@ class RollBack(Callback):
         self.start_ = self.confirmed_ = self.latest_ = None
 
     def _is_finite(self, net, x):
-        """Whether the last step left finite terms of the bound, on some rows and on the first batch of validation."""
+        """Whether the last step left finite terms of the bound, on rows from all over the table."""
         some = TensorDataset(x[:: -(-len(x) // self._CHECKED_ROWS)])
-        batch, _ = next(iter(net.get_iterator(some)))
         with net.inference() as module:
-            return all(term.isfinite().all() for term in module(**batch))
+            terms = [term for batch, _ in net.get_iterator(some) for term in module(**batch)]
+        return all(term.isfinite().all() for term in terms)
 
 
 def _is_report(epoch):
@@ -176,7 +178,7 @@ class Report(Callback):
     """Print a line at epochs 1, 2, 5, 10, 20, 50, ... and at the last.
 
     A line tells iteration, loss and validation score (nats per row, in the units of X), how many latent units are
-    active on the first 10,000 training rows, and the seconds since the start. ``VAETransformer(verbose=1)`` adds it.
+    active on the training rows (10,000 of them at most), and the seconds since the start. ``VAETransformer(verbose=1)`` adds it.
 
     Examples
     --------
@@ -208,11 +210,12 @@ class Report(Callback):
         score = "" if valid is None else f", validation score = {valid + net.log_jacobian:.4f}"
         print(
             f"Iteration {self.reported_}, loss = {-row['train_bound'] - net.log_jacobian:.4f}{score}, "
-            f"active units = {_n_active(net, *dataset[:REPORT_ROWS])} of {net.z_dim}, {seconds:.1f} s"
+            f"active units = {_n_active(net, dataset)} of {net.z_dim}, {seconds:.1f} s"
         )
 
 
-def _n_active(net, x):
+def _n_active(net, dataset):
+    (x,) = dataset[subsample(len(dataset), REPORT_ROWS, net.seed)]
     with net.inference() as module:
         mean, _ = module.encode(x)
         return int(module.prior.active_units(mean).sum())

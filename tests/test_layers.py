@@ -8,7 +8,7 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_atomic", "_component", "_device", "_optimizers", "_products", "_random"],
+    ["_atomic", "_component", "_device", "_input", "_optimizers", "_products", "_program", "_random"],
     [
         "_blocks",
         "_aggregate",
@@ -17,6 +17,7 @@ LAYERS = [
         "_linear",
         "_module",
         "_onnx",
+        "_stream",
         "likelihoods",
         "priors",
         "objectives",
