@@ -87,7 +87,8 @@ def _columns(X):
     if hasattr(X, "columns"):
         names = getattr(X, "column_names", X.columns)
         return [(name, X[name]) for name in names]
-    return list(enumerate(np.atleast_2d(np.asarray(X)).T))
+    values = np.asarray(X)
+    return list(enumerate(values.T)) if values.ndim == 2 else []
 
 
 def _is_numeric(values):

@@ -6,7 +6,7 @@ import numpy as np
 
 from ._random import subsample
 
-_MAX_LATENTS = 2_500
+MAX_KEPT = 2_500
 _HEAD = 32  # rows by which the beginning of a table is known again
 _MIN_ROWS, _ROWS_PER_FEATURE, _MAX_VALUES = 1_000, 5, 10_000_000
 
@@ -38,18 +38,15 @@ class Stream:
         Hashes of the very first rows and of the last ones, 32 at most.
     n_pass, n_rows : int
         Rows since the table began (again), and the most that there were of them.
-    latents : ndarray of shape (n, 2 * z_dim) or None
-        Means and log-scales of rows seen, 2500 at most, as they were at the time.
     """
 
-    def __init__(self, rows=None, n_started=0, head=(), last=(), n_pass=0, n_rows=0, latents=None):
+    def __init__(self, rows=None, n_started=0, head=(), last=(), n_pass=0, n_rows=0):
         self.rows = rows
         self.n_started = n_started
         self.head = list(head)
         self.last = list(last)
         self.n_pass = n_pass
         self.n_rows = n_rows
-        self.latents = latents
 
     def take(self, X):
         """The stream after the chunk `X`, and the rows to start anew from, or None; this one stays as it is."""
@@ -78,13 +75,13 @@ class Stream:
         self.last = (seen if len(X) <= _HEAD else _hashes(X[-_HEAD:]))[-_HEAD:]
         return start is not None
 
-    def with_latents(self, new, n_new, seed):
-        """Those of the latest `n_new` rows beside those of the rows before, in proportion to their numbers."""
+    def mixed(self, old, new, n_new, seed):
+        """What is known of some of the rows before, and of some of the latest `n_new`, in proportion to the numbers of
+        both; `new` where all rows are among these."""
         n_others = self.n_rows - n_new
-        if n_others > 0 and self.latents is not None:
-            key = [seed, self.n_pass]
-            old = self.latents[subsample(len(self.latents), round(_MAX_LATENTS * n_others / self.n_rows), key)]
-            size = int(len(old) * n_new / n_others + np.random.default_rng(key).random())
-            new = np.concatenate([old, new[subsample(len(new), size, key)]])
-        self.latents = new[subsample(len(new), _MAX_LATENTS, seed)]
-        return new
+        if n_others <= 0:
+            return new
+        key = [seed, self.n_pass]
+        old = old[subsample(len(old), round(MAX_KEPT * n_others / self.n_rows), key)]
+        size = int(len(old) * n_new / n_others + np.random.default_rng(key).random())
+        return np.concatenate([old, new[subsample(len(new), size, key)]])

@@ -28,7 +28,7 @@ from ._linear import linear_start
 from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, cross_fit, hold_out, train
 from ._program import multiplications, own_settings, threads_for
 from ._random import PRIOR_STREAM, SCORE_STREAM, generator, subsample
-from ._stream import Stream
+from ._stream import MAX_KEPT, Stream
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from .callbacks import REPORT_ROWS, Report
 from .likelihoods import LIKELIHOODS, Likelihood
@@ -503,7 +503,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     def aggregate_(self):
         """The density of the training rows' latent points, a GaussianMixture; fitted when first asked for."""
         if not self._aggregate:
-            seed, (mean, log_scale) = self.net_.seed, np.split(self._stream["latents"], 2, axis=1)
+            seed, (mean, log_scale) = self.net_.seed, np.split(self._latents, 2, axis=1)
             draws = posterior_draws(mean, np.exp(log_scale), seed, self._stream["n_rows"])
             self._aggregate = to_arrays(fit_aggregate(**draws, seed=seed))
         return from_arrays(self._aggregate)
@@ -589,7 +589,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             reports = [Report()] if self.verbose else []
             train(net, x, schedule, x_valid, [*bridge, *reports], rows=rows, checkpoint=checkpoint)
         self._set_fitted(net, likelihood, X)
-        self._report(known, scores, stream)
+        self._report(known, scores, stream, fresh)
         if checkpoint and schedule.n_epochs and not net.interrupted:
             checkpoint.remove()
         return self
@@ -674,7 +674,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         validate_data(self, X, reset=not hasattr(self, "net_") or net is not self.net_, skip_check_array=True)
         self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
 
-    def _report(self, X, scores, stream):
+    def _report(self, X, scores, stream, fresh):
         """Attributes that tell how training went, and a warning where the latent space is empty."""
         history, shift = self.net_.history, self.net_.log_jacobian
         self.loss_curve_ = [-row["train_bound"] - shift for row in history if "train_bound" in row]
@@ -685,8 +685,11 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         self.validation_scores_ = None if scores is None else [float(score) + shift for score in scores]
         seed, prior = self.net_.seed, self.module_.prior
         latents = np.hstack(self._encode(X[subsample(len(X), REPORT_ROWS, seed)]))
-        mean, log_scale = np.split(stream.with_latents(latents, len(X), seed), 2, axis=1)
+        if not fresh:
+            latents = stream.mixed(self._latents, latents, len(X), seed)
+        mean, log_scale = np.split(latents, 2, axis=1)
         tensors = [torch.from_numpy(part) for part in (mean, log_scale)]
+        self._latents = latents[subsample(len(latents), MAX_KEPT, seed)]
         self._stream, self._aggregate = vars(stream), {}
         with torch.no_grad():
             self.kl_per_unit_ = prior.kl_per_unit(*tensors).numpy().mean(axis=0)
@@ -696,7 +699,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
                 "No latent unit is active: E[z | x] has at most 0.01 of the prior's variance (posterior collapse). The "
                 "features may be independent of each other; otherwise lower `beta` or set `init='linear'`.",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=6,
             )
 
     # Inference
