@@ -150,7 +150,11 @@ def _kept(values, left_out):
     """Parameters or attributes without callbacks and random streams, whose names are added to `left_out`."""
     kept = {}
     for name, value in values.items():
-        if name == "_skl_callbacks" or name.partition("__")[0] == "callbacks" or isinstance(value, np.random.RandomState):
+        if (
+            name == "_skl_callbacks"
+            or name.partition("__")[0] == "callbacks"
+            or isinstance(value, np.random.RandomState)
+        ):
             left_out += [name] if value else []
         else:
             kept[name] = _kept(value, left_out) if name == "net_params" and value else value

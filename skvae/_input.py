@@ -1,4 +1,4 @@
-"""X as it is given: an array or frame that scikit-learn's validation takes as it is meant, or words about what to do."""
+"""X as it is given: made into what scikit-learn's validation takes as it is meant, or words about what to do."""
 
 from contextlib import contextmanager
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn

@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_FEW = 2**26  # multiplications: with fewer, two idle cores gain less than a third over one, and one of them busy costs tenfold
+_FEW = 2**26  # multiplications: with fewer, a second idle core gains little, and a busy one makes it ten times slower
 _OF_FLOATS = {torch.empty, torch.empty_strided, torch.zeros, torch.ones, torch.rand, torch.randn, torch.eye}
 _OF_FLOATS |= {torch.linspace, torch.logspace, torch.scalar_tensor}
 _OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.full, torch.arange, torch.range}
@@ -27,10 +27,13 @@ class _OurDefaults(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if function not in _FACTORIES or (args and isinstance(args[0], torch.Tensor)):
+        if function not in _FACTORIES:
             return function(*args, **kwargs)
+        is_tensor = bool(args) and isinstance(args[0], torch.Tensor)
         if kwargs.get("device") is None:
-            kwargs["device"] = "cpu"
+            kwargs["device"] = args[0].device if is_tensor else "cpu"
+        if is_tensor:
+            return function(*args, **kwargs)
         if kwargs.get("dtype") is not None or function in _OF_INTEGERS:
             return function(*args, **kwargs)
         if function in _OF_FLOATS:

@@ -67,7 +67,9 @@ class Stream:
         first = _hashes(X[:_HEAD])
         seen, end = self.last + first, len(self.last) + len(first)
         starts = range(end - len(self.head), max(-1, len(self.last) - len(self.head)), -1)  # which end in this chunk
-        start = next((start for start in starts if self.head and seen[start : start + len(self.head)] == self.head), None)
+        start = next(
+            (start for start in starts if self.head and seen[start : start + len(self.head)] == self.head), None
+        )
         self.n_pass = len(X) + (self.n_pass if start is None else len(self.last) - start)
         if self.n_pass > self.n_rows:
             self.head += first[: _HEAD - len(self.head)]

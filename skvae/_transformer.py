@@ -163,8 +163,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     n_iter_ : int
         Number of epochs run.
     kl_per_unit_ : ndarray of shape (z_dim,)
-        Mean KL divergence of each latent unit's posterior from the prior over the training rows (10,000 at most), in
-        nats. For a learned prior, from the normal distribution with the prior's mean and variance in that unit.
+        Mean KL divergence of each latent unit's posterior from the prior over the training rows (10,000 of them at
+        most, drawn from all), in nats. After `partial_fit` over rows of all calls, as they were encoded then. For a
+        learned prior, from the normal distribution with the prior's mean and variance in that unit.
     active_units_ : ndarray of shape (z_dim,)
         Whether the variance of the unit's posterior mean over these rows exceeds 0.01 of the prior's [5]_.
     aggregate_ : sklearn.mixture.GaussianMixture
@@ -331,7 +332,12 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     @own_settings()
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None):
-        """Train for one more epoch, without held-out rows; the first call sets scaling and start from its X.
+        """Train for one more epoch on these rows, without held-out ones, as on a chunk of a larger table.
+
+        Scaling and linear start come from the rows of all calls so far: while there are fewer than 1000 (or 5 for each
+        feature, if that is more), the model keeps them and starts anew each time that their number has doubled. Weight
+        decay is divided by the number of rows seen; a table that begins again, in the same order, is not counted
+        twice. Chunks should be in random order, as the first 1000 rows have to stand for the rest.
 
         Calling it k times with the same X is the same, to the bit, as a `fit` with ``max_iter=k`` and
         ``early_stopping=False``.
@@ -473,7 +479,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             weights = torch.cat([vae.log_weights(x, part) for part in eps.tensor_split(n_parts)])
             return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
 
-        rows = self._apply(log_likelihood, self._scaled_blocks(X, n_rows), len(X), n_draws=self.n_draws)
+        rows = self._apply(
+            log_likelihood, self._scaled_blocks(X, n_rows), len(X), size=n_rows * self.n_draws // n_parts
+        )
         return rows.astype(np.float64) + self.net_.log_jacobian
 
     def score(self, X, y=None):
@@ -719,9 +727,10 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         blocks = scaled_blocks(z, 0.0, 1.0, self.net_.device)
         return self._apply(function, blocks, len(z), self._in_units_of_X)
 
-    def _apply(self, function, blocks, n_rows, finish=np.asarray, n_draws=1):
-        n_full = min(BLOCK, max(PAD, n_rows)) * n_draws
-        return apply(function, blocks, n_rows, finish, multiplications(self.module_, n_full, self.n_features_in_))
+    def _apply(self, function, blocks, n_rows, finish=np.asarray, size=None):
+        """`apply` for passes of `size` rows through the model, or of full blocks of rows."""
+        size = min(BLOCK, max(PAD, n_rows)) if size is None else size
+        return apply(function, blocks, n_rows, finish, multiplications(self.module_, size, self.n_features_in_))
 
     def _in_units_of_X(self, x):
         if np.ndim(self.net_.scale) == 0:

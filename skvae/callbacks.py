@@ -178,7 +178,8 @@ class Report(Callback):
     """Print a line at epochs 1, 2, 5, 10, 20, 50, ... and at the last.
 
     A line tells iteration, loss and validation score (nats per row, in the units of X), how many latent units are
-    active on the training rows (10,000 of them at most), and the seconds since the start. ``VAETransformer(verbose=1)`` adds it.
+    active on the training rows (10,000 of them at most), and the seconds since the start. ``VAETransformer(verbose=1)``
+    adds it.
 
     Examples
     --------

@@ -247,7 +247,7 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
         return torch.stack([mixed, spread / n_draws], dim=1)
 
     blocks = scaled_blocks(X, net.offset, net.scale, net.device, n_rows)
-    work = multiplications(vae, n_rows * n_draws, X.shape[1])
+    work = multiplications(vae, n_rows * n_draws // n_parts, X.shape[1])
     log_mean, squared_error = apply(moments, blocks, len(X), multiplications=work).T
     return Estimate(float(log_mean.mean()) + net.log_jacobian, float(np.sqrt(squared_error.sum()) / len(X)))
 
