@@ -13,12 +13,13 @@ _MAX_COMPONENTS = 10  # as many as Ghosh et al. (2020) take
 _ROWS_PER_UNIT = 10  # in a component, at least
 
 
-def posterior_draws(mean, std, seed):
-    """Draws of the posteriors N(mean, std^2) of rows, both (n_samples, z_dim), and how many components they bear: what
-    is kept of a fit until somebody asks for the mixture."""
-    n_rows, z_dim = mean.shape
+def posterior_draws(mean, std, seed, n_rows=None):
+    """Draws of the posteriors N(mean, std^2) of rows, both (n_samples, z_dim), and how many components they bear, or
+    the `n_rows` rows do that these are some of."""
+    z_dim, n_rows = mean.shape[1], n_rows or len(mean)
     rng = np.random.default_rng([seed, AGGREGATE_STREAM])
-    rows = np.resize(rng.permutation(n_rows), min(max(n_rows, _MIN_DRAWS), _MAX_DRAWS))  # few rows: several draws each
+    n_draws = min(max(n_rows, _MIN_DRAWS), _MAX_DRAWS)
+    rows = np.resize(rng.permutation(len(mean)), n_draws)  # few rows: several draws each
     draws = mean[rows] + std[rows] * rng.standard_normal((len(rows), z_dim))
     n_components = np.clip(n_rows // (_ROWS_PER_UNIT * z_dim), 1, _MAX_COMPONENTS)
     return {"draws": draws.astype(np.float32), "n_components": np.array(n_components)}

@@ -1,5 +1,6 @@
 """Rows of X in blocks: into the model's units and through the model, with bounded memory."""
 
+import math
 from contextlib import contextmanager
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ._products import arguments, has_onednn, linear
+from ._program import threads_for
 
 BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `scaled_blocks`)
 _MAX_ELEMENTS = 2**20  # values of x that one chunk of draws holds
@@ -19,7 +21,8 @@ _MIN_OUTPUTS = 16  # of a linear layer at inference (see `_RowwiseLinear`)
 
 
 def row_blocks(X, size=BLOCK):
-    return (X[start : start + size] for start in range(0, len(X), size))
+    """Blocks of rows, in the order of C: in another one, sums over rows have other last bits."""
+    return (np.ascontiguousarray(X[start : start + size]) for start in range(0, len(X), size))
 
 
 def location_scale(X):
@@ -43,7 +46,7 @@ def _check_size(sizes, largest):
 def scaled(X, offset, scale):
     """X in the model's units: a float32 tensor, which shares the memory of X where there is nothing to do. ValueError
     where float32 holds a value neither in the units of X nor in these."""
-    if np.ndim(scale) == 0 and X.dtype == np.float32 and X.flags.writeable:  # torch warns of what is read-only
+    if np.ndim(scale) == 0 and X.dtype == np.float32 and X.flags.carray:  # torch takes no negative or odd strides
         return torch.from_numpy(X)
     x = np.empty(X.shape, dtype=np.float32)
     for block, out in zip(row_blocks(X), row_blocks(x), strict=True):
@@ -105,10 +108,13 @@ def memory_advice(remedies):
 
 @memory_advice("Lower `n_draws` where rows are scored, or fit with smaller `hidden_layer_sizes` or device='cpu'.")
 @torch.no_grad()
-def apply(function, blocks, n_rows, finish=np.asarray):
-    """The array of all rows that `function` makes of the blocks' tensors, and `finish` of its arrays."""
+def apply(function, blocks, n_rows, finish=np.asarray, multiplications=math.inf):
+    """The array of all rows that `function` makes of the blocks' tensors, and `finish` of its arrays.
+
+    `multiplications` is about how many a full block takes: for few, there is one thread.
+    """
     result, end = None, 0
-    with _RowwiseLinear():
+    with threads_for(multiplications), _RowwiseLinear():
         for x, n in blocks:
             part = finish(function(x)[:n].cpu().numpy())
             result = np.empty((n_rows, *part.shape[1:]), part.dtype) if result is None else result

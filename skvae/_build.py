@@ -12,7 +12,7 @@ from torch import nn
 from ._guard import StopTraining
 from ._linear import LinearGaussian, linear_start
 from ._module import VAE
-from ._random import INIT_STREAM, PRIOR_STREAM, generator
+from ._random import INIT_STREAM, PRIOR_STREAM, generator, subsample
 from .architectures import ARCHITECTURES, NetworkSpec, undrawn
 from .callbacks import REPORT_ROWS
 from .likelihoods import LIKELIHOODS
@@ -20,6 +20,7 @@ from .objectives import OBJECTIVES
 from .priors import PRIORS
 
 _MAX_NOISE, _MAX_NOISE_OF_FEW = 0.5, 0.25  # of the encoder's inputs, in standard deviations of the feature
+_MANY_ROWS = 1000  # from which on two hidden layers serve better than one
 _FAR_LEVELS = 0.5  # in the same unit
 
 REGISTRIES = {
@@ -86,7 +87,7 @@ def started_vae(recipe, x, rows, kl_weight, near=None):
     with torch.no_grad():
         _check_log_prob(vae.likelihood, x[:2])
         raw = vae.likelihood.start(x)  # statistics of single features, as the scaling's are of all rows
-        some = rows[:: -(-len(rows) // REPORT_ROWS)]
+        some = torch.from_numpy(subsample(rows.numpy(), REPORT_ROWS, seed))
         vae.prior.start(vae.likelihood.inputs(x[some]), generator(seed, PRIOR_STREAM))
     if recipe["init"] == "linear":
         linear_start(vae, x, raw, beta=kl_weight, seed=seed, rows=rows, near=near)
@@ -102,14 +103,17 @@ def input_noise(vae, x, kl_weight, few):
     """
     if vae.background is None or not kl_weight:
         return None
-    some = x[:: -(-len(x) // REPORT_ROWS)]
+    some = x[torch.from_numpy(subsample(len(x), REPORT_ROWS, 0))]
     n_levels = torch.tensor([len(column.unique()) for column in some.T])
     apart = (some.amax(0) - some.amin(0)) / (n_levels - 1).clamp(min=1) > _FAR_LEVELS
     noise = math.sqrt(kl_weight) * vae.background.noise_scale
     return noise.clamp(max=_MAX_NOISE_OF_FEW if few else _MAX_NOISE).masked_fill(apart, 0)
 
 
-def layer_sizes(sizes):
+def layer_sizes(sizes, n_rows):
+    """Widths of the hidden layers; "auto" is one layer for few rows and two for more."""
+    if isinstance(sizes, str):
+        return (128,) if n_rows < _MANY_ROWS else (128, 64)
     sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
     if not all(isinstance(size, Integral) and size > 0 for size in sizes):
         raise ValueError(

@@ -7,6 +7,8 @@ header's metadata: values that JSON has no type for are objects with one key, ``
 import hashlib
 import inspect
 import json
+import os
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from ._build import REGISTRIES, build_vae
 from ._device import device_here
 from ._net import OPTIMIZERS, build_net
 from ._onnx import onnx_graph
+from ._program import own_settings
 from .objectives import Objective
 
 _FORMAT = 1  # to be raised when older versions of skvae could not read what is written
@@ -34,13 +37,15 @@ _CLASSES = {cls.__name__: cls for registry in (*REGISTRIES.values(), OPTIMIZERS)
 class FileMixin:
     """`save` and `to_onnx` for an estimator of ours with a `net_`."""
 
+    @own_settings()
     def save(self, path):
         """Write the fitted estimator to one safetensors file, which `skvae.load` reads.
 
         The file holds all that pickle would: parameters, weights, fitted attributes and the state of the optimizer, so
         that the estimator read back gives the same bits and `partial_fit` goes on as it would have. It holds no code:
-        plain values, arrays and the classes that skvae has names for can be kept, and anything else is refused. The
-        file appears whole or not at all; a file of that name is replaced.
+        plain values, arrays and the classes that skvae has names for can be kept, and anything else is refused. What
+        is no part of the model, callbacks and a `RandomState`, is left out with a warning; paths are kept as strings.
+        The file appears whole or not at all; a file of that name is replaced.
 
         Parameters
         ----------
@@ -52,10 +57,14 @@ class FileMixin:
         NotFittedError
             If the estimator is not fitted.
         TypeError
-            If a parameter or attribute is an object that only pickle can keep, such as a callback, a `RandomState` or
-            a likelihood of your own class. ``set_params`` can take it away before saving.
+            If a parameter or attribute is an object that only pickle can keep, such as a likelihood of your own class.
         ValueError
             If the history has millions of batches, more than the format allows.
+
+        Warns
+        -----
+        UserWarning
+            If something is left out.
 
         See Also
         --------
@@ -78,11 +87,23 @@ class FileMixin:
         check_is_fitted(self)
         if type(self).__module__.partition(".")[0] != __package__:
             raise TypeError(_refusal("a class of your own", self))
-        params = self.get_params(deep=False)
+        params, net, left_out = self.get_params(deep=False), _net_state(self.net_), []
         fitted = {name: value for name, value in vars(self).items() if name not in params and name != "net_"}
-        model = {"class": type(self).__name__, "params": params, "fitted": fitted, "net": _net_state(self.net_)}
+        model = {
+            "class": type(self).__name__,
+            "params": _kept(params, left_out),
+            "fitted": _kept(fitted, left_out),
+            "net": net | {"recipe": _kept(net["recipe"], [])},
+        }
         replace_file(path, _to_bytes(model))
+        if left_out:
+            warnings.warn(
+                f"save leaves out what is no part of the model: {', '.join(left_out)}. pickle keeps it.",
+                UserWarning,
+                stacklevel=3,
+            )
 
+    @own_settings()
     def to_onnx(self, path, part="encoder"):
         """Write the encoder or the decoder as an ONNX graph of float32 rows, any number of them.
 
@@ -125,6 +146,21 @@ def load_estimator(path, cls):
     return estimator
 
 
+def _kept(values, left_out):
+    """Parameters or attributes without callbacks and random streams, whose names are added to `left_out`."""
+    kept = {}
+    for name, value in values.items():
+        if (
+            name == "_skl_callbacks"
+            or name.partition("__")[0] == "callbacks"
+            or isinstance(value, np.random.RandomState)
+        ):
+            left_out += [name] if value else []
+        else:
+            kept[name] = _kept(value, left_out) if name == "net_params" and value else value
+    return kept
+
+
 # A net
 
 
@@ -155,7 +191,7 @@ def _net_from(*, recipe, device, n_steps, history, module, average, optimizer, b
     net.trained_module.eval()
     net.history.extend(history)
     for name, callback in net.callbacks_:
-        if isinstance(callback, PassthroughScoring):
+        if isinstance(callback, PassthroughScoring) and name in best_scores:  # else it was taken away in `net_params`
             callback.best_score_ = best_scores[name]
     return net
 
@@ -194,6 +230,8 @@ def _encode_parts(value, path, tensors):
     """An object as its tag and what it is made of."""
     if type(value) is tuple:
         tag, parts = "$tuple", list(value)
+    elif isinstance(value, os.PathLike):
+        return os.fspath(value)
     elif isinstance(value, torch.device):
         tag, parts = "$device", str(value)
     elif isinstance(value, np.ndarray) and value.dtype == object and all(type(name) is str for name in value.flat):
@@ -240,7 +278,7 @@ def _refusal(what, value):
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     return (
         f"save cannot keep {what} ({kind}): a file that runs no code when it is read holds plain values, arrays and "
-        "skvae's own classes. Take it away first (set_params, set_callbacks), or use pickle, which keeps any object."
+        "skvae's own classes. Take it away first (set_params), or use pickle, which keeps any object."
     )
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ._batch import Batch
 from ._gradient import FastELBO
-from ._random import VALIDATION_STREAM, generator
+from ._random import VALIDATION_STREAM, generator, subsample
 from ._split import Split, padded
 
 WARMUP = 100  # steps over which the learning rate rises
+_USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
 _LEAST_STEPS = 40  # between two looks
 _FRACTION = 4  # trained rows for each judged one: a look takes a tenth of the time of the steps before it, at most
 _VALIDATION_ROWS = 256  # fewer held-out rows are repeated, with other noise, up to about this many
@@ -119,10 +120,9 @@ class Guard:
         self.start: dict | None = None
         self.latest: dict | None = None
 
-    @property
-    def lr_factor(self) -> float:
-        """What the learning rate of this step is multiplied by."""
-        return self.factor**self.n_falls * min(1.0, (self.net.n_steps + 1) / WARMUP)
+    def lr_factor(self, n_rows: int) -> float:
+        """What the learning rate of a step on `n_rows` is multiplied by: few rows say little of the way."""
+        return self.factor**self.n_falls * min(1.0, (self.net.n_steps + 1) / WARMUP) * min(1.0, n_rows / _USUAL_ROWS)
 
     def state(self) -> dict:
         """What a checkpoint keeps."""
@@ -215,8 +215,7 @@ class Guard:
 
     def is_finite(self) -> bool:
         """Whether the last step left finite terms of the bound, on some rows."""
-        rows = self.split.train[0]
-        x = self.split.x[rows[:: -(-len(rows) // _CHECKED_ROWS)].to(self.split.x.device)]
+        x, _ = self.split[torch.from_numpy(subsample(len(self.split), _CHECKED_ROWS, self.net.seed))]
         eps = torch.randn(len(x), self.net.z_dim, generator=generator(self.net.seed, VALIDATION_STREAM))
         with self.net.inference() as module:
             return all(bool(term.isfinite().all()) for term in module(Batch(x, eps.to(x.device))))

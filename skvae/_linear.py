@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from ._batch import Batch
 from ._device import widest
+from ._random import subsample
 
 _MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
 _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not formed
@@ -198,17 +198,15 @@ def _set_linear_maps(vae: Any, weight: Tensor, bias: Tensor, loadings: Tensor, r
     decoder.weight[: len(loadings)] = loadings.to(decoder.weight)
 
 
-def _subsample(x: Tensor, n_rows: int, seed: int, rows: Any = None) -> Tensor:
+def _some(x: Tensor, n_rows: int, seed: int, rows: Any = None) -> Tensor:
     """At most `n_rows` rows of `x`, or of those whose numbers are given."""
-    numbers = np.arange(len(x)) if rows is None else np.asarray(rows)
-    if len(numbers) > n_rows:
-        numbers = np.random.default_rng(seed).choice(numbers, n_rows, replace=False)
+    numbers = subsample(len(x) if rows is None else rows, n_rows, seed)
     return x if len(numbers) == len(x) else x[torch.from_numpy(numbers)]
 
 
 def _best_shrinkage(put: Callable[..., None], vae: Any, x: Tensor, beta: float, seed: int) -> float:
     """The expansion holds near the mean only: how far the signal must shrink for the bound itself to be best."""
-    rows = _subsample(x, _SHRINKAGE_ROWS, seed)
+    rows = _some(x, _SHRINKAGE_ROWS, seed)
     eps = torch.randn(len(rows), vae.prior.z_dim, generator=torch.Generator().manual_seed(seed))
 
     def bound(shrinkage: float) -> float:
@@ -242,7 +240,7 @@ def linear_start(
         A model at its start on similar rows, whose noise is then near.
     """
     likelihood, z_dim = vae.likelihood, vae.prior.z_dim
-    x = _subsample(x, max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // x.shape[1]), seed, rows)
+    x = _some(x, max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // x.shape[1]), seed, rows)
     if hasattr(likelihood, "set_noise"):
         factors = _Factors(x - x.mean(0), z_dim, seed)
         known = None if near is None or near.background is None else near.background.noise_scale.double().square()

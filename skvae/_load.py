@@ -1,9 +1,11 @@
 """Reading an estimator from its file."""
 
 from ._files import load_estimator
+from ._program import own_settings
 from ._transformer import VAETransformer
 
 
+@own_settings()
 def load(path):
     """Read an estimator that `VAETransformer.save` wrote.
 

@@ -24,6 +24,7 @@ from ._gradient import FastELBO, fast_elbo
 from ._guard import Diverged, Guard, StopTraining
 from ._optimizers import BARE
 from ._products import LinearByOneDNN
+from ._program import multiplications, own_settings, threads_for
 from ._random import EPOCH_STREAM, generator
 from ._split import Split, TrainBatches, member, whole
 from ._stack import Stack
@@ -84,6 +85,7 @@ class Net(NeuralNet):
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"stack": None, "fast": None, "guard": None, "epochal": [], "module": None}
 
+    @own_settings()
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state | {"device": device_here(state["device"])})  # skorch looks after CUDA only
         self.module = self.module_  # one object, kept once
@@ -117,6 +119,20 @@ class Net(NeuralNet):
         """Go on with another objective; the optimizer's state stays."""
         self.criterion_ = objective.to(self.device)
         self.recipe_["objective"] = objective
+
+    def set_weight_decay(self, weight_decay: float) -> None:
+        """Shrink what is shrunk by this from now on, unless the user has chosen."""
+        if self.recipe_["weight_decay"] and "optimizer__weight_decay" not in self.recipe_:
+            self.recipe_["weight_decay"] = weight_decay
+            for group in self.optimizer_.param_groups:
+                if group.get("weight_decay"):
+                    group["weight_decay"] = _bounded(weight_decay, self.lr)
+
+    def carry_on(self, former: "Net") -> None:
+        """Take over the history of the net that this one replaces, its bounds in this one's units."""
+        shift = former.log_jacobian - self.log_jacobian
+        rows = ((row, {name: row[name] + shift for name in row.keys() & {"train_bound"}}) for row in former.history)
+        self.history[:] = [{**row, **shifted} for row, shifted in rows]
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`, and average from there."""
@@ -303,7 +319,7 @@ class Net(NeuralNet):
                 named = list(module.named_parameters())
                 self.notify("on_grad_computed", named_parameters=named, batch=(member(batch[0], i), None))
             self.stack.gather()
-        self._step_at(self.guard.lr_factor)
+        self._step_at(self.guard.lr_factor(len(batch[0])))
         self.n_steps += 1
         return step
 
@@ -410,6 +426,11 @@ class Net(NeuralNet):
         self.history.record_batch(prefix + "_batch_size", n)
 
 
+def _bounded(weight_decay: float, lr: float) -> float:
+    """A step shrinks no weight past zero."""
+    return min(weight_decay, 1 / lr)
+
+
 def build_net(
     module: nn.Module, objective: nn.Module, *, vae: dict, optimizer: Any, weight_decay: float, **params: Any
 ) -> Net:
@@ -420,7 +441,7 @@ def build_net(
     """
     recipe = {"objective": objective, "vae": vae, "optimizer": optimizer, "weight_decay": weight_decay, **params}
     optimizer = OPTIMIZERS.get(optimizer, optimizer)
-    weight_decay = min(weight_decay, 1 / params["lr"])  # a step shrinks no weight past zero
+    weight_decay = _bounded(weight_decay, params["lr"])
     if "optimizer__weight_decay" not in params:  # else the user has chosen, for all parameters
         groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay})] if weight_decay else []
         params = {"optimizer__param_groups": groups, "optimizer__weight_decay": 0.0} | params
@@ -465,8 +486,10 @@ def train(net: Net, split: Split, schedule: Schedule, callbacks: Any = (), n_fal
     net.patience = {"patience": schedule.patience, "tol": schedule.tol, "n_falls": n_falls}
     net.run_length, kept = schedule.run_length, net.callbacks_
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
+    work = 3 * multiplications(net.module_, schedule.batch_size * net.criterion_.n_draws, split.x.shape[1])
     try:
-        net.partial_fit(split)
+        with threads_for(work):
+            net.partial_fit(split)
     finally:
         net.callbacks_ = kept  # the fitted net keeps no reference to X, to the best state or to an estimator
         net.module_.eval()

@@ -10,3 +10,12 @@ EPOCH_STREAM, PRIOR_STREAM, AGGREGATE_STREAM = range(2**31 + 4, 2**31 + 7)
 def generator(seed: int, *key: int) -> torch.Generator:
     """An own stream for each (seed, key)."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def subsample(rows: int | np.ndarray, n_rows: int, seed: int | list[int]) -> np.ndarray:
+    """At most `n_rows` of the given row numbers, or of the first `rows`, in ascending order: drawn from all of them,
+    since the first rows, or each tenth, may be of one kind."""
+    numbers = np.arange(rows) if isinstance(rows, int) else np.asarray(rows)
+    if len(numbers) <= n_rows:
+        return numbers
+    return np.sort(np.random.default_rng(seed).choice(numbers, n_rows, replace=False))

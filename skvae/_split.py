@@ -71,7 +71,7 @@ def padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Indices of all parts, filled up to one length, and weights that add up to 1 in each: (n_parts, n) both."""
     size = max(map(len, parts))
     indices = torch.stack([torch.cat([part, part[:1].expand(size - len(part))]) for part in parts])
-    weight = torch.stack([(torch.arange(size) < len(part)) / len(part) for part in parts])
+    weight = torch.stack([(torch.arange(size) < len(part)).float() / len(part) for part in parts])
     return indices, weight
 
 
@@ -105,7 +105,7 @@ class TrainBatches:
         self.width = math.ceil(max(n_rows) / self.n_batches)
         positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in n_rows), strict=True)
         self.positions, self.inside = positions, torch.stack(inside, 1)  # (n_batches, n_members, width)
-        self.weight = self.inside / self.inside.sum(-1, keepdim=True)
+        self.weight = self.inside.float() / self.inside.sum(-1, keepdim=True)
         self.sizes = self.inside.sum(-1)[:, 0].tolist() if len(n_rows) == 1 else [self.width] * self.n_batches
 
     def __len__(self) -> int:

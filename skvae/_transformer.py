@@ -5,7 +5,6 @@ import math
 import os
 import warnings
 from contextlib import contextmanager
-from dataclasses import replace
 from numbers import Integral, Real
 from typing import ClassVar
 
@@ -18,23 +17,17 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
-from ._blocks import BLOCK, apply, chunk_sizes, is_far, location_scale, scaled, scaled_blocks
-from ._build import (
-    SklearnCallbacks,
-    copies,
-    guess_likelihood,
-    input_noise,
-    layer_sizes,
-    resolve,
-    resolve_objective,
-    started_vae,
-)
+from ._blocks import BLOCK, PAD, apply, chunk_sizes, is_far, scaled, scaled_blocks
+from ._build import SklearnCallbacks, guess_likelihood, resolve_objective
 from ._checkpoint import open_checkpoint
-from ._device import resolve_device
 from ._files import FileMixin
-from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, train
-from ._random import SCORE_STREAM, generator
-from ._split import Split, folds, hold_out, whole
+from ._fitting import begin, go_on, schedule_of
+from ._input import advice, plain
+from ._net import OPTIMIZERS, train
+from ._program import multiplications, own_settings
+from ._random import SCORE_STREAM, generator, subsample
+from ._split import whole
+from ._stream import MAX_KEPT, Stream
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from .callbacks import REPORT_ROWS, Report
 from .likelihoods import LIKELIHOODS, Likelihood
@@ -74,8 +67,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     ----------
     z_dim : int, default=10
         Number of latent units: the number of columns of `transform`'s output.
-    hidden_layer_sizes : int or array-like of int, default=(128,)
-        Widths of the encoder's hidden layers; the decoder mirrors them. ``()`` is the linear model.
+    hidden_layer_sizes : int, array-like of int or "auto", default="auto"
+        Widths of the encoder's hidden layers; the decoder mirrors them. ``()`` is the linear model. "auto" is
+        (128,) for fewer than 1000 rows and (128, 64) from there on.
     activation : {"relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh"}, default="relu"
         Nonlinearity of the hidden layers.
     likelihood : {"auto", "gaussian", "bernoulli", "continuous_bernoulli", "poisson", "negative_binomial"} or \
@@ -175,8 +169,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     n_iter_ : int
         Number of epochs run.
     kl_per_unit_ : ndarray of shape (z_dim,)
-        Mean KL divergence of each latent unit's posterior from the prior over the training rows (10,000 at most), in
-        nats. For a learned prior, from the normal distribution with the prior's mean and variance in that unit.
+        Mean KL divergence of each latent unit's posterior from the prior over the training rows (10,000 of them at
+        most, drawn from all), in nats. After `partial_fit` over rows of all calls, as they were encoded then. For a
+        learned prior, from the normal distribution with the prior's mean and variance in that unit.
     active_units_ : ndarray of shape (z_dim,)
         Whether the variance of the unit's posterior mean over these rows exceeds 0.01 of the prior's [5]_.
     aggregate_ : sklearn.mixture.GaussianMixture
@@ -218,7 +213,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     _parameter_constraints: ClassVar[dict] = {
         "z_dim": [Interval(Integral, 1, None, closed="left")],
-        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "hidden_layer_sizes": [StrOptions({"auto"}), "array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
         "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood],
         "prior": [StrOptions(set(PRIORS)), Prior],
@@ -251,7 +246,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         self,
         z_dim=10,
         *,
-        hidden_layer_sizes=(128,),
+        hidden_layer_sizes="auto",
         activation="relu",
         likelihood="auto",
         prior="standard_normal",
@@ -308,6 +303,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         self.random_state = random_state
         self.verbose = verbose
 
+    @own_settings()
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
         """Fit the model to X.
@@ -339,9 +335,15 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         """
         return self._fit(X, y, fresh=not (self.warm_start and hasattr(self, "net_")))
 
+    @own_settings()
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X, y=None):
-        """Train for one more epoch, without held-out rows; the first call sets scaling and start from its X.
+        """Train for one more epoch on these rows, without held-out ones, as on a chunk of a larger table.
+
+        Scaling and linear start come from the rows of all calls so far: while there are fewer than 1000 (or 5 for each
+        feature, if that is more), the model keeps them and starts anew each time that their number has doubled. Weight
+        decay is divided by the number of rows seen; a table that begins again, in the same order, is not counted
+        twice. Chunks should be in random order, as the first 1000 rows have to stand for the rest.
 
         Calling it k times with the same X is the same, to the bit, as a `fit` with ``max_iter=k`` and
         ``early_stopping=False`` and the same likelihood: ``likelihood="auto"`` is "gaussian" here unless X is of dtype
@@ -362,6 +364,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         """
         return self._fit(X, y, fresh=not hasattr(self, "net_"), one_epoch=True)
 
+    @own_settings()
     def transform(self, X):
         """Reduce X to latent coordinates: the mean of the posterior q(z | x).
 
@@ -376,8 +379,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             Posterior means, float32.
         """
         X, vae = self._check_X(X), self.module_
-        return apply(lambda x: vae.encode(x)[0], self._scaled_blocks(X), len(X))
+        return self._apply(lambda x: vae.encode(x)[0], self._scaled_blocks(X), len(X))
 
+    @own_settings()
     def posterior(self, X):
         """Mean and standard deviation of the posterior q(z | x).
 
@@ -394,6 +398,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         mean, log_scale = self._encode(self._check_X(X))
         return mean, np.exp(log_scale)
 
+    @own_settings()
     def inverse_transform(self, X):
         """Map latent coordinates back to features: E[x | z].
 
@@ -408,7 +413,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             Means of p(x | z) in the units of X: float32 if `fit` was given float32, else float64.
         """
         check_is_fitted(self)
-        X = check_array(X, dtype=np.float32, input_name="X", estimator=self)
+        X = plain(X)
+        with advice(X):
+            X = check_array(X, dtype=np.float32, input_name="X", estimator=self)
         if X.shape[1] != self._n_features_out:
             raise ValueError(
                 f"X has {X.shape[1]} features, but {type(self).__name__}.inverse_transform is expecting "
@@ -417,6 +424,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         vae = self.module_
         return self._decode(lambda z: vae.likelihood.mean(vae.decode(z)), X)
 
+    @own_settings()
     def sample(self, n_samples=1, *, noise=False, latents="prior", random_state=None):
         """Draw rows from the model.
 
@@ -453,6 +461,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             return self.inverse_transform(z)
         return self._decode(lambda z: vae.sample(z, rng), z)
 
+    @own_settings()
     def score_samples(self, X):
         """Log-likelihood of each row, estimated with `n_draws` importance-weighted posterior draws.
 
@@ -500,10 +509,13 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         return self.net_.trained_module.eval()
 
     @property
+    @own_settings()
     def aggregate_(self):
         """The density of the training rows' latent points, a GaussianMixture; fitted when first asked for."""
-        if "draws" in self._aggregate:
-            self._aggregate = to_arrays(fit_aggregate(**self._aggregate, seed=self.net_.seed))
+        if not self._aggregate:
+            seed, (mean, log_scale) = self.net_.seed, np.split(self._latents, 2, axis=1)
+            draws = posterior_draws(mean, np.exp(log_scale), seed, self._stream["n_rows"])
+            self._aggregate = to_arrays(fit_aggregate(**draws, seed=seed))
         return from_arrays(self._aggregate)
 
     def __sklearn_is_fitted__(self):
@@ -520,7 +532,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     def _check_first(self, X, in_chunks):
         """Validated X and what `likelihood` stands for; nothing is set on self, so that a refusal loses nothing."""
-        values = check_array(X, dtype=_DTYPES, input_name="X", estimator=self)
+        X = plain(X)
+        with advice(X):
+            values = check_array(X, dtype=_DTYPES, input_name="X", estimator=self)
         likelihood = self.likelihood
         if self._is_guessed:
             likelihood = guess_likelihood(X, None if in_chunks else values)
@@ -532,7 +546,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     def _check_rows(self, X):
         """Validated X as the likelihood takes it, and what rows lose by that in the score: nats (n_samples,), or 0."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=_DTYPES, reset=False)
+        X = plain(X)
+        with advice(X):
+            X = validate_data(self, X, dtype=_DTYPES, reset=False)
         nearest = self._check_values(X, self.likelihood_)
         return nearest, 0.0 if nearest is X else np.log1p(np.abs(X - nearest.astype(np.float64))).sum(axis=1)
 
@@ -552,96 +568,43 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     # Training
 
     def _fit(self, X, y, *, fresh, one_epoch=False):
+        X = plain(X)
         if fresh:
             values, likelihood = self._check_first(X, in_chunks=one_epoch)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         else:
             values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
+        former, known = None if fresh else self.net_, values
+        stream, start = self._stream_before(values, fresh, one_epoch).take(values)
+        if one_epoch and start is not None:  # from the rows of all chunks so far
+            fresh, (known, likelihood) = True, self._check_first(start, in_chunks=one_epoch)
         checkpoint = None
         if self.checkpoint is not None and not one_epoch:
-            checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, None if fresh else self.net_)
+            checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, former)
             seed = checkpoint.seed
-        if fresh:
-            net, split = self._begin(values, likelihood, seed, select=not one_epoch)
-        else:
-            net, split = self._go_on(values, select=not one_epoch)
-        schedule = self._schedule(len(values), one_epoch)
+        net, split = begin(self, known, likelihood, seed, one_epoch) if fresh else go_on(self, values, one_epoch)
+        if not fresh and not one_epoch:
+            net.set_objective(resolve_objective(self.objective, self.beta))
+        if one_epoch:
+            net.set_weight_decay(self.weight_decay / stream.n_rows)
+        if fresh and former is not None:
+            net.carry_on(former)
+            split = whole(scaled(values, net.offset, net.scale).to(net.device))
+        schedule = schedule_of(self, len(values), one_epoch)
         with self._task((net, likelihood, X, values.dtype), schedule.n_epochs, y) as bridge:
             callbacks = [*bridge, *([Report()] if self.verbose else []), *([checkpoint] if checkpoint else [])]
             train(net, split, schedule, callbacks)
         self._set_fitted(net, likelihood, X, values.dtype)
-        self._report(values)
+        self._report(known, stream, fresh)
         if checkpoint and schedule.n_epochs and not net.interrupted:
             checkpoint.remove()
         return self
 
-    def _schedule(self, n_rows, one_epoch):
-        given = {"batch_size": self.batch_size, "n_iter_no_change": self.n_iter_no_change, "tol": self.tol}
-        schedule = Schedule.resolve(n_rows, max_iter=self.max_iter, **given)
-        return replace(schedule, n_epochs=1) if one_epoch else schedule
-
-    def _split(self, x, seed, select, first):
-        """Which rows are trained on and which are judged by."""
-        if not (select and self.early_stopping):
-            return whole(x)
-        if not (first and self.early_stopping == "auto" and len(x) < CROSS_FIT_ROWS):
-            train_rows, valid_rows = hold_out(len(x), self.validation_fraction, seed)
-            return Split(x, [train_rows], [valid_rows])
-        if len(x) < 2 * N_FOLDS:
-            return whole(x)
-        train_rows, valid_rows = folds(len(x), N_FOLDS, seed)
-        return Split(x, [torch.arange(len(x)), *train_rows], valid_rows)
-
-    def _go_on(self, X, select):
-        """The fitted net, and X in its units."""
-        net = self.net_
-        if select:
-            net.set_objective(resolve_objective(self.objective, self.beta))
-        x = scaled(X, net.offset, net.scale).to(net.device)
-        return net, self._split(x, net.seed, select, first=False)
-
-    def _begin(self, X, likelihood, seed, select):
-        """A net at its start, and X in its units."""
-        device = resolve_device(self.device)
-        objective = resolve_objective(self.objective, self.beta)
-        likelihood = resolve("likelihood", likelihood)
-        offset, scale = location_scale(X) if likelihood.standardize else (0.0, 1.0)
-        x = scaled(X, offset, scale)
-        split = self._split(x, seed, select, first=True)
-        sizes, architecture = layer_sizes(self.hidden_layer_sizes), resolve("architecture", self.architecture)
-        recipe = {
-            "n_features": X.shape[1],
-            "z_dim": self.z_dim,
-            "hidden_layer_sizes": sizes,
-            "activation": self.activation,
-            "likelihood": likelihood,
-            "prior": resolve("prior", self.prior),
-            "architecture": architecture,
-            "init": self.init,
-            "linear_share": self.linear_share,
-            "seed": seed,
-        }
-        model = started_vae(recipe, x, split.train[0], objective.kl_weight)
-        others = [started_vae(recipe, x, rows, objective.kl_weight, near=model) for rows in split.train[1:]]
-        has_paths = model.linear_encoder is not None
-        net = build_net(
-            model.to(device),
-            objective,
-            vae=recipe,
-            optimizer=self.optimizer,
-            lr=self.learning_rate,
-            ema_decay=self.ema_decay,
-            input_noise=input_noise(model, x, objective.kl_weight, few=bool(others)),
-            weight_decay=self.weight_decay / len(split) if has_paths else 0.0,
-            callbacks=copies(self.callbacks),
-            device=device,
-            seed=seed,
-            offset=offset,
-            scale=scale,
-            **(self.net_params or {}),
-        )
-        split.x, split.others = x.to(net.device), [other.to(device) for other in others]
-        return net, split
+    def _stream_before(self, X, fresh, one_epoch):
+        """The rows before X: none, those of the calls before, or for `fit` none to start from anew."""
+        if fresh or not one_epoch:
+            return Stream(X[:0] if one_epoch else None)
+        return Stream(**self._stream)
 
     @contextmanager
     def _task(self, fit, n_epochs, y):
@@ -665,7 +628,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             self._output_dtype = "float32" if dtype == np.float32 else "float64"
         self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
 
-    def _report(self, X):
+    def _report(self, X, stream, fresh):
         """Attributes that tell how training went, and a warning where the latent space is empty."""
         history, shift = self.net_.history, self.net_.log_jacobian
         self.loss_curve_ = [-row["train_bound"] - shift for row in history if "train_bound" in row]
@@ -673,18 +636,23 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         self.n_iter_ = len(self.loss_curve_)
         scores = [row["valid_bound"] + shift for row in history if "valid_bound" in row]
         self.validation_scores_ = scores or None
-        mean, log_scale = self._encode(X[:REPORT_ROWS])
-        prior, tensors = self.module_.prior, [torch.from_numpy(part) for part in (mean, log_scale)]
+        seed, prior = self.net_.seed, self.module_.prior
+        latents = np.hstack(self._encode(X[subsample(len(X), REPORT_ROWS, seed)]))
+        if not fresh:
+            latents = stream.mixed(self._latents, latents, len(X), seed)
+        mean, log_scale = np.split(latents, 2, axis=1)
+        tensors = [torch.from_numpy(part) for part in (mean, log_scale)]
+        self._latents = latents[subsample(len(latents), MAX_KEPT, seed)]
+        self._stream, self._aggregate = vars(stream), {}
         with torch.no_grad():
             self.kl_per_unit_ = prior.kl_per_unit(*tensors).numpy().mean(axis=0)
             self.active_units_ = prior.active_units(tensors[0]).numpy()
-        self._aggregate = posterior_draws(mean, np.exp(log_scale), self.net_.seed)
-        if not self.active_units_.any() and len(X) > 1:
+        if not self.active_units_.any() and len(mean) > 1:
             warnings.warn(
                 "No latent unit is active: E[z | x] has at most 0.01 of the prior's variance (posterior collapse). The "
                 "features may be independent of each other; otherwise lower `beta` or set `init='linear'`.",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=6,
             )
 
     # Inference
@@ -706,12 +674,13 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             weights = weights.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # inf - inf, of far rows
             return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
 
-        return apply(log_likelihood, scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows), len(X))
+        blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
+        return self._apply(log_likelihood, blocks, len(X), size=n_rows * self.n_draws // n_parts)
 
     def _encode(self, X):
         """Mean and log-scale of the posterior of each row of a validated X."""
         vae = self.module_
-        both = apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X), len(X))
+        both = self._apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X), len(X))
         return np.split(both, 2, axis=1)
 
     def _scaled_blocks(self, X, size=BLOCK):
@@ -721,7 +690,12 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     def _decode(self, function, z):
         """What `function` makes of latent coordinates, brought to the units of X."""
         blocks = scaled_blocks(z, 0.0, 1.0, self.net_.device)
-        return apply(function, blocks, len(z), self._in_units_of_X)
+        return self._apply(function, blocks, len(z), self._in_units_of_X)
+
+    def _apply(self, function, blocks, n_rows, finish=np.asarray, size=None):
+        """`apply` for passes of `size` rows through the model, or of full blocks of rows."""
+        size = min(BLOCK, max(PAD, n_rows)) if size is None else size
+        return apply(function, blocks, n_rows, finish, multiplications(self.module_, size, self.n_features_in_))
 
     def _in_units_of_X(self, x):
         return (x * np.float64(self.net_.scale) + self.net_.offset).astype(self._output_dtype)

@@ -422,6 +422,12 @@ class Conv(_Regularized):
         self.head = _ConvHead((*sizes[-2], channels[-1]), (*sizes[-1], *outputs), spec.generator)
 
 
+def _checked(network: nn.Module, name: str) -> nn.Module:
+    if any(part.is_meta for part in (*network.parameters(), *network.buffers())):
+        raise ValueError(f"The {name} of Custom is on the device 'meta' and has no weights: build it on another one.")
+    return network
+
+
 class Custom(Architecture):
     """Your own networks. Each gets a linear layer at its end, which brings it to the size that is asked for.
 
@@ -460,7 +466,8 @@ class Custom(Architecture):
 
     def build(self, spec: NetworkSpec) -> None:
         name = "decoder" if spec.n_raw else "encoder"
-        self.hidden = _Rows(getattr(self, name)).eval()  # so that a look at its width changes nothing
+        network = _checked(getattr(self, name), name).float()  # built under whatever default dtype
+        self.hidden = _Rows(network).eval()  # so that a look at its width changes nothing
         self.encoder = self.decoder = None  # type: ignore[assignment]
         try:
             with torch.no_grad():

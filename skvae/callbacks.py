@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from skorch.callbacks import Callback
 
+from ._random import subsample
+
 __all__ = ["Report", "SampleGrid"]
 
 REPORT_ROWS = 10_000  # what the activity of latent units is told from
@@ -22,7 +24,8 @@ class Report(Callback):
     """Print a line at epochs 1, 2, 5, 10, 20, 50, ... and at the last.
 
     A line tells iteration, loss and validation score (nats per row, in the units of X), how many latent units are
-    active on the first 10,000 training rows, and the seconds since the start. ``VAETransformer(verbose=1)`` adds it.
+    active on the training rows (10,000 of them at most), and the seconds since the start. ``VAETransformer(verbose=1)``
+    adds it.
 
     Examples
     --------
@@ -58,9 +61,10 @@ class Report(Callback):
         )
 
 
-def _n_active(net, split):
+def _n_active(net, dataset):
+    x, _ = dataset[subsample(len(dataset), REPORT_ROWS, net.seed)]
     with net.inference() as module:
-        mean, _ = module.encode(split[:: -(-len(split) // REPORT_ROWS)][0])
+        mean, _ = module.encode(x)
         return int(module.prior.active_units(mean).sum())
 
 

@@ -13,6 +13,7 @@ from sklearn.utils import check_array
 
 from ._blocks import apply, chunk_sizes, is_far, scaled_blocks
 from ._device import widest
+from ._program import multiplications, own_settings
 from ._random import generator
 from .priors import mixture_log_prob
 
@@ -61,6 +62,7 @@ class KLSplit(NamedTuple):
     marginal_kl: float
 
 
+@own_settings()
 def kl_per_unit(estimator, X):
     """Mean KL divergence of each latent unit's posterior from the prior.
 
@@ -95,6 +97,7 @@ def kl_per_unit(estimator, X):
         return estimator.module_.prior.kl_per_unit(mean, std.log()).numpy().mean(axis=0)
 
 
+@own_settings()
 def active_units(estimator, X, *, threshold=0.01):
     """Which latent units move with x: the variance of E[z | x] over the rows exceeds a share of the prior's variance.
 
@@ -131,6 +134,7 @@ def active_units(estimator, X, *, threshold=0.01):
         return estimator.module_.prior.active_units(mean, threshold).numpy()
 
 
+@own_settings()
 def kl_split(estimator, X, *, n_draws=10, random_state=0):
     """The mean KL term as the mutual information of x and z, and the KL of the aggregate posterior from the prior.
 
@@ -187,6 +191,7 @@ def kl_split(estimator, X, *, n_draws=10, random_state=0):
     return KLSplit(log_q - log_p, log_q - log_aggregate, log_aggregate - log_p)
 
 
+@own_settings()
 def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
     """Mean log-likelihood of the rows by importance sampling, with its Monte-Carlo standard error.
 
@@ -245,7 +250,8 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
         return torch.stack([mixed, spread / n_draws], dim=1)
 
     blocks = scaled_blocks(X, net.offset, net.scale, device, n_rows)
-    log_mean, squared_error = apply(moments, blocks, len(X)).T
+    work = multiplications(vae, n_rows * n_draws // n_parts, X.shape[1])
+    log_mean, squared_error = apply(moments, blocks, len(X), multiplications=work).T
     return Estimate(float((log_mean - excess).mean()) + net.log_jacobian, float(np.sqrt(squared_error.sum()) / len(X)))
 
 
@@ -255,6 +261,7 @@ def _parts(total, n_parts):
     return np.diff(bounds).tolist()
 
 
+@own_settings()
 def reconstruction_error(estimator, X):
     """Mean squared error of the reconstruction from the posterior mean.
 
@@ -282,6 +289,7 @@ def reconstruction_error(estimator, X):
     return float(mean_squared_error(X, estimator.inverse_transform(estimator.transform(X))))
 
 
+@own_settings()
 def frechet_distance(reference, X, X_samples):
     """Frechet distance between two sets of rows in the latent space of a reference model.
 

@@ -204,9 +204,7 @@ def own_optimizer(params, **kwargs):
 
 
 REFUSED = {
-    "callback": (small(callbacks=[Report()]), r"params.callbacks.0 \(skvae.callbacks.Report\)"),
     "own likelihood": (small(likelihood=OwnLikelihood()), r"params.likelihood \(test_files.OwnLikelihood\)"),
-    "random stream": (small(random_state=np.random.RandomState(0)), r"params.random_state \(numpy.*RandomState\)"),
     "own optimizer": (small(optimizer=own_optimizer), r"params.optimizer \(builtins.function\)"),
     "object in net_params": (small(net_params={"predict_nonlinearity": abs}), "params.net_params.predict_nonlinearity"),
     "own estimator": (OwnEstimator(**SMALL), r"a class of your own \(test_files.OwnEstimator\)"),
@@ -222,12 +220,41 @@ def test_what_only_pickle_can_keep(what, table, tmp_path):
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"older"]
 
 
-def test_sklearn_callback_is_refused(table, tmp_path):
+LEFT_OUT = {
+    "callbacks": lambda folder: {"callbacks": [Report(), ("own", Report())]},
+    "random_state": lambda folder: {"random_state": np.random.RandomState(0)},
+    "callbacks__valid_loss": lambda folder: {"net_params": {"callbacks__valid_loss": Report()}},
+}
+
+
+@pytest.mark.parametrize("what", LEFT_OUT)
+def test_what_is_no_part_of_the_model_is_left_out_with_one_warning(what, table, tmp_path):
+    X, params = table(), LEFT_OUT[what](tmp_path)
+    vae = small(**params).fit(X)
+    with pytest.warns(UserWarning, match=rf"save leaves out what is no part of the model: {what}\. ") as caught:
+        kept = saved(vae, tmp_path)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    for left, right in zip(outputs(kept, X), outputs(vae, X), strict=True):
+        np.testing.assert_array_equal(left, right)
+    bare = kept.get_params(deep=False)
+    others = {name: value for name, value in vae.get_params(deep=False).items() if name not in params}
+    assert {name: bare[name] for name in others} == others
+    assert not any(bare[name] for name in params)
+    assert_same(kept, saved(kept, tmp_path), X)  # nothing is left to be left out
+
+
+def test_paths_are_kept_as_strings(table, tmp_path):
+    kept = saved(small(checkpoint=tmp_path / "folder").fit(table()), tmp_path)
+    assert kept.checkpoint == str(tmp_path / "folder")
+
+
+def test_sklearn_callback_is_left_out(table, tmp_path):
     callback = pytest.importorskip("sklearn.callback")
     vae = small().set_callbacks(callback.ProgressBar()).fit(table())
-    with pytest.raises(TypeError, match=r"_skl_callbacks.*set_callbacks"):
-        vae.save(tmp_path / "vae")
-    saved(vae.set_callbacks(), tmp_path)
+    with pytest.warns(UserWarning, match="_skl_callbacks"):
+        kept = saved(vae, tmp_path)
+    assert_same(kept, saved(vae.set_callbacks(), tmp_path), table())
 
 
 def test_header_that_safetensors_would_not_read_is_not_written(table, tmp_path, monkeypatch):

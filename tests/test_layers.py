@@ -8,7 +8,7 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_atomic", "_batch", "_component", "_device", "_optimizers", "_products", "_random"],
+    ["_atomic", "_batch", "_component", "_device", "_input", "_optimizers", "_products", "_program", "_random"],
     [
         "_blocks",
         "_aggregate",
@@ -18,6 +18,7 @@ LAYERS = [
         "_onnx",
         "_split",
         "_stack",
+        "_stream",
         "likelihoods",
         "priors",
         "objectives",
@@ -28,7 +29,7 @@ LAYERS = [
     ["_guard"],
     ["_build"],
     ["_net"],
-    ["_files"],
+    ["_files", "_fitting"],
     ["_transformer"],
     ["_load", "metrics", "datasets", "displays._estimator", "displays._figure"],
     ["displays._latent", "displays._paths", "displays._rows", "displays._training"],

@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .._program import own_settings
 from ..priors import StandardNormal
 
 _MAX_PANELS = 64
@@ -91,6 +92,7 @@ def decode(estimator, Z):
     return np.asarray(estimator.inverse_transform(Z.reshape(-1, Z.shape[-1]))).reshape(*Z.shape[:-1], -1)
 
 
+@own_settings()
 def _prior_draws(prior):
     with torch.no_grad():
         return prior.sample(_PRIOR_DRAWS, torch.Generator().manual_seed(0)).cpu().numpy()
