@@ -9,6 +9,7 @@ from torch import Tensor, nn
 MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
 MAX_Z = 4.0  # left to the linear model
 FARTHEST = 1e30  # nor does the linear path: what a network makes of larger numbers may be infinite
+LOG_SCALES = -30.0, 5.0  # of the posterior that scores draw from: any would be right, and far rows need moderate ones
 
 
 class VAE(nn.Module):
@@ -103,6 +104,7 @@ class VAE(nn.Module):
         returns (n_draws, batch).
         """
         mean, log_scale = self.encode(x)
+        log_scale = log_scale.clamp(*LOG_SCALES)
         z = mean + log_scale.exp() * eps  # (n_draws, batch, z_dim)
         log_q = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - log_scale.sum(-1)
         return self.likelihood.log_prob(self.decode(z), x) + self.prior.log_prob(z) - log_q

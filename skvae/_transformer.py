@@ -448,7 +448,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         """Log-likelihood of each row, estimated with `n_draws` importance-weighted posterior draws.
 
         The estimate is a lower bound in expectation, and tight where the posterior is exact, as for the linear model.
-        The draws are the same for every row and every call.
+        The draws are the same for every row and every call. Rows far from the training data, such as fill values of
+        1e20, have low scores and never NaN; those beyond a million standard deviations are scored in float64.
 
         Parameters
         ----------
