@@ -67,9 +67,12 @@ class VAE(nn.Module):
         """Mean and log-scale of q(z | x): two tensors (..., z_dim)."""
         return self.encode_inputs(self.likelihood.inputs(x))
 
+    def encode_any(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`encode` outside of training, where a row may lie at any distance: the mean is finite."""
+        return self.encode_inputs(self.likelihood.inputs(x).clamp(-FARTHEST, FARTHEST))
+
     def encode_inputs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The same for what the encoder sees of x."""
-        inputs = inputs.clamp(-FARTHEST, FARTHEST)
         if self.linear_encoder is None:
             mean, log_scale = self.encoder(inputs).chunk(2, dim=-1)
             return mean, log_scale
@@ -103,7 +106,7 @@ class VAE(nn.Module):
         `x` is (batch, n_features) and `eps` (n_draws, batch, z_dim), or (n_draws, 1, z_dim) where all rows share it;
         returns (n_draws, batch).
         """
-        mean, log_scale = self.encode(x)
+        mean, log_scale = self.encode_any(x)
         log_scale = log_scale.clamp(*LOG_SCALES)
         z = mean + log_scale.exp() * eps  # (n_draws, batch, z_dim)
         log_q = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - log_scale.sum(-1)

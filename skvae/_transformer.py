@@ -367,7 +367,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             Posterior means, float32.
         """
         X, vae = self._check_X(X), self.module_
-        return apply(lambda x: vae.encode(x)[0], self._scaled_blocks(X), len(X))
+        return apply(lambda x: vae.encode_any(x)[0], self._scaled_blocks(X), len(X))
 
     def posterior(self, X):
         """Mean and standard deviation of the posterior q(z | x).
@@ -704,7 +704,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     def _encode(self, X):
         """Mean and log-scale of the posterior of each row of a validated X."""
         vae = self.module_
-        both = apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X), len(X))
+        both = apply(lambda x: torch.cat(vae.encode_any(x), dim=-1), self._scaled_blocks(X), len(X))
         return np.split(both, 2, axis=1)
 
     def _scaled_blocks(self, X, size=BLOCK):
