@@ -1,5 +1,6 @@
 """The variational autoencoder as a torch module: encoder, decoder, likelihood and prior, and nothing about training."""
 
+import copy
 import math
 from typing import Any
 
@@ -9,7 +10,6 @@ from torch import Tensor, nn
 MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
 MAX_Z = 4.0  # left to the linear model
 FARTHEST = 1e30  # nor does the linear path: what a network makes of larger numbers may be infinite
-LOG_SCALES = -30.0, 5.0  # of the posterior that scores draw from: any would be right, and far rows need moderate ones
 
 
 class VAE(nn.Module):
@@ -40,6 +40,7 @@ class VAE(nn.Module):
     linear_encoder: nn.Linear | None
     linear_decoder: nn.Linear | None
     background: Any
+    log_scales = -math.inf, math.inf  # between which lie those of the posteriors that `log_weights` draws from
 
     def __init__(
         self,
@@ -107,10 +108,17 @@ class VAE(nn.Module):
         returns (n_draws, batch).
         """
         mean, log_scale = self.encode_any(x)
-        log_scale = log_scale.clamp(*LOG_SCALES)
+        log_scale = log_scale.clamp(*self.log_scales)
         z = mean + log_scale.exp() * eps  # (n_draws, batch, z_dim)
         log_q = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - log_scale.sum(-1)
         return self.likelihood.log_prob(self.decode(z), x) + self.prior.log_prob(z) - log_q
+
+    def for_far_rows(self) -> "VAE":
+        """A copy for rows whose weights would overflow: on the CPU in float64, with posteriors of moderate width. Of
+        those that may be drawn from any is right."""
+        vae = copy.deepcopy(self).cpu().double()
+        vae.log_scales = -30.0, 5.0
+        return vae
 
     def mixed(self, log_prob: Tensor, x: Tensor) -> Tensor:
         """Log-density of rows `x` under the mixture with the background, given that of the model alone: (batch,)."""

@@ -684,7 +684,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     def _scorer(self, far):
         """The model and where it computes: for far rows in float64, which not every device has."""
-        return (copy.deepcopy(self.module_).cpu().double(), "cpu") if far else (self.module_, self.net_.device)
+        return (self.module_.for_far_rows(), "cpu") if far else (self.module_, self.net_.device)
 
     def _log_likelihoods(self, X, vae, device):
         """Log-likelihood of each row of a validated X, in the model's units and at the precision of `vae`."""
