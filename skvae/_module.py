@@ -1,6 +1,5 @@
 """The variational autoencoder as a torch module: encoder, decoder, likelihood and prior, and nothing about training."""
 
-import copy
 import math
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
 MAX_Z = 4.0  # left to the linear model
 FARTHEST = 1e30  # nor does the linear path: what a network makes of larger numbers may be infinite
+MODERATE = -30.0, 5.0  # log-scales of the posteriors that scores draw from: others' weights overflow, of far rows
 
 
 class VAE(nn.Module):
@@ -40,7 +40,6 @@ class VAE(nn.Module):
     linear_encoder: nn.Linear | None
     linear_decoder: nn.Linear | None
     background: Any
-    log_scales = -math.inf, math.inf  # between which lie those of the posteriors that `log_weights` draws from
 
     def __init__(
         self,
@@ -101,24 +100,17 @@ class VAE(nn.Module):
         kl = self.prior.kl(mean, log_scale, z)
         return self.likelihood.log_prob(self.decode(z), x), kl, (z, mean, log_scale)
 
-    def log_weights(self, x: Tensor, eps: Tensor) -> Tensor:
+    def log_weights(self, x: Tensor, eps: Tensor, log_scales: tuple[float, float] = (-math.inf, math.inf)) -> Tensor:
         """Log importance weights log p(x, z) - log q(z | x), in nats, at z = mean + scale * eps.
 
         `x` is (batch, n_features) and `eps` (n_draws, batch, z_dim), or (n_draws, 1, z_dim) where all rows share it;
-        returns (n_draws, batch).
+        returns (n_draws, batch). `log_scales` bounds those of the posteriors: any that is drawn from is right.
         """
         mean, log_scale = self.encode_any(x)
-        log_scale = log_scale.clamp(*self.log_scales)
+        log_scale = log_scale.clamp(*log_scales)
         z = mean + log_scale.exp() * eps  # (n_draws, batch, z_dim)
         log_q = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - log_scale.sum(-1)
         return self.likelihood.log_prob(self.decode(z), x) + self.prior.log_prob(z) - log_q
-
-    def for_far_rows(self) -> "VAE":
-        """A copy for rows whose weights would overflow: on the CPU in float64, with posteriors of moderate width. Of
-        those that may be drawn from any is right."""
-        vae = copy.deepcopy(self).cpu().double()
-        vae.log_scales = -30.0, 5.0
-        return vae
 
     def mixed(self, log_prob: Tensor, x: Tensor) -> Tensor:
         """Log-density of rows `x` under the mixture with the background, given that of the model alone: (batch,)."""

@@ -24,6 +24,7 @@ from ._checkpoint import open_checkpoint
 from ._device import resolve_device
 from ._files import FileMixin
 from ._linear import linear_start
+from ._module import MODERATE
 from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, cross_fit, hold_out, train
 from ._random import PRIOR_STREAM, SCORE_STREAM, generator
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
@@ -684,7 +685,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
     def _scorer(self, far):
         """The model and where it computes: for far rows in float64, which not every device has."""
-        return (self.module_.for_far_rows(), "cpu") if far else (self.module_, self.net_.device)
+        return (copy.deepcopy(self.module_).cpu().double(), "cpu") if far else (self.module_, self.net_.device)
 
     def _log_likelihoods(self, X, vae, device):
         """Log-likelihood of each row of a validated X, in the model's units and at the precision of `vae`."""
@@ -695,7 +696,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
         def log_likelihood(x):
             x = x.to(dtype)
-            weights = torch.cat([vae.log_weights(x, part) for part in eps.tensor_split(n_parts)])
+            weights = torch.cat([vae.log_weights(x, part, MODERATE) for part in eps.tensor_split(n_parts)])
             weights = weights.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # inf - inf, of far rows
             return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
 
