@@ -11,6 +11,7 @@ from ._batch import Batch
 MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
 MAX_Z = 4.0  # left to the linear model
 FARTHEST = 1e30  # nor does the linear path: what a network makes of larger numbers may be infinite
+MODERATE = -30.0, 5.0  # log-scales of the posteriors that scores draw from: others' weights overflow, of far rows
 
 
 class VAE(nn.Module):
@@ -68,9 +69,12 @@ class VAE(nn.Module):
         """Mean and log-scale of q(z | x): two tensors (..., z_dim)."""
         return self.encode_inputs(self.likelihood.inputs(x))
 
+    def encode_any(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`encode` outside of training, where a row may lie at any distance: the mean is finite."""
+        return self.encode_inputs(self.likelihood.inputs(x).clamp(-FARTHEST, FARTHEST))
+
     def encode_inputs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """The same for what the encoder sees of x."""
-        inputs = inputs.clamp(-FARTHEST, FARTHEST)
         if self.linear_encoder is None:
             mean, log_scale = self.encoder(inputs).chunk(2, dim=-1)
             return mean, log_scale
@@ -106,13 +110,14 @@ class VAE(nn.Module):
         log_prob = self.likelihood.log_prob(raw, batch.x)
         return (log_prob if batch.observed is None else log_prob * batch.observed).sum(-1)
 
-    def log_weights(self, x: Tensor, eps: Tensor) -> Tensor:
+    def log_weights(self, x: Tensor, eps: Tensor, log_scales: tuple[float, float] = (-math.inf, math.inf)) -> Tensor:
         """Log importance weights log p(x, z) - log q(z | x), in nats, at z = mean + scale * eps.
 
         `x` is (batch, n_features) and `eps` (n_draws, batch, z_dim), or (n_draws, 1, z_dim) where all rows share it;
-        returns (n_draws, batch).
+        returns (n_draws, batch). `log_scales` bounds those of the posteriors: any that is drawn from is right.
         """
-        mean, log_scale = self.encode(x)
+        mean, log_scale = self.encode_any(x)
+        log_scale = log_scale.clamp(*log_scales)
         z = mean + log_scale.exp() * eps  # (n_draws, batch, z_dim)
         log_q = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - log_scale.sum(-1)
         return self.likelihood.log_prob(self.decode(z), x).sum(-1) + self.prior.log_prob(z) - log_q

@@ -23,6 +23,7 @@ from ._checkpoint import open_checkpoint
 from ._files import FileMixin
 from ._fitting import begin, go_on, schedule_of
 from ._input import advice, plain
+from ._module import MODERATE
 from ._net import OPTIMIZERS, train
 from ._program import multiplications, own_settings
 from ._random import SCORE_STREAM, generator, subsample
@@ -379,7 +380,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             Posterior means, float32.
         """
         X, vae = self._check_X(X), self.module_
-        return self._apply(lambda x: vae.encode(x)[0], self._scaled_blocks(X), len(X))
+        return self._apply(lambda x: vae.encode_any(x)[0], self._scaled_blocks(X), len(X))
 
     @own_settings()
     def posterior(self, X):
@@ -466,7 +467,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         """Log-likelihood of each row, estimated with `n_draws` importance-weighted posterior draws.
 
         The estimate is a lower bound in expectation, and tight where the posterior is exact, as for the linear model.
-        The draws are the same for every row and every call.
+        The draws are the same for every row and every call. Rows far from the training data, such as fill values of
+        1e20, have low scores and never NaN; those beyond a million standard deviations are scored in float64.
 
         Parameters
         ----------
@@ -670,7 +672,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
 
         def log_likelihood(x):
             x = x.to(dtype)
-            weights = torch.cat([vae.log_weights(x, part) for part in eps.tensor_split(n_parts)])
+            weights = torch.cat([vae.log_weights(x, part, MODERATE) for part in eps.tensor_split(n_parts)])
             weights = weights.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # inf - inf, of far rows
             return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
 
@@ -680,7 +682,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     def _encode(self, X):
         """Mean and log-scale of the posterior of each row of a validated X."""
         vae = self.module_
-        both = self._apply(lambda x: torch.cat(vae.encode(x), dim=-1), self._scaled_blocks(X), len(X))
+        both = self._apply(lambda x: torch.cat(vae.encode_any(x), dim=-1), self._scaled_blocks(X), len(X))
         return np.split(both, 2, axis=1)
 
     def _scaled_blocks(self, X, size=BLOCK):

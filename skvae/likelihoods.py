@@ -451,7 +451,7 @@ def _log1p(x: Tensor, near_minus_one: Callable[[], Tensor]) -> Tensor:
 
 def _draw_counts(rate: Tensor, generator: torch.Generator) -> Tensor:
     """Poisson draws, in the widest type: float32 has no odd number above 2^24."""
-    return torch.poisson(widest(rate.to(generator.device)), generator=generator).to(rate.device)
+    return torch.poisson(widest(rate).to(generator.device), generator=generator).to(rate.device)
 
 
 class _Counts(Likelihood):
@@ -583,7 +583,7 @@ class NegativeBinomial(_Counts):
         return log_prob, slope.mul_(self._link_slope(raw)).mul_(weight).unsqueeze(-2)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        count = widest(self.log_total_count.exp().expand_as(raw[..., 0, :]).to(generator.device))
+        count = widest(self.log_total_count.exp().expand_as(raw[..., 0, :])).to(generator.device)
         gamma = torch._standard_gamma(count, generator=generator)  # a Poisson whose rate is gamma-distributed
         return _draw_counts((gamma / count).to(raw.device) * self.mean(raw), generator)
 

@@ -13,6 +13,7 @@ from sklearn.utils import check_array
 
 from ._blocks import apply, chunk_sizes, is_far, scaled_blocks
 from ._device import widest
+from ._module import MODERATE
 from ._program import multiplications, own_settings
 from ._random import generator
 from .priors import mixture_log_prob
@@ -242,7 +243,7 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
         """Log-likelihood, and its squared standard error by the delta method: (batch, 2)."""
         x = x.to(dtype)
         eps = (torch.randn(n, len(x), vae.prior.z_dim, generator=rng) for n in _parts(n_draws, n_parts))
-        weights = widest(torch.cat([vae.log_weights(x, part.to(x)) for part in eps]))
+        weights = widest(torch.cat([vae.log_weights(x, part.to(x), MODERATE) for part in eps]))
         log_mean = weights.logsumexp(0) - math.log(n_draws)
         mixed = vae.mixed(log_mean, x)
         slope = (log_mean + math.log1p(-vae.share) - mixed).exp()  # the model's share of the mixture at the row

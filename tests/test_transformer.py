@@ -897,7 +897,7 @@ MODELS = {
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("model", MODELS)
 def test_far_rows_have_scores_in_order(model, dtype, table):
-    """Fill values in one column or in all: finite or -inf, none above a nearer one, and finite latent coordinates."""
+    """Fill values in one column or in all: finite, none above a nearer one, and with finite latent coordinates."""
     X = (table("bernoulli") if model == "guessed" else table("poisson")).astype(dtype)
     vae = small(**MODELS[model]).fit(X)
     rows = np.repeat(X[:1], len(FAR) + 1, axis=0)
@@ -906,13 +906,11 @@ def test_far_rows_have_scores_in_order(model, dtype, table):
             far = rows.copy()
             far[1:, columns] = sign * np.array(FAR, dtype=dtype)[:, None]
             scores = vae.score_samples(far)
-            assert not np.isnan(scores).any()
+            assert np.isfinite(scores).all()
             assert np.all(scores[1:] <= scores[:-1])
             assert scores[-1] < scores[0] - 50
             assert np.isfinite(vae.transform(far)).all()
             np.testing.assert_array_equal(vae.score_samples(far[::-1]), scores[::-1])  # near or far, alone or not
-            if model in ("default", "guessed"):  # as FactorAnalysis'; else the posterior's scale may overflow
-                assert np.isfinite(scores).all()
 
 
 @pytest.mark.parametrize("unit", [1e-140, 1e-30, 1e-8, 1e8, 1e40, 1e140])
