@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pickle
+import re
 import time
 import warnings
 from collections import Counter
@@ -27,6 +28,19 @@ def _comparable(value):
         return value
     plain = {name: part for name, part in vars(value).items() if not name.startswith("_")}
     return type(value).__qualname__, plain, {name: part.cpu().numpy() for name, part in value.state_dict().items()}
+
+
+def without_addresses(text):
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
+def recognisable(value):
+    """A string that is the same for equal parameters, in every process, and another for other ones."""
+    try:
+        layers = without_addresses(repr(value)) if isinstance(value, nn.Module) else None
+        return joblib.hash([layers, _comparable(value)])
+    except (pickle.PicklingError, TypeError, AttributeError):  # a lambda, say: then neither can the model be pickled
+        return str(id(value))
 
 
 def _fingerprint(*content):

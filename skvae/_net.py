@@ -1,8 +1,9 @@
 """The skorch net: how a VAE is trained. Whole-tensor batches, own random streams, one synchronisation an epoch."""
 
 import copy
+import dis
 import math
-import warnings
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,17 +14,19 @@ import torch
 from sklearn.model_selection import KFold
 from skorch import NeuralNet
 from skorch.callbacks import Callback, PassthroughScoring
+from skorch.exceptions import SkorchTrainingImpossibleError
 from skorch.helper import predefined_split
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from ._blocks import memory_advice
 from ._device import device_here
-from ._flat import FlatParameter
+from ._flat import FlatParameters
 from ._gradient import ELBOGradient
 from ._optimizers import BARE
+from ._portable import portable
 from ._products import LinearByOneDNN
 from ._random import EPOCH_STREAM, SPLIT_STREAM, VALIDATION_STREAM, generator
 from .callbacks import BestState, RollBack
@@ -40,6 +43,7 @@ _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _FLUSH_EVERY = 500  # training steps; a moment takes about 800 to decay into the denormal numbers
 _TINY = 1e-30
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
+_WEIGHT_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")  # where a callback may set weights
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
 _FEW_ROWS, _MANY_ROWS = (2_000, 300), (10_000, 1_000)  # budget and patience, in optimizer steps
@@ -55,6 +59,14 @@ class Diverged(ArithmeticError):
     """A loss that is not finite; `RollBack` undoes the epoch."""
 
 
+def batch_sizes(n_rows: int, batch_size: int) -> list[int]:
+    """Full batches and what is left. A single row joins the batch before: batch normalisation needs two, and a step on
+    one row is mostly noise."""
+    full, rest = divmod(n_rows, batch_size)
+    sizes = [batch_size] * full + [rest] * bool(rest)
+    return [*sizes[:-2], batch_size + 1] if full and rest == 1 else sizes
+
+
 class TrainBatches:
     """Shuffled passes over a tensor, or over the given rows of it. The noise comes with the batch, so that the step
     itself draws nothing; the streams belong to (seed, epoch), so that epoch k is the same however training was cut into
@@ -64,11 +76,17 @@ class TrainBatches:
         self.net, self.x = net, x
         self.rows = torch.arange(len(x)) if rows is None else rows
 
+    @property
+    def sizes(self) -> list[int]:
+        """Rows in each batch; skorch's batch size of -1 is one batch."""
+        n_rows, batch_size = len(self.rows), self.net.batch_size
+        return batch_sizes(n_rows, n_rows if batch_size == -1 else batch_size)
+
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
-        x, batch_size, rng = self.x, self.net.batch_size, generator(self.net.seed, len(self.net.history))
+        x, rng = self.x, generator(self.net.seed, len(self.net.history))
         draw = self.net.module_.likelihood.draw
         order = self.rows[torch.randperm(len(self.rows), generator=rng)].to(x.device)
-        batches = order.split(batch_size)
+        batches = order.split(self.sizes)
         for rows, eps in zip(batches, _noise(self.net, [len(rows) for rows in batches], rng), strict=True):
             yield {"x": draw(x.index_select(0, rows), rng), "eps": eps}, None
 
@@ -84,8 +102,8 @@ def _noise(net: "Net", sizes: list[int], rng: torch.Generator) -> Iterator[Tenso
 class ValidationBatches:
     """The same rows with the same noise at every epoch, so that epochs are compared on equal terms."""
 
-    def __init__(self, net: "Net", x: Tensor) -> None:
-        n_repeats = min(-(-_VALIDATION_ROWS // len(x)), 16)
+    def __init__(self, net: "Net", x: Tensor, n_rows: int = _VALIDATION_ROWS) -> None:
+        n_repeats = min(-(-n_rows // len(x)), 16)
         self.net, self.x = net, x.repeat(n_repeats, 1) if n_repeats > 1 else x
 
     def __iter__(self) -> Iterator[tuple[dict[str, Tensor], None]]:
@@ -99,6 +117,13 @@ class ValidationBatches:
 class Net(NeuralNet):
     """Trains a VAE on its objective, which stands where skorch has a criterion.
 
+    The fitted estimator's `net_` can be used as skorch documents it, on rows in the model's units, ``(X - offset) /
+    scale``: arrays, tensors or data sets. `partial_fit` trains on, with the averaged weights, `forward` and `predict`
+    give each row's terms of the bound, `set_params` sets the learning rate and options of the optimizer, and callbacks
+    may freeze parameters. `save_params` keeps the last weights as ``f_params`` and the averaged ones, which the
+    estimator uses, as ``f_average``. What the model is made of belongs to the estimator: `fit`, `initialize` and
+    parameters of module and criterion say so.
+
     `seed` decides all that is random; `offset` and `scale` (n_features,) lead from the model's units to those of X.
     With `ema_decay`, an exponential moving average of the weights is kept beside them, and is what gets validated and
     used: it takes the noise of the last steps out, as a falling learning rate would.
@@ -110,12 +135,48 @@ class Net(NeuralNet):
         self.offset = offset
         self.scale = scale
         self.ema_decay = ema_decay
-        self.interrupted = False
-        self.run_length = 1  # epochs that the whole run is meant to have
-        self.flats, self.average_flats, self.by_hand = [], [], None  # while training lasts
+        self.interrupted_ = False
+        self.run_length_ = 1  # epochs that the whole run is meant to have
+        self.given_callbacks_ = []  # the user's own, of which `callbacks` has copies
+        self._forget_training()
+
+    def _forget_training(self):
+        """What there is while training lasts only."""
+        self.flat_, self.average_flats_, self.by_hand_, self.averager_, self.trainable_ = None, [], None, None, None
+
+    def start(self):
+        """skorch's `initialize`, once; the weights are set afterwards."""
+        return super().initialize()
+
+    def initialize(self):
+        raise SkorchTrainingImpossibleError(
+            "The net of a VAETransformer cannot be initialized anew, since its weights start at the estimator's linear "
+            "start. Call the estimator's fit to begin anew, or net_.partial_fit to train on."
+        )
+
+    def fit(self, X, y=None, **fit_params):
+        if not self.warm_start:
+            self.initialize()
+        return self.partial_fit(X, y, **fit_params)
+
+    def set_params(self, **kwargs):
+        fixed = [name for name in kwargs if name.split("__")[0] in ("module", "criterion", "average")]
+        if self.initialized_ and fixed:
+            raise ValueError(
+                f"{fixed[0]!r} is what the model is made of, and belongs to the estimator: set the parameter there and "
+                "fit anew."
+            )
+        return super().set_params(**kwargs)
+
+    def set_callbacks(self, callbacks):
+        """Go on with other callbacks beside the net's own."""
+        own, self.callbacks = dict(self.callbacks_), callbacks
+        self._initialize_callbacks()
+        defaults = dict(self._default_callbacks)
+        self.callbacks_ = [(name, own[name] if name in defaults else callback) for name, callback in self.callbacks_]
 
     def __setstate__(self, state):
-        super().__setstate__(state | {"device": device_here(state["device"])})  # skorch looks after CUDA only
+        vars(self).update(state | {"device": device_here(state["device"])})
 
     def initialize_module(self):
         super().initialize_module()
@@ -141,7 +202,8 @@ class Net(NeuralNet):
     def training_state(self) -> dict:
         """All that training goes on from; the callbacks keep the rest."""
         parts = {"module": self.module_, "average": self.trained_module, "optimizer": self.optimizer_}
-        states = {name: part.state_dict() for name, part in parts.items()}
+        with self.unflattened():
+            states = {name: part.state_dict() for name, part in parts.items()}
         return {**states, "lr": self.lr, "history": list(self.history)}
 
     def load_training_state(self, state: dict) -> None:
@@ -151,19 +213,8 @@ class Net(NeuralNet):
         self.lr, self.history[:] = state["lr"], state["history"]
 
     def get_all_learnable_params(self):
-        return ((name, part) for name, part in self.module_.named_parameters() if part.requires_grad)
-
-    def _parameter_groups(self) -> list[dict]:
-        return super().get_params_for_optimizer("optimizer", self.get_all_learnable_params())[0][0]
-
-    def get_params_for_optimizer(self, prefix, named_parameters):
-        """One flat parameter a group, for the optimizers that treat each number by itself."""
-        args, kwargs = super().get_params_for_optimizer(prefix, named_parameters)
-        if self._flat:
-            sizes = [sum(part.numel() for part in group["params"]) for group in args[0]]
-            wholes = [nn.Parameter(torch.zeros(size, device=self.device)) for size in sizes]
-            args = ([{**group, "params": [whole]} for group, whole in zip(args[0], wholes, strict=True)],)
-        return args, kwargs
+        """The module's parameters, the frozen ones included, which a callback may thaw; the average is not learned."""
+        return self.module_.named_parameters()
 
     @property
     def _flat(self) -> bool:
@@ -172,23 +223,73 @@ class Net(NeuralNet):
     @contextmanager
     def training(self):
         """Parameters flat for as long as it lasts, and what a step asks settled."""
-        groups = zip(self._parameter_groups(), self.optimizer_.param_groups, strict=True) if self._flat else ()
-        self.flats = [FlatParameter(group["params"], flat["params"][0]) for group, flat in groups]
-        if self.ema_decay:
-            twins = dict(zip(self.module_.parameters(), self.average_.parameters(), strict=True))
-            self.average_flats = [flat.twin(twins) for flat in self.flats]
-        plain = type(self.criterion_) is ELBO and not self.criterion_.free_bits and not self.criterion_.warmup
-        if plain and ELBOGradient.covers(self.module_):
-            self.by_hand = ELBOGradient(self.module_, self.criterion_.beta)
+        self._settle()
         try:
             yield
         finally:
-            for flat in self.flats + self.average_flats:
-                flat.release()
-            self.flats, self.average_flats, self.by_hand = [], [], None
+            self._release()
+
+    def _trainable(self) -> list[bool]:
+        return [part.requires_grad for part in self.module_.parameters()]
+
+    def _settle(self) -> None:
+        """Choose how steps are computed, for the parameters that are trainable now."""
+        self.trainable_ = self._trainable()
+        pairs = zip(self.module_.parameters(), self.average_.parameters() if self.ema_decay else [], strict=False)
+        twins = {part: twin for part, twin in pairs if part.requires_grad}
+        if self._flat:
+            self.flat_ = FlatParameters(self.optimizer_)
+            self.average_flats_ = [flat.twin(twins) for flat in self.flat_.parts] if twins else []
+        plain = type(self.criterion_) is ELBO and not self.criterion_.free_bits and not self.criterion_.warmup
+        if plain and all(self.trainable_) and ELBOGradient.covers(self.module_):
+            self.by_hand_ = ELBOGradient(self.module_, self.criterion_.beta)
+        if twins:
+            averages, lasts = list(twins.values()), list(twins)
+            if self.flat_:
+                averages, lasts = ([flat.whole for flat in flats] for flats in (self.average_flats_, self.flat_.parts))
+            self.averager_ = partial(get_ema_multi_avg_fn(self.ema_decay), averages, lasts, None)
+
+    def _release(self) -> None:
+        for flat in self.average_flats_:
+            flat.release()
+        if self.flat_:
+            self.flat_.release()
+        self._forget_training()
+
+    @contextmanager
+    def unflattened(self):
+        """Within this context the optimizer holds the module's parameters, in training too."""
+        training = self.trainable_ is not None
+        if training:
+            self._release()
+        try:
+            yield
+        finally:
+            if training:
+                self._settle()
 
     def __getstate__(self):
-        return super().__getstate__() | {"flats": [], "average_flats": [], "by_hand": None}
+        with self.unflattened():
+            state = vars(self).copy()
+            prefixes = (*self.cuda_dependent_attributes_, "callbacks", "criterion", "module__", "recipe_")
+            return state | portable({name: value for name, value in state.items() if name.startswith(prefixes)})
+
+    def __copy__(self):
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))  # not the state, whose tensors are made for pickle
+        return copied
+
+    def save_params(self, *args, **kwargs):
+        with self.unflattened():
+            super().save_params(*args, **kwargs)
+
+    def load_params(self, f_params=None, *args, checkpoint=None, **kwargs):
+        """skorch's; the averaged weights are those of ``f_params``, unless ``f_average`` is given too."""
+        with self.unflattened():
+            super().load_params(f_params, *args, checkpoint=checkpoint, **kwargs)
+            source = f_params or getattr(checkpoint, "f_params", None)
+            if self.ema_decay and source and not (kwargs.get("f_average") or getattr(checkpoint, "f_average", None)):
+                self.average_.load_state_dict(self.module_.state_dict())
 
     @property
     def _default_callbacks(self) -> list:
@@ -197,10 +298,36 @@ class Net(NeuralNet):
             ("valid_loss", PassthroughScoring(name="valid_loss")),
         ]
 
+    def get_dataset(self, X, y=None) -> TensorDataset | Subset:
+        """Rows in the model's units, of whatever kind skorch takes, as one float32 tensor on the device."""
+        if isinstance(X, Subset):
+            return Subset(self.get_dataset(X.dataset), X.indices)
+        x = _tensor_of(X).to(self.device, torch.float32)
+        n_features = self.get_params_for("module").get("n_features", x.shape[-1])
+        if x.ndim != 2 or x.shape[1] != n_features:
+            raise ValueError(
+                f"The net takes rows of shape (n_samples, {n_features}), in the model's units: (X - net_.offset) / "
+                f"net_.scale. Got shape {tuple(x.shape)}."
+            )
+        return TensorDataset(x)
+
     def get_iterator(self, dataset: TensorDataset | Subset, training: bool = False):
-        if isinstance(dataset, Subset):
-            return TrainBatches(self, *dataset.dataset.tensors, dataset.indices)
-        return (TrainBatches if training else ValidationBatches)(self, *dataset.tensors)
+        x, rows = _rows_of(dataset)
+        if training:
+            return TrainBatches(self, x, rows)
+        return ValidationBatches(self, x if rows is None else x[rows.to(x.device)])
+
+    def forward_iter(self, X, training=False, device="cpu"):
+        """Reconstruction and KL term of each row, in nats and the model's units, in the order of X."""
+        x, rows = _rows_of(self.get_dataset(X))
+        for batch in ValidationBatches(self, x if rows is None else x[rows.to(x.device)], n_rows=1):
+            yield tuple(term.to(device) for term in self.evaluation_step(batch, training))
+
+    def evaluation_step(self, batch, training=False):
+        if training:
+            return self.module_.train()(**batch[0])
+        with self.inference() as module:
+            return module(**batch[0])
 
     @property
     def z_dim(self) -> int:
@@ -218,7 +345,7 @@ class Net(NeuralNet):
         rng = generator(self.seed, epoch, EPOCH_STREAM)
         for part in (*self.module_.modules(), self.criterion_):
             if hasattr(part, "begin_epoch"):
-                part.begin_epoch(epoch, self.run_length, rng)
+                part.begin_epoch(epoch, self.run_length_, rng)
 
     def _step(self, module: nn.Module, batch) -> dict[str, Tensor]:
         with LinearByOneDNN():
@@ -229,20 +356,22 @@ class Net(NeuralNet):
         """skorch's step without its closure and its `train()` at every batch."""
         step = self.gradient(batch)
         if self._overridden("on_grad_computed"):
-            self.notify("on_grad_computed", named_parameters=list(self.module_.named_parameters()), batch=batch)
-        for flat in self.flats:
-            flat.gather()
+            named = list(self.module_.named_parameters())
+            self.notify("on_grad_computed", named_parameters=named, batch=batch, training=True)
+        if self.flat_:
+            self.flat_.gather()
         self.optimizer_.step()
         return step
 
     def gradient(self, batch) -> dict[str, Tensor]:
         """Loss and terms of the batch, with the gradient left in the module's parameters."""
-        if self.by_hand:
-            log_prob, kl = self.by_hand(**batch[0])
-            return {"loss": (self.by_hand.beta * kl - log_prob) / len(batch[0]["x"]), "y_pred": (log_prob, kl)}
+        if self.by_hand_:
+            log_prob, kl = self.by_hand_(**batch[0])
+            return {"loss": (self.by_hand_.beta * kl - log_prob) / len(batch[0]["x"]), "y_pred": (log_prob, kl)}
         self.module_.zero_grad()
         step = self._step(self.module_, batch)
-        step["loss"].backward()
+        if step["loss"].requires_grad:  # else all is frozen
+            step["loss"].backward()
         return step
 
     def _flush_moments(self) -> None:
@@ -250,16 +379,6 @@ class Net(NeuralNet):
         for state in self.optimizer_.state.values():
             if "exp_avg" in state:
                 state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], _TINY))
-
-    def _averager(self):
-        """What takes the moving average on after a step; made once an epoch, since listing parameters takes time."""
-        if not self.ema_decay:
-            return None
-        if self.flats:
-            parameters = [flat.whole for flat in self.average_flats], [flat.whole for flat in self.flats]
-        else:
-            parameters = list(self.average_.parameters()), list(self.module_.parameters())
-        return partial(get_ema_multi_avg_fn(self.ema_decay), *parameters, None)
 
     def _take_buffers(self) -> None:
         """What a network counts and measures, as batch normalisation does, is not averaged."""
@@ -290,7 +409,7 @@ class Net(NeuralNet):
         """One pass with sums kept on the device; a history row per batch only where a callback listens to batches."""
         if iterator is None:
             return
-        per_batch, average = self._overridden(*_BATCH_HOOKS), self._averager() if training else None
+        per_batch = self._overridden(*_BATCH_HOOKS)
         sizes, sums = [], []
         try:
             for i, batch in enumerate(iterator):
@@ -299,8 +418,8 @@ class Net(NeuralNet):
                 if per_batch:
                     self.notify("on_batch_begin", batch=batch, training=training)
                 step = step_fn(batch, **fit_params)
-                if average:
-                    average()
+                if training and self.averager_:
+                    self.averager_()
                 n = len(batch[0]["x"])
                 sizes.append(n)
                 sums.append((step["loss"].detach(), *step["y_pred"]))
@@ -335,7 +454,7 @@ class Net(NeuralNet):
         try:
             yield
         except KeyboardInterrupt:
-            self.interrupted = True
+            self.interrupted_ = True
             raise
 
     def evaluate(self, dataset: TensorDataset) -> float:
@@ -345,24 +464,50 @@ class Net(NeuralNet):
             return float(sum(step["loss"] * n for step, n in steps)) / sum(n for _, n in steps)
 
     def notify(self, method_name: str, **cb_kwargs) -> None:
-        try:
-            super().notify(method_name, **cb_kwargs)
-        except KeyboardInterrupt as stop:  # a callback's way to end training, to be told from the user's Ctrl-C
-            if self.interrupted:
-                raise
-            raise StopTraining from stop
+        with self._averaged(method_name):
+            try:
+                super().notify(method_name, **cb_kwargs)
+            except KeyboardInterrupt as stop:  # a callback's way to end training, to be told from the user's Ctrl-C
+                if self.interrupted_ or not _is_raised(stop):
+                    raise
+                raise StopTraining from stop
+            except KeyError as error:
+                missing = re.search(r"\bvalid_\w+", str(error))
+                if not missing:
+                    raise
+                raise ValueError(
+                    f"A callback looks at '{missing[0]}' in the history, and no rows are held out. Set "
+                    "early_stopping=True and call fit, or let it look at 'train_loss'."
+                ) from error
+        if self.trainable_ is not None and self.trainable_ != self._trainable():  # a callback froze or thawed some
+            self._release()
+            self._settle()
+
+    @contextmanager
+    def _averaged(self, method_name: str) -> Iterator[None]:
+        """Within this context, weights that the user's callbacks set are taken over by the average."""
+        if not (self.ema_decay and method_name in _WEIGHT_HOOKS and self.callbacks):
+            yield
+            return
+        before = [part.detach().clone() for part in self.module_.parameters()]
+        yield
+        for old, new, average in zip(before, self.module_.parameters(), self.average_.parameters(), strict=True):
+            if not torch.equal(old, new):
+                average.data.copy_(new.data)
+                self._take_buffers()
 
     def fit_loop(self, X, y=None, epochs=None, **kwargs):
-        self.interrupted = False
+        self.check_training_readiness()
+        self.interrupted_ = False
         end = len(self.history) + (self.max_epochs if epochs is None else epochs)
         try:
-            while len(self.history) < end:
-                self._fit_until(end, X, y, **kwargs)
+            with self.training():
+                while len(self.history) < end:
+                    self._fit_until(end, X, y, **kwargs)
         except StopTraining:
             pass
         except KeyboardInterrupt:
-            self.interrupted = True
-            warnings.warn("Training interrupted by user.", stacklevel=2)
+            self.interrupted_ = True  # for the caller to see: the state is whole, and can be used
         return self
 
     def _fit_until(self, end: int, *args, **kwargs) -> None:
@@ -378,6 +523,34 @@ class Net(NeuralNet):
                 raise error.__context__ from None
 
 
+def _is_raised(error: BaseException) -> bool:
+    """Whether a statement raised it, as callbacks do to end training; a Ctrl-C arrives between statements."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def _tensor_of(data) -> Tensor:
+    """The rows of an array, a tensor or a data set of skorch's or torch's."""
+    if isinstance(data, TensorDataset):
+        return data.tensors[0]
+    if isinstance(data, Dataset):
+        return _tensor_of(data.X) if hasattr(data, "X") else torch.stack([torch.as_tensor(row[0]) for row in data])
+    if isinstance(data, dict):
+        return _tensor_of(data["x"])
+    return data if isinstance(data, Tensor) else torch.from_numpy(np.array(data, dtype=np.float32))
+
+
+def _rows_of(dataset: TensorDataset | Subset) -> tuple[Tensor, Tensor | None]:
+    """A tensor and, if not all of it is meant, the indices of rows in it."""
+    if not isinstance(dataset, Subset):
+        return dataset.tensors[0], None
+    x, rows = _rows_of(dataset.dataset)
+    indices = torch.as_tensor(dataset.indices)
+    return x, indices if rows is None else rows[indices]
+
+
 def build_net(module, objective, *, optimizer, weight_decay: float, **params) -> Net:
     """An initialised `Net`; `params` are skorch's. Weight decay shrinks the networks' weights and nothing else.
 
@@ -389,10 +562,11 @@ def build_net(module, objective, *, optimizer, weight_decay: float, **params) ->
     if "optimizer__weight_decay" not in params:  # else the user has chosen, for all parameters
         groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay})] if weight_decay else []
         params = {"optimizer__param_groups": groups, "optimizer__weight_decay": 0.0} | params
-    if optimizer in _FUSED:
+    if optimizer in _FUSED and not params.keys() & {"optimizer__foreach", "optimizer__differentiable"}:
         params = {"optimizer__fused": True} | params
     optimizer = BARE.get(optimizer, optimizer)
-    net = Net(module, criterion=objective, optimizer=optimizer, verbose=0, **params).initialize()
+    params = {"use_caching": False} | params  # of outputs, which scoring callbacks would take from sums over batches
+    net = Net(module, criterion=objective, optimizer=optimizer, verbose=0, **params).start()
     net.recipe_ = {name: value for name, value in recipe.items() if name not in ("callbacks", "device")}
     return net
 
@@ -435,15 +609,25 @@ def train(
         callbacks.append(BestState(schedule.patience, schedule.tol, n_decays))
     callbacks += [checkpoint] if checkpoint else []  # last, to see what the others made of an epoch
     net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size, train_split=split)
-    net.run_length, kept = schedule.run_length, net.callbacks_
+    net.run_length_, kept = schedule.run_length, net.callbacks_
+    _check_batches(net, len(x) if rows is None else len(rows))
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     try:
-        with net.training():
-            net.partial_fit(dataset if rows is None else Subset(dataset, rows))
+        net.partial_fit(dataset if rows is None else Subset(dataset, rows))
     finally:
         net.callbacks_ = kept  # the fitted net keeps no reference to X, to the best state or to an estimator
         net.train_split = None
         net.module_.eval()
+
+
+def _check_batches(net: Net, n_rows: int) -> None:
+    if min(batch_sizes(n_rows, net.batch_size)) == 1 and any(
+        isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.module_.modules()
+    ):
+        raise ValueError(
+            f"Batch normalisation cannot train on batches of one row: there are {n_rows} row(s) and batch_size="
+            f"{net.batch_size}. Give it more, or use layer normalisation."
+        )
 
 
 def hold_out(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -469,7 +653,7 @@ def cross_fit(make_net, x: Tensor, schedule: Schedule) -> tuple[np.ndarray | Non
     for train_rows, valid_rows in KFold(N_FOLDS, shuffle=True, random_state=0).split(x):
         net = make_net(train_rows)
         train(net, x, schedule, x[valid_rows], n_decays=0, rows=torch.from_numpy(train_rows))
-        if net.interrupted:
+        if net.interrupted_:
             return None, 0
         bounds.append(net.history[:, "valid_bound"])
         losses.append(net.history[:, "valid_loss"])

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import textwrap
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,12 +20,25 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
 from ._blocks import BLOCK, apply, chunk_sizes, location_scale, scaled, scaled_blocks
-from ._build import SklearnCallbacks, build_vae, copies, guess_likelihood, layer_sizes, resolve, resolve_objective
-from ._checkpoint import open_checkpoint
+from ._build import (
+    REGISTRIES,
+    SklearnCallbacks,
+    build_vae,
+    check_nested,
+    copies,
+    guess_likelihood,
+    layer_sizes,
+    resolve,
+    resolve_objective,
+)
+from ._checkpoint import open_checkpoint, recognisable, without_addresses
+from ._checks import check_callbacks, check_monitors, check_net_params, check_optimizer
+from ._component import check_component
 from ._device import resolve_device
 from ._files import FileMixin
 from ._linear import linear_start
 from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, cross_fit, hold_out, train
+from ._portable import portable
 from ._random import PRIOR_STREAM, SCORE_STREAM, generator
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from .callbacks import REPORT_ROWS, Report
@@ -40,6 +54,22 @@ except ImportError:  # scikit-learn < 1.9
         """Stands in for the mixin that older versions of scikit-learn lack."""
 
 
+_MODEL_PARAMS = (  # what a fitted model was made with, and cannot take on later
+    "z_dim",
+    "hidden_layer_sizes",
+    "activation",
+    "likelihood",
+    "prior",
+    "architecture",
+    "init",
+    "linear_share",
+    "optimizer",
+    "weight_decay",
+    "ema_decay",
+    "device",
+    "net_params",
+    "random_state",
+)
 _DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
 
 
@@ -131,10 +161,14 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         that it had. Each X and set of parameters has a file of its own (callbacks count by their class), which is
         deleted when the fit is done and kept after Ctrl-C. The files are pickles: read none that are not yours.
     net_params : dict, default=None
-        Further parameters of the skorch net, such as ``{"optimizer__weight_decay": 1e-4}``.
+        Further parameters of the skorch net, such as ``{"optimizer__weight_decay": 1e-4}``; not those that the
+        estimator has a parameter for.
     warm_start : bool, default=False
-        Whether `fit` goes on from the last fit, if there is one, with its scaling, linear start, networks and learning
-        rate. `objective`, `beta`, `max_iter` and `batch_size` may be others than then.
+        Whether `fit` goes on from the last fit, if there is one, with its scaling, networks and optimizer. What the
+        model was made with cannot be another than then, and `fit` refuses it: `z_dim`, `hidden_layer_sizes`,
+        `activation`, `likelihood`, `prior`, `architecture`, `init`, `linear_share`, `optimizer`, `weight_decay`,
+        `ema_decay`, `device`, `net_params` and `random_state`. The other parameters may change; the learning rate goes
+        on from where it is unless `learning_rate` does. The same holds for `partial_fit`.
     random_state : int, RandomState instance or None, default=None
         Decides all that is random in `fit` and `score_samples`. Neither torch's nor, given an int, numpy's global
         stream is read or moved.
@@ -321,6 +355,11 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         -----
         ConvergenceWarning
             If an epoch's loss was not finite, and was undone; and if no latent unit is active.
+
+        Notes
+        -----
+        Ctrl-C raises KeyboardInterrupt, as everywhere in Python, so that a search or a script ends; the estimator is
+        fitted then, with the epochs that were complete.
         """
         return self._fit(X, y, fresh=not (self.warm_start and hasattr(self, "net_")))
 
@@ -343,7 +382,30 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         self : VAETransformer
             The fitted estimator.
         """
+        if hasattr(self, "net_"):
+            self._validate_params()  # scikit-learn does so at the first call only
         return self._fit(X, y, fresh=not hasattr(self, "net_"), one_epoch=True)
+
+    def set_params(self, **params):
+        """Set parameters of the estimator or, as in ``likelihood__noise``, of an object that is a parameter.
+
+        Parameters
+        ----------
+        **params : dict
+            Values by the names of the parameters.
+
+        Returns
+        -------
+        self : VAETransformer
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            If there is no such parameter, as those of a part that is given by its name.
+        """
+        check_nested(self.get_params(deep=False), params)
+        return super().set_params(**params)
 
     def transform(self, X):
         """Reduce X to latent coordinates: the mean of the posterior q(z | x).
@@ -493,6 +555,15 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             self._aggregate = to_arrays(fit_aggregate(**self._aggregate, seed=self.net_.seed))
         return from_arrays(self._aggregate)
 
+    def __getstate__(self):
+        parts = {kind: part for kind in REGISTRIES if isinstance(part := getattr(self, kind), torch.nn.Module)}
+        return super().__getstate__() | portable(parts)
+
+    def __copy__(self):
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))  # not the state, whose tensors are made for pickle
+        return copied
+
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")
 
@@ -504,6 +575,51 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         return tags
 
     # Validation
+
+    def _validate_params(self):
+        """All that can be refused without seeing X; scikit-learn calls it before `fit`."""
+        super()._validate_params()
+        for kind in REGISTRIES:
+            if not isinstance(getattr(self, kind), str):
+                check_component(getattr(self, kind))
+        check_callbacks(self.callbacks)
+        net_params = self.net_params or {}
+        check_net_params(net_params, self.get_params(deep=False).keys())
+        if callable(self.optimizer) or any(name.startswith("optimizer__") for name in net_params):
+            check_optimizer(OPTIMIZERS.get(self.optimizer, self.optimizer), self.learning_rate, net_params)
+
+    def _check_unchanged(self, whose):
+        """Refuse to go on with a model that was made with other parameters; `whose` wish it is, for the message."""
+        then, now = getattr(self, "_made_with", {}), self._recognisable_params(self.likelihood_)
+        changed = [name for name in _MODEL_PARAMS if name in then and then[name][0] != now[name][0]]
+        if "device" in changed and resolve_device(self.device) == str(self.net_.device):
+            changed.remove("device")
+        if changed:
+            names = " and ".join(f"`{name}`" for name in changed)
+            values = ", ".join(f"{name}={then[name][1]}, now {now[name][1]}" for name in changed)
+            raise ValueError(
+                f"{whose} can only be used where {names} {'has' if len(changed) == 1 else 'have'} the same value as in "
+                f"the previous call to fit. Previously got {values}. To begin anew, call fit with warm_start=False."
+            )
+
+    def _has_changed(self, name):
+        """Whether a parameter is another than when the model was trained last."""
+        then = getattr(self, "_made_with", {})
+        return name in then and then[name][0] != self._recognisable_params(self.likelihood_)[name][0]
+
+    def _recognisable_params(self, likelihood):
+        """Fingerprint and text of each parameter that training goes by; equal ones stand for equal values."""
+        params = {name: getattr(self, name) for name in (*_MODEL_PARAMS, "learning_rate")}
+        if isinstance(self.likelihood, str) and self.likelihood == "auto":
+            params["likelihood"] = likelihood
+        meant = params | {name: resolve(name, params[name]) for name in ("likelihood", "prior", "architecture")}
+        meant["hidden_layer_sizes"] = layer_sizes(self.hidden_layer_sizes)
+        meant["optimizer"] = OPTIMIZERS.get(self.optimizer, self.optimizer)
+        meant["device"] = str(self.device)
+        if not isinstance(self.random_state, Integral | None):
+            meant["random_state"] = params["random_state"] = "a stream, which moves on when it is used"
+        meant["objective"] = params["objective"] = resolve_objective(self.objective, self.beta)
+        return {name: [recognisable(value), _short(params[name])] for name, value in meant.items()}
 
     def _check_first(self, X):
         """Validated X and what `likelihood` stands for; nothing is set on self, so that a refusal loses nothing."""
@@ -534,7 +650,13 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             values, likelihood = self._check_first(X)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         else:
+            self._check_unchanged("partial_fit" if one_epoch else "warm_start")
             values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
+        select = self.early_stopping and not one_epoch
+        cross = fresh and self.early_stopping == "auto" and len(values) < CROSS_FIT_ROWS
+        if not select or cross:
+            check_monitors(self.callbacks, self._why_none_held_out(one_epoch))
+        made_with = self._recognisable_params(likelihood)
         checkpoint = None
         if self.checkpoint is not None and not one_epoch:
             checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, None if fresh else self.net_)
@@ -545,25 +667,55 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             x = scaled(values, self.net_.offset, self.net_.scale)
         schedule = self._schedule(len(x), one_epoch)
         rows = x_valid = scores = None
-        select = self.early_stopping and not one_epoch
-        cross = fresh and self.early_stopping == "auto" and len(x) < CROSS_FIT_ROWS
-        if select and cross and len(x) >= 2 * N_FOLDS:
-            scores, n_epochs = cross_fit(make_net, x, schedule)
-            schedule = replace(schedule, n_epochs=n_epochs)
         if select and not cross:
             rows, valid_rows = hold_out(len(x), self.validation_fraction, seed)
             x_valid = x[valid_rows]
-        net = make_net(rows, callbacks=copies(self.callbacks)) if fresh else self.net_
-        if not fresh and not one_epoch:
-            net.set_objective(resolve_objective(self.objective, self.beta))
+        if fresh:  # before the cross-validation: what its callbacks refuse, they refuse before any work
+            net = make_net(rows, callbacks=copies(self.callbacks))
+            net.given_callbacks_ = list(self.callbacks or ())
+        else:
+            net = self._net_to_go_on(len(x))
+        if select and cross and len(x) >= 2 * N_FOLDS:
+            scores, n_epochs = cross_fit(make_net, x, schedule)
+            schedule = replace(schedule, n_epochs=n_epochs)
         with self._task(net, likelihood, schedule.n_epochs, X, y) as bridge:
             reports = [Report()] if self.verbose else []
             train(net, x, schedule, x_valid, [*bridge, *reports], rows=rows, checkpoint=checkpoint)
         self._set_fitted(net, likelihood, X)
+        self._made_with = made_with
         self._report(values, scores)
-        if checkpoint and schedule.n_epochs and not net.interrupted:
+        if net.interrupted_ or not schedule.n_epochs:
+            raise KeyboardInterrupt(
+                f"Training was interrupted. The model is fitted, with the {self.n_iter_} epoch(s) that were complete."
+            )
+        if checkpoint:
             checkpoint.remove()
         return self
+
+    def _why_none_held_out(self, one_epoch):
+        if one_epoch:
+            return "partial_fit holds none out"
+        small = f" holds none out of fewer than {CROSS_FIT_ROWS} rows" if self.early_stopping else " holds none out"
+        return f"early_stopping={self.early_stopping!r}{small}"
+
+    def _net_to_go_on(self, n_rows):
+        """The fitted net, with what was changed since and may be changed."""
+        net = self.net_
+        if self._has_changed("objective"):
+            net.set_objective(resolve_objective(self.objective, self.beta))
+        if self._has_changed("learning_rate"):
+            net.set_params(lr=self._learning_rate(n_rows))
+        given = list(self.callbacks or ())
+        if [id(callback) for callback in given] != [id(callback) for callback in net.given_callbacks_]:
+            net.set_callbacks(copies(given))
+            net.given_callbacks_ = given
+        return net
+
+    def _learning_rate(self, n_rows):
+        """The optimizer's, which grows with the batches that "auto" makes."""
+        if self.batch_size != "auto":
+            return self.learning_rate
+        return self.learning_rate * max(1, Schedule.resolve(n_rows).batch_size / 64)
 
     def _schedule(self, n_rows, one_epoch):
         given = {"batch_size": self.batch_size, "n_iter_no_change": self.n_iter_no_change, "tol": self.tol}
@@ -579,9 +731,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         all_rows = scaled(X, offset, scale)
         sizes, architecture = layer_sizes(self.hidden_layer_sizes), resolve("architecture", self.architecture)
         has_paths = self.init == "linear" and not architecture.is_linear(sizes)
-        learning_rate = self.learning_rate
-        if self.batch_size == "auto":
-            learning_rate *= max(1, Schedule.resolve(len(X)).batch_size / 64)
+        learning_rate = self._learning_rate(len(X))
 
         def make_net(rows=None, callbacks=None):
             numbers = np.arange(len(all_rows)) if rows is None else rows
@@ -682,3 +832,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         if np.ndim(self.net_.scale) == 0:
             return x
         return (x * self.net_.scale + self.net_.offset).astype(np.float32)
+
+
+def _short(value):
+    """A parameter as a message shows it."""
+    return textwrap.shorten(without_addresses(repr(value)), 60, placeholder=" ...")

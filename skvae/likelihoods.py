@@ -7,10 +7,12 @@ Link and log-density are written together, so that each is stable for raw output
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_non_negative
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -131,16 +133,18 @@ class Gaussian(Likelihood):
 
     floor: Tensor
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "noise": [StrOptions({"row", "feature", "shared"})],
+        "noise_floor": [Interval(Real, 0, None, closed="neither")],
+    }
+
     standardize = True
 
     def __init__(self, noise: str = "row", noise_floor: float = 1e-3) -> None:
         super().__init__()
-        if noise not in ("row", "feature", "shared"):
-            raise ValueError(f"noise must be 'row', 'feature' or 'shared'. Got {noise!r} instead.")
-        if not noise_floor > 0:
-            raise ValueError(f"noise_floor must be positive. Got {noise_floor!r} instead.")
         self.noise = noise
         self.noise_floor = noise_floor
+        self.check_params()
 
     @property
     def n_raw(self) -> int:  # type: ignore[override]  # a search sets `noise` after __init__
@@ -247,11 +251,14 @@ class Bernoulli(Likelihood):
     VAETransformer(likelihood=Bernoulli(binarize=True))
     """
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {"binarize": ["boolean"]}
+
     non_negative = True
 
     def __init__(self, binarize: bool = False) -> None:
         super().__init__()
         self.binarize = binarize
+        self.check_params()
 
     def check(self, X: np.ndarray, whom: str) -> None:
         _check_unit_interval(X, whom)

@@ -86,8 +86,8 @@ def test_autograd_and_the_gradient_by_hand_train_alike(table, monkeypatch):
 
 def test_a_fitted_net_keeps_no_second_copy(table):
     vae = VAETransformer(2, **SMALL).fit(table())
-    assert vae.net_.flats == vae.net_.average_flats == []
-    assert vae.net_.by_hand is None
+    assert vae.net_.average_flats_ == []
+    assert vae.net_.flat_ is vae.net_.by_hand_ is vae.net_.averager_ is None
     assert all(part.is_contiguous() and part.grad is None for part in vae.module_.parameters())
     storages = {part.untyped_storage().data_ptr() for part in vae.net_.module_.parameters()}
     assert len(storages) == len([*vae.net_.module_.parameters()])

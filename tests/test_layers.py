@@ -12,11 +12,13 @@ LAYERS = [
     [
         "_blocks",
         "_aggregate",
+        "_checks",
         "_checkpoint",
         "_flat",
         "_linear",
         "_module",
         "_onnx",
+        "_portable",
         "likelihoods",
         "priors",
         "objectives",
