@@ -3,6 +3,7 @@
 import copy
 import dis
 import math
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from ._device import device_here
 from ._flat import FlatParameters
 from ._gradient import ELBOGradient
 from ._optimizers import BARE
-from ._portable import portable
+from ._portable import to_bytes
 from ._products import LinearByOneDNN
 from ._random import EPOCH_STREAM, SPLIT_STREAM, VALIDATION_STREAM, generator
 from .callbacks import BestState, RollBack
@@ -170,13 +171,19 @@ class Net(NeuralNet):
 
     def set_callbacks(self, callbacks):
         """Go on with other callbacks beside the net's own."""
-        own, self.callbacks = dict(self.callbacks_), callbacks
-        self._initialize_callbacks()
+        kept, own = vars(self).copy(), dict(self.callbacks_)
+        self.callbacks = callbacks
+        try:
+            self._initialize_callbacks()
+        except Exception:
+            vars(self).update(kept)
+            raise
         defaults = dict(self._default_callbacks)
         self.callbacks_ = [(name, own[name] if name in defaults else callback) for name, callback in self.callbacks_]
 
     def __setstate__(self, state):
-        vars(self).update(state | {"device": device_here(state["device"])})
+        tensors = pickle.loads(state.pop("tensors_"))
+        vars(self).update(state | tensors | {"device": device_here(state["device"])})
 
     def initialize_module(self):
         super().initialize_module()
@@ -272,12 +279,8 @@ class Net(NeuralNet):
         with self.unflattened():
             state = vars(self).copy()
             prefixes = (*self.cuda_dependent_attributes_, "callbacks", "criterion", "module__", "recipe_")
-            return state | portable({name: value for name, value in state.items() if name.startswith(prefixes)})
-
-    def __copy__(self):
-        copied = type(self).__new__(type(self))
-        vars(copied).update(vars(self))  # not the state, whose tensors are made for pickle
-        return copied
+            names = [name for name in state if name.startswith(prefixes)]
+            return state | {"tensors_": to_bytes({name: state.pop(name) for name in names})}
 
     def save_params(self, *args, **kwargs):
         with self.unflattened():

@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-import textwrap
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,12 +30,13 @@ from ._build import (
     resolve,
     resolve_objective,
 )
-from ._checkpoint import open_checkpoint, recognisable, without_addresses
+from ._checkpoint import open_checkpoint
 from ._checks import check_callbacks, check_monitors, check_net_params, check_optimizer
 from ._component import check_component
 from ._device import resolve_device
 from ._files import FileMixin
 from ._linear import linear_start
+from ._made_with import check_unchanged, has_changed, made_with
 from ._net import CROSS_FIT_ROWS, N_FOLDS, OPTIMIZERS, Schedule, build_net, cross_fit, hold_out, train
 from ._portable import portable
 from ._random import PRIOR_STREAM, SCORE_STREAM, generator
@@ -54,22 +54,6 @@ except ImportError:  # scikit-learn < 1.9
         """Stands in for the mixin that older versions of scikit-learn lack."""
 
 
-_MODEL_PARAMS = (  # what a fitted model was made with, and cannot take on later
-    "z_dim",
-    "hidden_layer_sizes",
-    "activation",
-    "likelihood",
-    "prior",
-    "architecture",
-    "init",
-    "linear_share",
-    "optimizer",
-    "weight_decay",
-    "ema_decay",
-    "device",
-    "net_params",
-    "random_state",
-)
 _DTYPES = [np.float64, np.float32, np.uint8]  # X keeps these until its blocks are scaled; others become the first
 
 
@@ -556,8 +540,8 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         return from_arrays(self._aggregate)
 
     def __getstate__(self):
-        parts = {kind: part for kind in REGISTRIES if isinstance(part := getattr(self, kind), torch.nn.Module)}
-        return super().__getstate__() | portable(parts)
+        parts = {kind: getattr(self, kind) for kind in REGISTRIES if isinstance(getattr(self, kind), torch.nn.Module)}
+        return super().__getstate__() | {kind: portable(part) for kind, part in parts.items() if part.state_dict()}
 
     def __copy__(self):
         copied = type(self).__new__(type(self))
@@ -588,39 +572,6 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         if callable(self.optimizer) or any(name.startswith("optimizer__") for name in net_params):
             check_optimizer(OPTIMIZERS.get(self.optimizer, self.optimizer), self.learning_rate, net_params)
 
-    def _check_unchanged(self, whose):
-        """Refuse to go on with a model that was made with other parameters; `whose` wish it is, for the message."""
-        then, now = getattr(self, "_made_with", {}), self._recognisable_params(self.likelihood_)
-        changed = [name for name in _MODEL_PARAMS if name in then and then[name][0] != now[name][0]]
-        if "device" in changed and resolve_device(self.device) == str(self.net_.device):
-            changed.remove("device")
-        if changed:
-            names = " and ".join(f"`{name}`" for name in changed)
-            values = ", ".join(f"{name}={then[name][1]}, now {now[name][1]}" for name in changed)
-            raise ValueError(
-                f"{whose} can only be used where {names} {'has' if len(changed) == 1 else 'have'} the same value as in "
-                f"the previous call to fit. Previously got {values}. To begin anew, call fit with warm_start=False."
-            )
-
-    def _has_changed(self, name):
-        """Whether a parameter is another than when the model was trained last."""
-        then = getattr(self, "_made_with", {})
-        return name in then and then[name][0] != self._recognisable_params(self.likelihood_)[name][0]
-
-    def _recognisable_params(self, likelihood):
-        """Fingerprint and text of each parameter that training goes by; equal ones stand for equal values."""
-        params = {name: getattr(self, name) for name in (*_MODEL_PARAMS, "learning_rate")}
-        if isinstance(self.likelihood, str) and self.likelihood == "auto":
-            params["likelihood"] = likelihood
-        meant = params | {name: resolve(name, params[name]) for name in ("likelihood", "prior", "architecture")}
-        meant["hidden_layer_sizes"] = layer_sizes(self.hidden_layer_sizes)
-        meant["optimizer"] = OPTIMIZERS.get(self.optimizer, self.optimizer)
-        meant["device"] = str(self.device)
-        if not isinstance(self.random_state, Integral | None):
-            meant["random_state"] = params["random_state"] = "a stream, which moves on when it is used"
-        meant["objective"] = params["objective"] = resolve_objective(self.objective, self.beta)
-        return {name: [recognisable(value), _short(params[name])] for name, value in meant.items()}
-
     def _check_first(self, X):
         """Validated X and what `likelihood` stands for; nothing is set on self, so that a refusal loses nothing."""
         X = check_array(X, dtype=_DTYPES, input_name="X", estimator=self)
@@ -648,15 +599,17 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     def _fit(self, X, y, *, fresh, one_epoch=False):
         if fresh:
             values, likelihood = self._check_first(X)
+            asked = made_with(self.get_params(deep=False), likelihood)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         else:
-            self._check_unchanged("partial_fit" if one_epoch else "warm_start")
+            asked = made_with(self.get_params(deep=False), self.likelihood_)
+            whose = "partial_fit" if one_epoch else "warm_start"
+            check_unchanged(getattr(self, "_made_with", {}), asked, whose, self.device, self.net_.device)
             values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
         select = self.early_stopping and not one_epoch
         cross = fresh and self.early_stopping == "auto" and len(values) < CROSS_FIT_ROWS
         if not select or cross:
             check_monitors(self.callbacks, self._why_none_held_out(one_epoch))
-        made_with = self._recognisable_params(likelihood)
         checkpoint = None
         if self.checkpoint is not None and not one_epoch:
             checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, None if fresh else self.net_)
@@ -674,7 +627,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             net = make_net(rows, callbacks=copies(self.callbacks))
             net.given_callbacks_ = list(self.callbacks or ())
         else:
-            net = self._net_to_go_on(len(x))
+            net = self._net_to_go_on(asked, len(x))
         if select and cross and len(x) >= 2 * N_FOLDS:
             scores, n_epochs = cross_fit(make_net, x, schedule)
             schedule = replace(schedule, n_epochs=n_epochs)
@@ -682,7 +635,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             reports = [Report()] if self.verbose else []
             train(net, x, schedule, x_valid, [*bridge, *reports], rows=rows, checkpoint=checkpoint)
         self._set_fitted(net, likelihood, X)
-        self._made_with = made_with
+        self._made_with = asked
         self._report(values, scores)
         if net.interrupted_ or not schedule.n_epochs:
             raise KeyboardInterrupt(
@@ -698,17 +651,17 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         small = f" holds none out of fewer than {CROSS_FIT_ROWS} rows" if self.early_stopping else " holds none out"
         return f"early_stopping={self.early_stopping!r}{small}"
 
-    def _net_to_go_on(self, n_rows):
+    def _net_to_go_on(self, asked, n_rows):
         """The fitted net, with what was changed since and may be changed."""
-        net = self.net_
-        if self._has_changed("objective"):
-            net.set_objective(resolve_objective(self.objective, self.beta))
-        if self._has_changed("learning_rate"):
-            net.set_params(lr=self._learning_rate(n_rows))
+        net, then = self.net_, getattr(self, "_made_with", {})  # files of old have none
         given = list(self.callbacks or ())
         if [id(callback) for callback in given] != [id(callback) for callback in net.given_callbacks_]:
             net.set_callbacks(copies(given))
             net.given_callbacks_ = given
+        if has_changed("objective", then, asked):
+            net.set_objective(resolve_objective(self.objective, self.beta))
+        if has_changed("learning_rate", then, asked):
+            net.set_params(lr=self._learning_rate(n_rows))
         return net
 
     def _learning_rate(self, n_rows):
@@ -832,8 +785,3 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         if np.ndim(self.net_.scale) == 0:
             return x
         return (x * self.net_.scale + self.net_.offset).astype(np.float32)
-
-
-def _short(value):
-    """A parameter as a message shows it."""
-    return textwrap.shorten(without_addresses(repr(value)), 60, placeholder=" ...")

@@ -389,6 +389,7 @@ class Conv(_Regularized):
         return (*shape, 1)[:3]
 
     def build(self, spec: NetworkSpec) -> None:
+        self.check_params()
         channels = tuple(map(int, self.channels))
         *size, n_channels = self._shape(spec.n_features)
         sizes = [size]  # height and width from the image down to the smallest feature map

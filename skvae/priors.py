@@ -35,6 +35,7 @@ class Prior(Component, ABC):
         Override it by calling ``super().build(z_dim, n_features, generator)`` first. The encoder sees rows of
         `n_features`.
         """
+        self.check_params()
         self.z_dim = z_dim
 
     def attach(self, encode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:

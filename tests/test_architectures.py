@@ -154,13 +154,29 @@ def test_conv_is_the_convolution_of_torch(normal):
         (Conv((28, 28)), 64, r"X has 64 features, which are no image of shape \(28, 28\)\."),
         (Conv((4, 4)), 32, r"X has 32 features, which are no image of shape \(4, 4\)\."),
         (Conv((4, 4, 3)), 32, r"X has 32 features, which are no image of shape \(4, 4, 3\)\."),
-        (Conv((4,)), 4, r"image_shape must be \(height, width\) or \(height, width, n_channels\)\. Got \(4,\)"),
-        (Conv((-2, -2)), 4, r"image_shape must hold ints > 0, at least one\. Got \(-2, -2\) instead"),
-        (Conv(()), 4, r"image_shape must hold ints > 0, at least one\. Got \(\) instead"),
-        (Conv(channels=()), 4, r"channels must hold ints > 0, at least one\. Got \(\) instead"),
-        (Conv(channels=(8, 0)), 4, r"channels must hold ints > 0, at least one\. Got \(8, 0\) instead"),
-        (Conv(channels=(8, 2.5)), 4, r"channels must hold ints > 0, at least one\. Got \(8, 2\.5\) instead"),
-        (Conv(channels=8), 4, r"channels must hold ints > 0, at least one\. Got 8 instead"),
+        (Conv((4,)), 4, r"must be \(height, width\) or \(height, width, n_channels\), ints > 0, or None\. Got \(4,\)"),
+        (Conv((-2, -2)), 4, r"'image_shape' parameter of Conv .*ints > 0, or None\. Got \(-2, -2\) instead"),
+        (Conv(()), 4, r"'image_shape' parameter of Conv .*ints > 0, or None\. Got \(\) instead"),
+        (
+            Conv(channels=()),
+            4,
+            r"'channels' parameter of Conv must be a sequence of ints > 0, at least one\. Got \(\) instead",
+        ),
+        (
+            Conv(channels=(8, 0)),
+            4,
+            r"'channels' parameter of Conv must be a sequence of ints > 0, at least one\. Got \(8, 0\) instead",
+        ),
+        (
+            Conv(channels=(8, 2.5)),
+            4,
+            r"'channels' parameter of Conv must be a sequence of ints > 0, at least one\. Got \(8, 2\.5\) instead",
+        ),
+        (
+            Conv(channels=8),
+            4,
+            r"'channels' parameter of Conv must be a sequence of ints > 0, at least one\. Got 8 instead",
+        ),
     ],
 )
 @each_role
@@ -215,7 +231,10 @@ def test_dropouts_masks_belong_to_the_epochs_stream(global_streams):
 @pytest.mark.parametrize("kind", [MLP, Residual, Conv])
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])
 def test_bad_dropout_is_named(kind, dropout):
-    with pytest.raises(ValueError, match=rf"dropout must be at least 0 and below 1\. Got {dropout} instead"):
+    with pytest.raises(
+        ValueError,
+        match=rf"'dropout' parameter of {kind.__name__} must be a float in the range .*\. Got {dropout} instead",
+    ):
         kind(dropout=dropout)
 
 

@@ -27,7 +27,7 @@ LAYERS = [
     ],
     ["_build", "_gradient"],
     ["_net"],
-    ["_files"],
+    ["_files", "_made_with"],
     ["_transformer"],
     ["_load", "metrics", "datasets", "displays._estimator", "displays._figure"],
     ["displays._latent", "displays._paths", "displays._rows", "displays._training"],

@@ -1,4 +1,3 @@
-import re
 from functools import partial
 
 import mpmath
@@ -290,7 +289,7 @@ def test_check_refuses_what_is_outside_the_domain(name, fault, table):
     likelihood.check(X, "VAETransformer")
     X[3, 1], message = MESSAGES[fault]
     if fault in REFUSED.get(name, []):
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        with pytest.raises(ValueError, match=f"^The {message} instead\\.$"):
             likelihood.check(X, "VAETransformer")
     else:
         likelihood.check(X, "VAETransformer")
@@ -305,13 +304,16 @@ def test_unit_interval_allows_rounding_of_a_scaler():
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"noise": "none"}, "noise must be 'row', 'feature' or 'shared'. Got 'none' instead."),
-        ({"noise_floor": 0.0}, "noise_floor must be positive. Got 0.0 instead."),
-        ({"noise_floor": float("nan")}, "noise_floor must be positive. Got nan instead."),
+        ({"noise": "none"}, r"'noise' parameter of Gaussian must be a str among \{.*\}\. Got 'none'"),
+        ({"noise_floor": 0.0}, r"'noise_floor' parameter of Gaussian must be a float in the range .*\. Got 0\.0"),
+        (
+            {"noise_floor": float("nan")},
+            r"'noise_floor' parameter of Gaussian must be a float in the range .*\. Got nan",
+        ),
     ],
 )
 def test_gaussian_names_a_bad_option(params, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=f"^The {message} instead\\.$"):
         Gaussian(**params)
 
 
