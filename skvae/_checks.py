@@ -110,7 +110,9 @@ def check_monitors(callbacks: Any, reason: str) -> None:
         scores = isinstance(callback, _SCORINGS) and not callback.on_train
         monitor = getattr(callback, "monitor", None)
         if scores or (isinstance(monitor, str) and monitor.startswith("valid_")):
-            looks, hint = ("scores", "on_train=True") if scores else (f"monitors {monitor!r}, of", "'train_loss'")
+            looks, hint = (
+                ("scores", "on_train=True") if scores else (f"monitors {monitor!r} of", "monitor='train_loss'")
+            )
             raise ValueError(
                 f"{type(callback).__name__} {looks} held-out rows, and there are none: {reason}. Set "
                 f"early_stopping=True and call fit, or give the callback {hint}."

@@ -64,14 +64,15 @@ def _reduced(value: Tensor | torch.Generator) -> Any:
         return value.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
     order = sorted(range(value.ndim), key=lambda dim: -value.stride(dim))  # as the numbers lie in memory
     shape = [value.shape[dim] for dim in order]
-    data = value.detach().cpu().permute(order).reshape(-1).view(torch.uint8).numpy().copy()
+    data = value.detach().cpu().permute(order).reshape(-1).view(torch.uint8).numpy().tobytes()
     kind = (str(value.dtype).removeprefix("torch."), isinstance(value, nn.Parameter), value.requires_grad)
     return _tensor, (data, shape, order, kind, torch.serialization.location_tag(value.untyped_storage()))
 
 
-def _tensor(data: np.ndarray, shape: list[int], order: list[int], kind: tuple, device: str) -> Tensor:
+def _tensor(data: bytes, shape: list[int], order: list[int], kind: tuple, device: str) -> Tensor:
     dtype, is_parameter, requires_grad = kind
-    flat = torch.from_numpy(data.copy()).view(getattr(torch, dtype))  # a copy: what pickle reads may be read-only
+    options = {"dtype": getattr(torch, dtype)}
+    flat = torch.frombuffer(bytearray(data), **options) if data else torch.empty(0, **options, device="cpu")
     tensor = flat.reshape(shape).permute([order.index(dim) for dim in range(len(order))]).to(device_here(device))
     return nn.Parameter(tensor, requires_grad) if is_parameter else tensor.requires_grad_(requires_grad)
 

@@ -343,7 +343,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         Notes
         -----
         Ctrl-C raises KeyboardInterrupt, as everywhere in Python, so that a search or a script ends; the estimator is
-        fitted then, with the epochs that were complete.
+        fitted then, as far as training had come.
         """
         return self._fit(X, y, fresh=not (self.warm_start and hasattr(self, "net_")))
 
@@ -639,7 +639,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         self._report(values, scores)
         if net.interrupted_ or not schedule.n_epochs:
             raise KeyboardInterrupt(
-                f"Training was interrupted. The model is fitted, with the {self.n_iter_} epoch(s) that were complete."
+                f"Training was interrupted. The model is fitted as it stands, after {self.n_iter_} epoch(s)."
             )
         if checkpoint:
             checkpoint.remove()
