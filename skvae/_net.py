@@ -482,7 +482,8 @@ class Net(NeuralNet):
                     f"A callback looks at '{missing[0]}' in the history, and no rows are held out. Set "
                     "early_stopping=True and call fit, or let it look at 'train_loss'."
                 ) from error
-        if self.trainable_ is not None and self.trainable_ != self._trainable():  # a callback froze or thawed some
+        frozen_anew = self.trainable_ is not None and self.trainable_ != self._trainable()
+        if frozen_anew and method_name != "on_grad_computed":  # whose gradients are still to be used
             self._release()
             self._settle()
 

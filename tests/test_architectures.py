@@ -8,7 +8,18 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn import functional as F
 
-from skvae.architectures import ACTIVATIONS, ARCHITECTURES, MLP, Conv, Custom, Dropout, NetworkSpec, Residual
+from skvae import VAETransformer
+from skvae.architectures import (
+    ACTIVATIONS,
+    ARCHITECTURES,
+    MLP,
+    Architecture,
+    Conv,
+    Custom,
+    Dropout,
+    NetworkSpec,
+    Residual,
+)
 
 SIZES = {"hidden_layer_sizes": (300, 200)}
 EACH = {
@@ -257,6 +268,60 @@ def test_own_modules_are_copied_and_used_once():
 def test_own_module_of_the_wrong_size_is_named():
     with pytest.raises(ValueError, match="The encoder of Custom does not take rows of 100 values"):
         build(Custom(nn.Linear(10, 7), nn.Linear(3, 9)))
+
+
+class Answers(nn.Module):
+    """Returns what a function makes of its input."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda x: x.flatten(),
+            r"must map \(batch, 5\) to floats of shape \(batch, any width\)\. Got float32",
+        ),
+        (lambda x: x.sum(), r"Got float32 of shape \(\) for a batch of 2 rows"),
+        (lambda x: x[:1], r"Got float32 of shape \(1, 5\)"),
+        (lambda x: x.long(), r"Got int64 of shape \(2, 5\)"),
+        (lambda x: (x, x), "must return a tensor. Got tuple instead"),
+        (lambda x: None, "must return a tensor. Got NoneType instead"),
+        (lambda x: x.undefined, "does not take rows of 5 values: 'Tensor' object has no attribute 'undefined'"),
+    ],
+)
+def test_own_module_that_returns_no_rows_is_named(function, message, table, n_steps):
+    vae = VAETransformer(2, architecture=Custom(Answers(function), nn.Linear(2, 3)), max_iter=2)
+    with pytest.raises(ValueError, match="^The encoder of Custom .*" + message):
+        vae.fit(table())
+    assert n_steps == []
+
+
+class TooWide(Architecture):
+    def build(self, spec):
+        self.hidden = nn.Identity()
+        self.head = spec.linear(spec.n_inputs, spec.n_outputs + 1)
+
+
+def test_own_architecture_of_the_wrong_size_is_named(table, n_steps):
+    message = r"^The encoder that TooWide builds must map \(batch, 5\) to \(batch, 4\)\. Got \(2, 5\)"
+    with pytest.raises(ValueError, match=message):
+        VAETransformer(2, architecture=TooWide(), max_iter=2).fit(table())
+    assert n_steps == []
+
+
+def test_a_look_at_own_modules_changes_nothing():
+    encoder = nn.Sequential(nn.Linear(100, 7), nn.BatchNorm1d(7), nn.Dropout(0.5).eval())
+    network = Custom(encoder, nn.Linear(3, 9))
+    network.build(NetworkSpec(100, 50))
+    assert network.hidden.network[1].num_batches_tracked == 0
+    assert [part.training for part in network.hidden.network] == [True, True, False]
 
 
 @each_architecture
