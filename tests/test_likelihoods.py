@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import mpmath
@@ -289,7 +290,7 @@ def test_check_refuses_what_is_outside_the_domain(name, fault, table):
     likelihood.check(X, "VAETransformer")
     X[3, 1], message = MESSAGES[fault]
     if fault in REFUSED.get(name, []):
-        with pytest.raises(ValueError, match=f"^The {message} instead\\.$"):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             likelihood.check(X, "VAETransformer")
     else:
         likelihood.check(X, "VAETransformer")
