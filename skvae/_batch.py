@@ -25,6 +25,8 @@ class Batch:
         What is given and not modelled.
     balanced : bool, default=False
         Whether gradients in the raw outputs are to be multiplied by `Likelihood.balance`.
+    for_map : bool, default=False
+        Whether of the raw outputs of each feature only the first is to have gradients below the decoder's head.
     """
 
     x: Tensor
@@ -34,6 +36,7 @@ class Batch:
     weight: Tensor | None = None
     context: Tensor | None = None
     balanced: bool = False
+    for_map: bool = False
 
     @property
     def encoded(self) -> Tensor:

@@ -13,7 +13,7 @@ from ._guard import StopTraining
 from ._linear import LinearGaussian, linear_start
 from ._module import VAE
 from ._random import INIT_STREAM, PRIOR_STREAM, generator, subsample
-from .architectures import ARCHITECTURES, NetworkSpec, undrawn
+from .architectures import ARCHITECTURES, NetworkSpec, check_network, undrawn
 from .callbacks import REPORT_ROWS
 from .likelihoods import LIKELIHOODS
 from .objectives import OBJECTIVES
@@ -47,6 +47,30 @@ def resolve_objective(objective, beta):
     return kind(beta=beta)
 
 
+def check_nested(params, changes):
+    """Refuse parameters of parts that are given by name, as in ``likelihood__noise``, among the `changes`."""
+    for key, value in changes.items():
+        name, nested, parameter = key.partition("__")
+        part = changes.get(name, params.get(name))
+        if not nested or name not in params or hasattr(part, "set_params"):
+            continue
+        kind = _class_with(REGISTRIES.get(name, {}), part, parameter)
+        if isinstance(part, str) and kind:
+            raise ValueError(
+                f"{name}={part!r} is a name, which has no parameters: write {name}={kind.__name__}"
+                f"({parameter}={value!r}), with {kind.__name__} of {kind.__module__}."
+            )
+        whole = f"net_params={{{key!r}: {value!r}}}" if name == "optimizer" else f"{name} as a whole"
+        hint = "learning_rate" if key == "optimizer__lr" else whole
+        raise ValueError(f"Invalid parameter {key!r}: {name}={part!r} has no such parameter. Set {hint}.")
+
+
+def _class_with(registry, name, parameter):
+    """The class that a name stands for, or else the first one, that has the parameter; None where none has."""
+    kinds = [registry[name]] if isinstance(name, str) and name in registry else []
+    return next((kind for kind in (*kinds, *registry.values()) if parameter in kind._get_param_names()), None)
+
+
 def build_vae(
     *, n_features, z_dim, hidden_layer_sizes, activation, architecture, likelihood, prior, init, linear_share, seed
 ):
@@ -57,8 +81,13 @@ def build_vae(
     likelihood.build(n_features)
     n_outputs = likelihood.n_raw * n_features
     params = {"activation": activation, "generator": rng}
-    encoder.build(NetworkSpec(n_features, 2 * z_dim, hidden_layer_sizes, **params))
-    decoder.build(NetworkSpec(z_dim, n_outputs, hidden_layer_sizes[::-1], n_raw=likelihood.n_raw, **params))
+    specs = [
+        NetworkSpec(n_features, 2 * z_dim, hidden_layer_sizes, **params),
+        NetworkSpec(z_dim, n_outputs, hidden_layer_sizes[::-1], n_raw=likelihood.n_raw, **params),
+    ]
+    for network, spec in zip((encoder, decoder), specs, strict=True):
+        network.build(spec)
+        check_network(network, spec)
     prior.build(z_dim, n_features, rng)
     with torch.no_grad():
         encoder.head.weight[z_dim:] *= 0.5  # He's start is meant for log-variances, and these are log-scales

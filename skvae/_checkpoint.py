@@ -3,9 +3,11 @@
 import contextlib
 import io
 import pickle
+import re
 import time
 import warnings
 from collections import Counter
+from numbers import Real
 from pathlib import Path
 
 import joblib
@@ -25,8 +27,18 @@ def _comparable(value):
     """A parameter as `joblib.hash` sees the same in every process: pickles of tensors hold their addresses."""
     if not isinstance(value, nn.Module):
         return value
-    plain = {name: part for name, part in vars(value).items() if not name.startswith("_")}
+    given = {name: part for name, part in vars(value).items() if not name.startswith("_")}
+    plain = {name: float(part) if isinstance(part, Real) else part for name, part in given.items()}
     return type(value).__qualname__, plain, {name: part.cpu().numpy() for name, part in value.state_dict().items()}
+
+
+def recognisable(value):
+    """A string that is the same for equal parameters, in every process, and another for other ones."""
+    try:
+        layers = [repr(part) for part in value.children()] if isinstance(value, nn.Module) else []
+        return joblib.hash([re.sub(r" at 0x[0-9a-fA-F]+", "", str(layers)), _comparable(value)])
+    except (pickle.PicklingError, TypeError, AttributeError):  # a lambda, say: then neither can the model be pickled
+        return str(id(value))
 
 
 def _fingerprint(*content):

@@ -1,7 +1,38 @@
 """What likelihoods, priors, objectives and architectures have in common."""
 
+from numbers import Integral
+from typing import Any, ClassVar
+
 from sklearn.base import BaseEstimator
+from sklearn.utils._param_validation import HasMethods, Interval, validate_parameter_constraints
 from torch import nn
+
+COUNT = Interval(Integral, 1, None, closed="left")
+
+
+class Counts(HasMethods):
+    """Constraint of a parameter: a sequence of ints > 0.
+
+    Parameters
+    ----------
+    lengths : range, default=range(1, 1000)
+        How many there may be.
+    shown : str, default="a sequence of ints > 0, at least one"
+        The constraint in words.
+    """
+
+    def __init__(self, lengths: range = range(1, 1000), shown: str = "a sequence of ints > 0, at least one") -> None:
+        super().__init__("__iter__")
+        self.lengths = lengths
+        self.shown = shown
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        counts = list(val) if super().is_satisfied_by(val) else []
+        fits = super().is_satisfied_by(val) and len(counts) in self.lengths
+        return fits and all(isinstance(count, Integral) and int(count) > 0 for count in counts)
+
+    def __str__(self) -> str:
+        return self.shown
 
 
 class Component(nn.Module, BaseEstimator):
@@ -9,19 +40,35 @@ class Component(nn.Module, BaseEstimator):
 
     A component is given to the estimator unbuilt, as a description; `fit` copies it and builds the copy, which is when
     it gets its tensors. So it clones, prints and takes part in a grid search (``prior__n_components``).
+
+    ``_parameter_constraints`` says for each parameter what it may be, as in scikit-learn's estimators: a list of types,
+    intervals and options. Those of base classes hold too, unless a class has its own for that name.
     """
+
+    _parameter_constraints: ClassVar[dict[str, list]] = {}
 
     def __init__(self) -> None:
         super().__init__()
+
+    def check_params(self) -> None:
+        """Raise InvalidParameterError, a ValueError, where a parameter breaks its constraint.
+
+        `fit` calls it before any work, since a search sets parameters without the constructor. A class whose parameters
+        constrain each other overrides it, and calls ``super().check_params()`` first.
+        """
+        constraints: dict[str, list] = {}
+        for cls in reversed(type(self).__mro__):
+            constraints |= vars(cls).get("_parameter_constraints", {})
+        given = {name: getattr(self, name) for name in constraints if hasattr(self, name)}
+        validate_parameter_constraints(constraints, given, caller_name=type(self).__name__)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.get_params(deep=False).items())
 
 
-def check_count(component: Component, name: str) -> None:
-    """Refuse a parameter that is less than 1."""
-    if (value := getattr(component, name)) < 1:
-        raise ValueError(f"{name} must be an int > 0. Got {value!r} instead.")
+def check_component(component: Component) -> None:
+    """Raise what the constructor would raise at the parameters that the component has now, or its `check_params`."""
+    type(component)(**component.get_params(deep=False)).check_params()
 
 
 def stands_for(fast: str, slow: str, component: Component, base: type) -> bool:

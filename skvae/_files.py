@@ -169,7 +169,7 @@ def _net_state(net):
     return {
         "recipe": net.recipe_,
         "device": str(net.device),
-        "n_steps": net.n_steps,
+        "n_steps": net.n_steps_,
         "history": net.history.to_list(),
         "module": net.module_.state_dict(),
         "average": net.average_.state_dict() if net.ema_decay else None,
@@ -187,7 +187,7 @@ def _net_from(*, recipe, device, n_steps, history, module, average, optimizer, b
     if net.ema_decay:
         net.average_.load_state_dict(average)
     net.optimizer_.load_state_dict(optimizer)
-    net.n_steps = n_steps
+    net.n_steps_ = n_steps
     net.trained_module.eval()
     net.history.extend(history)
     for name, callback in net.callbacks_:

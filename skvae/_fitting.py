@@ -7,16 +7,25 @@ import torch
 from ._blocks import location_scale, scaled
 from ._build import copies, input_noise, layer_sizes, resolve, resolve_objective, started_vae
 from ._device import resolve_device
+from ._made_with import has_changed
 from ._net import CROSS_FIT_ROWS, N_FOLDS, Schedule, build_net
 from ._program import threads_for
 from ._split import Split, folds, hold_out, whole
+from ._stream import Stream
+
+_WIDE, _SLOW_FEATURES = 500, 1000  # features beyond which one fold has to do, and beyond which steps become fewer
 
 
-def schedule_of(estimator, n_rows, one_epoch):
+def schedule_of(estimator, n_rows, n_features, one_epoch):
     """How long the estimator's parameters say to train."""
     given = {name: getattr(estimator, name) for name in ("batch_size", "n_iter_no_change", "tol", "max_iter")}
-    schedule = Schedule.resolve(n_rows, **given)
+    schedule = replace(Schedule.resolve(n_rows, **given), pace=_pace(n_rows, n_features))
     return replace(schedule, n_epochs=1) if one_epoch else schedule
+
+
+def _pace(n_rows, n_features):
+    """Below 1 where few rows of many features make each step expensive, and many of them worth little."""
+    return 1.0 if n_rows >= CROSS_FIT_ROWS else min(1.0, max(0.1, _SLOW_FEATURES / n_features))
 
 
 def holds_out(estimator, n_rows, first, one_epoch):
@@ -32,13 +41,46 @@ def split_of(estimator, x, seed, first, one_epoch):
         return Split(x, [train_rows], [valid_rows])
     if one_epoch or not estimator.early_stopping or len(x) < 2 * N_FOLDS:
         return whole(x)
-    train_rows, valid_rows = folds(len(x), N_FOLDS, seed)
+    n_judged = N_FOLDS if x.shape[1] <= _WIDE else 1
+    train_rows, valid_rows = (rows[:n_judged] for rows in folds(len(x), N_FOLDS, seed))
     return Split(x, [torch.arange(len(x)), *train_rows], valid_rows)
 
 
-def go_on(estimator, X, one_epoch):
+def none_held_out(estimator, n_rows, first, one_epoch):
+    """Why training is judged by no rows, and why a callback has none to score; nothing where there are some."""
+    if one_epoch or not estimator.early_stopping:
+        reason = "partial_fit holds none out" if one_epoch else "early_stopping=False holds none out"
+        return reason, reason
+    if holds_out(estimator, n_rows, first, one_epoch):
+        return "", ""
+    reason = "early_stopping='auto' holds none out of fewer than {} rows"
+    return reason.format(2 * N_FOLDS) if n_rows < 2 * N_FOLDS else "", reason.format(CROSS_FIT_ROWS)
+
+
+def stream_before(estimator, X, fresh, one_epoch):
+    """The rows before X: none, those of the calls before, or for `fit` none to start from anew."""
+    if fresh or not one_epoch:
+        return Stream(X[:0] if one_epoch else None)
+    return Stream(**estimator._stream)
+
+
+def _net_to_go_on(estimator, asked):
+    """The fitted net, with what was changed since and may be changed."""
+    net, then = estimator.net_, getattr(estimator, "_made_with", {})  # files of old have none
+    given = list(estimator.callbacks or ())
+    if [id(callback) for callback in given] != [id(callback) for callback in net.given_callbacks_]:
+        net.set_callbacks(copies(given))
+        net.given_callbacks_ = given
+    if has_changed("objective", then, asked):
+        net.set_objective(resolve_objective(estimator.objective, estimator.beta))
+    if has_changed("learning_rate", then, asked):
+        net.set_params(lr=estimator.learning_rate)
+    return net
+
+
+def go_on(estimator, X, asked, one_epoch):
     """The fitted net, and X in its units."""
-    net = estimator.net_
+    net = _net_to_go_on(estimator, asked)
     x = scaled(X, net.offset, net.scale).to(net.device)
     return net, split_of(estimator, x, net.seed, False, one_epoch)
 
@@ -52,7 +94,7 @@ def begin(estimator, X, likelihood, seed, one_epoch):
     split, recipe = split_of(estimator, x, seed, True, one_epoch), recipe_of(estimator, X, likelihood, seed)
     with threads_for(len(x) * X.shape[1] ** 2):
         model, *others = started_models(recipe, x, split.train, objective.kl_weight)
-        noise = input_noise(model, x, objective.kl_weight, few=bool(others))
+        noise = input_noise(model, x, objective.kl_weight, few=len(x) < CROSS_FIT_ROWS)
     net = build_net(
         model.to(device),
         objective,
@@ -61,7 +103,8 @@ def begin(estimator, X, likelihood, seed, one_epoch):
         lr=estimator.learning_rate,
         ema_decay=estimator.ema_decay,
         input_noise=None if noise is None else noise.to(device),
-        weight_decay=0.0 if model.linear_encoder is None else estimator.weight_decay / len(split),
+        balanced=len(x) >= CROSS_FIT_ROWS,
+        weight_decay=0.0 if model.linear_encoder is None else weight_decay_of(estimator, len(split)),
         callbacks=copies(estimator.callbacks),
         device=device,
         seed=seed,
@@ -69,8 +112,15 @@ def begin(estimator, X, likelihood, seed, one_epoch):
         scale=scale,
         **(estimator.net_params or {}),
     )
+    net.given_callbacks_ = list(estimator.callbacks or ())
     split.x, split.others = x.to(net.device), [other.to(device) for other in others]
     return net, split
+
+
+def weight_decay_of(estimator, n_rows):
+    """The optimizer's, for a model of so many rows."""
+    auto = 100.0 if n_rows < CROSS_FIT_ROWS else 300.0
+    return (auto if estimator.weight_decay == "auto" else estimator.weight_decay) / n_rows
 
 
 def recipe_of(estimator, X, likelihood, seed):

@@ -92,10 +92,14 @@ class _Chain:
             self.inputs.append(layer.forward(self.inputs[-1], relu=True))
         return self.layers[-1].forward(self.inputs[-1])
 
-    def backward(self, grad: Tensor) -> Tensor:
-        """Set the gradients, given that of the output; returns that of the first layer's output."""
+    def backward(self, grad: Tensor, passed: Tensor | None = None) -> Tensor:
+        """Set the gradients, given that of the output; returns that of the first layer's output.
+
+        `passed` is what goes on below the last layer, if that is another one.
+        """
         for layer, x in zip(self.layers[::-1], self.inputs[::-1], strict=True):
             layer.backward(x, grad)
+            grad, passed = grad if passed is None else passed, None
             if x is not self.inputs[0]:
                 grad = _relu_backward(layer.back(grad), x, 0)
         return grad
@@ -119,6 +123,13 @@ def fast_elbo(stack: Stack, objective: nn.Module) -> "FastELBO | None":
     if ENABLED and plain and covers(stack.members[0]):
         return FastELBO(stack, float(objective.beta))
     return None
+
+
+def _first_of_raw(grad: Tensor) -> Tensor:
+    """The gradient (..., n_raw, n_features) of the first raw output alone."""
+    first = torch.zeros_like(grad)
+    first[..., 0, :] = grad[..., 0, :]
+    return first
 
 
 class FastELBO:
@@ -162,7 +173,8 @@ class FastELBO:
             grad_raw.mul_(factors)
         kl, kl_mean, kl_log_scale = self._kl_gradient(mean, log_scale, batch.eps, self.beta * weight)
         shared = {name: self.stack.gradients[name].clone() for name in self.shared}  # what the prior has left there
-        grad_z = self._backward_decoder(z, grad_raw.flatten(2))
+        passed = _first_of_raw(grad_raw) if batch.for_map else grad_raw
+        grad_z = self._backward_decoder(z, grad_raw.flatten(2), passed.flatten(2))
         grad_log_scale = (grad_z * batch.eps).mul_(scale).add_(kl_log_scale)
         self._backward_encoder(inputs, grad_z.add_(kl_mean), grad_log_scale)
         for name, grad in shared.items():
@@ -205,9 +217,9 @@ class FastELBO:
             return self.decoder.forward(z)
         return self.linear_decoder.add(self.decoder.forward(z.clamp(-MAX_Z, MAX_Z)), z)
 
-    def _backward_decoder(self, z: Tensor, grad: Tensor) -> Tensor:
-        grad_z = self.decoder.layers[0].back(self.decoder.backward(grad))
+    def _backward_decoder(self, z: Tensor, grad: Tensor, passed: Tensor) -> Tensor:
+        grad_z = self.decoder.layers[0].back(self.decoder.backward(grad, passed))
         if self.beside:
             self.linear_decoder.backward(z, grad)
-            grad_z.masked_fill_(z.abs() > MAX_Z, 0).add_(self.linear_decoder.back(grad))
+            grad_z.masked_fill_(z.abs() > MAX_Z, 0).add_(self.linear_decoder.back(passed))
         return grad_z

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ._split import Split, padded
 
 WARMUP = 100  # steps over which the learning rate rises
 _USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
+_ENCODER = ("encoder.", "linear_encoder.")  # what its parameters' names begin with
 _LEAST_STEPS = 40  # between two looks
 _FRACTION = 4  # trained rows for each judged one: a look takes a tenth of the time of the steps before it, at most
 _VALIDATION_ROWS = 256  # fewer held-out rows are repeated, with other noise, up to about this many
@@ -46,7 +48,7 @@ class Judge:
 
     def __init__(self, net: Any, split: Split) -> None:
         self.net, self.n_judged = net, len(split.valid)
-        self.modules = (net.stack.averages or net.stack.members)[-self.n_judged :]
+        self.modules = (net.stack_.averages or net.stack_.members)[-self.n_judged :]
         n_repeats = min(16, -(-_VALIDATION_ROWS // max(map(len, split.valid))))
         indices, weight = padded([rows.repeat(n_repeats) for rows in split.valid])
         rng, n_draws = generator(net.seed, VALIDATION_STREAM), net.criterion_.n_draws
@@ -56,8 +58,8 @@ class Judge:
         self.weight, size = weight.to(net.device), max(1, _BLOCK // (n_draws * self.n_judged))
         self.parts = list(zip(x.split(size, 1), eps.split(size, -2), strict=True))
         self.background = self._background()
-        fast = net.fast and (self.n_judged == len(net.stack.members) or net.stack.averages)
-        self.fast = FastELBO(net.stack, net.fast.beta, self.n_judged) if fast else None
+        fast = net.fast_ and (self.n_judged == len(net.stack_.members) or net.stack_.averages)
+        self.fast = FastELBO(net.stack_, net.fast_.beta, self.n_judged) if fast else None
 
     @torch.no_grad()
     def _background(self) -> list[Tensor] | None:
@@ -70,7 +72,7 @@ class Judge:
     @torch.no_grad()
     def __call__(self) -> tuple[float, float, float]:
         """Mean score, bound of the mixture and KL over the rows and members, in nats per row."""
-        self.net.stack.take_buffers()
+        self.net.stack_.take_buffers()
         terms = [torch.stack(self._terms(x, eps)) for x, eps in self.parts]  # (3, n_judged, batch)
         values, log_prob, kl = torch.cat(terms, -1)
         bound = log_prob - kl
@@ -94,10 +96,11 @@ class Judge:
 class Guard:
     """Keeps the state with the best score, the start included, and stops when none better comes.
 
-    When the score has not risen by `tol` for more than `patience` steps, the first phase ends: training goes back to
-    the best state and on from there with `factor` of the learning rate, without noise on the encoder's inputs and with
-    the gradient of the bound as it is. After `n_falls` such turns training ends. Where nothing is judged, the last
-    state that a finite loss has confirmed is kept instead, and training ends with its last one.
+    When the score has not risen by `tol` for more than the first `patience`, in steps, the first phase ends: training
+    goes back to the best state and on from there with `factor` of the learning rate, without noise on the encoder's
+    inputs and with the gradient of the bound as it is; of a map, the encoder then stays. With the last patience
+    training ends. `pace` shortens all these steps. Where nothing is judged, the last state that a finite loss has confirmed is kept instead, and
+    training ends with its last one.
 
     An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
     learning rate is halved the first time, quartered the second, and so on, and stays there.
@@ -105,13 +108,16 @@ class Guard:
 
     n_tries = 5  # how often an epoch is undone before training is given up
 
-    def __init__(self, net: Any, split: Split, *, patience: int, tol: float, n_falls: int, factor: float = 0.5) -> None:
+    def __init__(
+        self, net: Any, split: Split, *, patience: Sequence[int], tol: float, pace: float = 1.0, factor: float = 0.5
+    ) -> None:
         self.net, self.split = net, split
-        self.patience, self.tol, self.max_falls, self.factor = patience, tol, n_falls, factor
+        self.patience, self.tol, self.factor = [pace * steps for steps in patience], tol, factor
+        self.warmup = max(1, round(pace * WARMUP))
         self.judge = Judge(net, split) if split.valid else None
         judged = sum(len(x[0]) for x, _ in self.judge.parts) * self.judge.n_judged if self.judge else 0
         trained = net.batch_size * len(split.train)
-        self.every = max(_LEAST_STEPS, -(-_FRACTION * judged // trained))
+        self.every = max(1, round(pace * _LEAST_STEPS), -(-_FRACTION * judged // trained))
         self.end = 0  # the epoch after which training ends
         self.n_steps = self.progress = self.n_falls = self.n_undone = 0
         self.seen: tuple[float, float, float] | None = None  # the last look
@@ -122,7 +128,9 @@ class Guard:
 
     def lr_factor(self, n_rows: int) -> float:
         """What the learning rate of a step on `n_rows` is multiplied by: few rows say little of the way."""
-        return self.factor**self.n_falls * min(1.0, (self.net.n_steps + 1) / WARMUP) * min(1.0, n_rows / _USUAL_ROWS)
+        return (
+            self.factor**self.n_falls * min(1.0, (self.net.n_steps_ + 1) / self.warmup) * min(1.0, n_rows / _USUAL_ROWS)
+        )
 
     def state(self) -> dict:
         """What a checkpoint keeps."""
@@ -135,7 +143,7 @@ class Guard:
         if self.judge and self.seen is None:
             self._look()
         if not self.judge:  # the loss of an epoch speaks for the states of all its steps but the last
-            state = self.net.stack.state()
+            state = self.net.stack_.state()
             self.start = self.start or state
             self.kept, self.latest = self.latest, state
 
@@ -147,7 +155,8 @@ class Guard:
         self.n_steps += 1
         if self.judge and self.n_steps % self.every == 0:
             self._look()
-            if self.n_steps - self.progress > max(self.patience, self.every) and not self.net.criterion_.warming:
+            stale = self.n_steps - self.progress > max(self.patience[self.n_falls], self.every)
+            if stale and not self.net.criterion_.warming:
                 self._turn()
 
     def _look(self) -> None:
@@ -158,19 +167,20 @@ class Guard:
                 raise Diverged(f"the validation loss of epoch {len(self.net.history)} is {-score}")
             score = -math.inf
         if first or score > self.best:
-            self.best, self.kept = score, self.net.stack.state()
+            self.best, self.kept = score, self.net.stack_.state()
         if score > self.reference + self.tol or self.net.criterion_.warming:
             self.progress = self.n_steps
         self.reference = max(self.reference, score)
 
     def _turn(self) -> None:
-        if self.n_falls == self.max_falls:
+        if self.n_falls + 1 == len(self.patience):
             raise StopTraining
         self.n_falls, self.progress = self.n_falls + 1, self.n_steps
-        self.net.stack.load(self.kept)
+        self.net.stack_.load(self.kept)
         for state in self.net.optimizer_.state.values():
             if "exp_avg" in state:
                 state["exp_avg"].zero_()
+        self.net.stack_.freeze(_ENCODER if self.net.makes_map else ())
 
     def undo(self, error: Exception) -> None:
         """Take back the epoch in which `error` occurred, or raise ValueError if it was the last try."""
@@ -188,7 +198,7 @@ class Guard:
         self.n_undone += 1
         factor = 0.5**self.n_undone
         if state is not None:
-            self.net.stack.load(state)
+            self.net.stack_.load(state)
         self.net.lr *= factor
         self.net.optimizer_.state.clear()
         for group in self.net.optimizer_.param_groups:
@@ -206,12 +216,12 @@ class Guard:
         """Leave the best state, or the last one that is finite."""
         if self.judge:
             if self.kept is not None:
-                self.net.stack.load(self.kept)
+                self.net.stack_.load(self.kept)
         elif self.latest is not None and not self.is_finite():
             self._go_back(self.latest, f"the loss after epoch {len(self.net.history)} is not finite")
             for state in (self.kept or self.start, self.start):  # a row's loss speaks for one state only
                 if not self.is_finite():
-                    self.net.stack.load(state)
+                    self.net.stack_.load(state)
 
     def is_finite(self) -> bool:
         """Whether the last step left finite terms of the bound, on some rows."""

@@ -89,6 +89,18 @@ class VAE(nn.Module):
             raw = self.decoder(z.clamp(-MAX_Z, MAX_Z)) + self.linear_decoder(z)
         return raw.unflatten(-1, (self.likelihood.n_raw, -1))
 
+    def decode_for_map(self, z: Tensor) -> Tensor:
+        """The same, where of each feature's raw outputs only the first has gradients below the decoder's head."""
+        linear = self.linear_decoder
+        if self.likelihood.n_raw == 1 or linear is None:
+            return self.decode(z)
+        hidden = self.decoder.hidden(z.clamp(-MAX_Z, MAX_Z))  # type: ignore[operator]
+        raw, rest = (
+            (self.decoder.head(h) + linear(latents)).unflatten(-1, (self.likelihood.n_raw, -1))  # type: ignore[operator]
+            for h, latents in ((hidden, z), (hidden.detach(), z.detach()))
+        )
+        return torch.cat([raw[..., :1, :], rest[..., 1:, :]], -2)
+
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Reconstruction term and KL term of each row, in nats, for the draws of the batch: (batch,) both."""
         log_prob, kl, _ = self.terms(batch)
@@ -99,7 +111,7 @@ class VAE(nn.Module):
         the draw z, mean and log-scale of the posterior."""
         mean, log_scale = self.encode(batch.encoded)
         z = mean + log_scale.exp() * batch.eps
-        kl, raw = self.prior.kl(mean, log_scale, z), self.decode(z)
+        kl, raw = self.prior.kl(mean, log_scale, z), self.decode_for_map(z) if batch.for_map else self.decode(z)
         factors = self.likelihood.balance(raw) if batch.balanced and raw.requires_grad else None
         if factors is not None:
             raw.register_hook(lambda gradient: gradient * factors)

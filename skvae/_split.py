@@ -101,7 +101,9 @@ class TrainBatches:
     def __init__(self, net: Any, split: Split) -> None:
         self.net, self.split = net, split
         n_rows = [len(rows) for rows in split.train]
-        self.n_batches = math.ceil(max(n_rows) / net.batch_size)
+        self.n_batches = 1 if net.batch_size == -1 else math.ceil(max(n_rows) / net.batch_size)  # skorch's -1: all rows
+        if net.batch_size != 1:
+            self.n_batches = max(1, min(self.n_batches, min(n_rows) // 2))
         self.width = math.ceil(max(n_rows) / self.n_batches)
         positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in n_rows), strict=True)
         self.positions, self.inside = positions, torch.stack(inside, 1)  # (n_batches, n_members, width)
@@ -117,7 +119,7 @@ class TrainBatches:
         orders = [rows[torch.randperm(len(rows), generator=rng)] for rows in self.split.train]
         rows = torch.stack([order[at] for order, at in zip(orders, self.positions, strict=True)], 1).to(device)
         n_members, n_draws = rows.shape[1], net.criterion_.n_draws
-        scale = net.input_noise if net.first_phase else None
+        scale = net.input_noise if net.in_first_phase else None
         shape = (1, self.width, net.z_dim) if n_draws == 1 else (n_draws, 1, self.width, net.z_dim)
         noise = _draws(shape, self.n_batches, rng, device)
         blur = None if scale is None else _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
@@ -127,7 +129,7 @@ class TrainBatches:
             batch = draw(x.index_select(0, some.flatten()).view(n_members, size, -1), rng)
             seen = None if blur is None else torch.addcmul(batch, next(blur)[:, :size], scale)
             eps = eps[..., :size, :].expand(*eps.shape[:-3], n_members, -1, -1)
-            yield Batch(batch, eps, seen, weight=weight[:, :size], balanced=net.first_phase), None
+            yield Batch(batch, eps, seen, weight=weight[:, :size], **net.phase), None
 
 
 def member(batch: Batch, i: int) -> Batch:
@@ -135,4 +137,4 @@ def member(batch: Batch, i: int) -> Batch:
     alone = len(batch.x) == 1  # then nothing fills up
     keep = slice(None) if alone else slice(0, int(batch.weight[i].count_nonzero()))
     seen = None if batch.seen is None else batch.seen[i, keep]
-    return Batch(batch.x[i, keep], batch.eps[..., i, keep, :], seen, balanced=batch.balanced)
+    return Batch(batch.x[i, keep], batch.eps[..., i, keep, :], seen, balanced=batch.balanced, for_map=batch.for_map)

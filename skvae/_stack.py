@@ -47,7 +47,9 @@ class Stack:
         self.averaged = self._views(self.average_wholes) if averages else self.parameters
         self._put(self.members, self.parameters, self.gradients)
         self._put(self.averages, self.averaged)
+        self.own_optimizer: Any = None  # the first member's, while that of all members stands in its place
         self.trainable: list[Tensor] | None = None
+        self.prefixes: tuple[str, ...] = ()
         self.named = list(members[0].named_parameters())
         self.buffers = [pair for pair in zip(self.averages, self.members, strict=False) for pair in _changing(*pair)]
 
@@ -79,9 +81,11 @@ class Stack:
             for part in module.parameters():
                 part.data, part.grad = part.data.clone(memory_format=torch.contiguous_format), None
 
-    def freeze(self) -> None:
-        """Take note of the parameters that are to stay as they are, as their `requires_grad` says."""
-        frozen = {name for name, part in self.named if not part.requires_grad}
+    def freeze(self, prefixes: tuple[str, ...] | None = None) -> None:
+        """Take note of the parameters that are to stay as they are: those that begin so, from now on, and those whose
+        `requires_grad` says so."""
+        self.prefixes = self.prefixes if prefixes is None else prefixes
+        frozen = {name for name, part in self.named if not part.requires_grad or name.startswith(self.prefixes)}
         self.trainable = None
         if frozen:
             masks = [torch.ones_like(whole, dtype=torch.bool) for whole in self.wholes]
@@ -106,12 +110,13 @@ class Stack:
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer, decay: float) -> None:
         """Take a step, and the average with it."""
-        kept = [(whole, whole.clone(), mask) for whole, mask in zip(self.wholes, self.trainable or (), strict=False)]
+        flats, masks = [*self.wholes, *self.average_wholes], 2 * (self.trainable or [])
+        kept = [(flat, flat.detach().clone(), trainable) for flat, trainable in zip(flats, masks, strict=False)]
         optimizer.step()
-        for whole, before, trainable in kept:
-            whole.copy_(torch.where(trainable, whole, before))
         for average, whole in zip(self.average_wholes, self.wholes, strict=False):
             average.lerp_(whole, 1 - decay)
+        for flat, before, trainable in kept:
+            flat.copy_(torch.where(trainable, flat, before))
 
     def take_buffers(self) -> None:
         """Copy buffers, such as running statistics, to the averages as they are."""

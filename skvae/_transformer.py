@@ -18,17 +18,21 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
 from ._blocks import BLOCK, PAD, apply, chunk_sizes, is_far, scaled, scaled_blocks
-from ._build import SklearnCallbacks, guess_likelihood, resolve_objective
+from ._build import REGISTRIES, SklearnCallbacks, check_nested, guess_likelihood
 from ._checkpoint import open_checkpoint
+from ._checks import check_callbacks, check_monitors, check_net_params, check_optimizer
+from ._component import check_component
 from ._files import FileMixin
-from ._fitting import begin, go_on, schedule_of
+from ._fitting import begin, go_on, none_held_out, schedule_of, stream_before, weight_decay_of
 from ._input import advice, plain
+from ._made_with import check_unchanged, made_with
 from ._module import MODERATE
 from ._net import OPTIMIZERS, train
+from ._portable import portable
 from ._program import multiplications, own_settings
 from ._random import SCORE_STREAM, generator, subsample
 from ._split import whole
-from ._stream import MAX_KEPT, Stream
+from ._stream import MAX_KEPT
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from .callbacks import REPORT_ROWS, Report
 from .likelihoods import LIKELIHOODS, Likelihood
@@ -141,10 +145,14 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         that it had. Each X and set of parameters has a file of its own (callbacks count by their class), which is
         deleted when the fit is done and kept after Ctrl-C. The files are pickles: read none that are not yours.
     net_params : dict, default=None
-        Further parameters of the skorch net, such as ``{"optimizer__weight_decay": 1e-4}``.
+        Further parameters of the skorch net, such as ``{"optimizer__weight_decay": 1e-4}``; not those that the
+        estimator has a parameter for.
     warm_start : bool, default=False
-        Whether `fit` goes on from the last fit, if there is one, with its scaling, linear start, networks and learning
-        rate. `objective`, `beta`, `max_iter` and `batch_size` may be others than then.
+        Whether `fit` goes on from the last fit, if there is one, with its scaling, networks and optimizer. What the
+        model was made with cannot be another than then, and `fit` refuses it: `z_dim`, `hidden_layer_sizes`,
+        `activation`, `likelihood`, `prior`, `architecture`, `init`, `linear_share`, `optimizer`, `weight_decay`,
+        `ema_decay`, `device`, `net_params` and `random_state`. The other parameters may change; the learning rate goes
+        on from where it is unless `learning_rate` does. The same holds for `partial_fit`.
     random_state : int, RandomState instance or None, default=None
         Decides all that is random in `fit` and `score_samples`. Neither torch's nor, given an int, numpy's global
         stream is read or moved.
@@ -231,7 +239,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         "n_iter_no_change": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "weight_decay": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
         "ema_decay": [Interval(Real, 0, 1, closed="left")],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
@@ -264,7 +272,7 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         n_iter_no_change="auto",
         tol=1e-4,
         optimizer="adamw",
-        weight_decay=300.0,
+        weight_decay="auto",
         ema_decay=0.985,
         n_draws=100,
         device="auto",
@@ -333,6 +341,11 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         -----
         ConvergenceWarning
             If an epoch's loss was not finite, and was undone; and if no latent unit is active.
+
+        Notes
+        -----
+        Ctrl-C raises KeyboardInterrupt, as everywhere in Python, so that a search or a script ends; the estimator is
+        fitted then, as far as training had come.
         """
         return self._fit(X, y, fresh=not (self.warm_start and hasattr(self, "net_")))
 
@@ -363,7 +376,30 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         self : VAETransformer
             The fitted estimator.
         """
+        if hasattr(self, "net_"):
+            self._validate_params()  # scikit-learn does so at the first call only
         return self._fit(X, y, fresh=not hasattr(self, "net_"), one_epoch=True)
+
+    def set_params(self, **params):
+        """Set parameters of the estimator or, as in ``likelihood__noise``, of an object that is a parameter.
+
+        Parameters
+        ----------
+        **params : dict
+            Values by the names of the parameters.
+
+        Returns
+        -------
+        self : VAETransformer
+            The estimator.
+
+        Raises
+        ------
+        ValueError
+            If there is no such parameter, as those of a part that is given by its name.
+        """
+        check_nested(self.get_params(deep=False), params)
+        return super().set_params(**params)
 
     @own_settings()
     def transform(self, X):
@@ -520,6 +556,15 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
             self._aggregate = to_arrays(fit_aggregate(**draws, seed=seed))
         return from_arrays(self._aggregate)
 
+    def __getstate__(self):
+        parts = {kind: getattr(self, kind) for kind in REGISTRIES if isinstance(getattr(self, kind), torch.nn.Module)}
+        return super().__getstate__() | {kind: portable(part) for kind, part in parts.items() if part.state_dict()}
+
+    def __copy__(self):
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))  # not the state, whose tensors are made for pickle
+        return copied
+
     def __sklearn_is_fitted__(self):
         return hasattr(self, "net_")
 
@@ -531,6 +576,18 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         return tags
 
     # Validation
+
+    def _validate_params(self):
+        """All that can be refused without seeing X; scikit-learn calls it before `fit`."""
+        super()._validate_params()
+        for kind in REGISTRIES:
+            if not isinstance(getattr(self, kind), str):
+                check_component(getattr(self, kind))
+        check_callbacks(self.callbacks)
+        net_params = self.net_params or {}
+        check_net_params(net_params, self.get_params(deep=False).keys())
+        if callable(self.optimizer) or any(name.startswith("optimizer__") for name in net_params):
+            check_optimizer(OPTIMIZERS.get(self.optimizer, self.optimizer), self.learning_rate, net_params)
 
     def _check_first(self, X, in_chunks):
         """Validated X and what `likelihood` stands for; nothing is set on self, so that a refusal loses nothing."""
@@ -573,40 +630,45 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         X = plain(X)
         if fresh:
             values, likelihood = self._check_first(X, in_chunks=one_epoch)
+            asked = made_with(self.get_params(deep=False), likelihood)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         else:
+            asked = made_with(self.get_params(deep=False), self.likelihood_)
+            whose = "partial_fit" if one_epoch else "warm_start"
+            check_unchanged(getattr(self, "_made_with", {}), asked, whose, self.device, self.net_.device)
             values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
+        check_monitors(self.callbacks, *none_held_out(self, len(values), fresh, one_epoch))
         former, known = None if fresh else self.net_, values
-        stream, start = self._stream_before(values, fresh, one_epoch).take(values)
+        stream, start = stream_before(self, values, fresh, one_epoch).take(values)
         if one_epoch and start is not None:  # from the rows of all chunks so far
             fresh, (known, likelihood) = True, self._check_first(start, in_chunks=one_epoch)
         checkpoint = None
         if self.checkpoint is not None and not one_epoch:
             checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, former)
             seed = checkpoint.seed
-        net, split = begin(self, known, likelihood, seed, one_epoch) if fresh else go_on(self, values, one_epoch)
-        if not fresh and not one_epoch:
-            net.set_objective(resolve_objective(self.objective, self.beta))
+        if fresh:
+            net, split = begin(self, known, likelihood, seed, one_epoch)
+        else:
+            net, split = go_on(self, values, asked, one_epoch)
         if one_epoch:
-            net.set_weight_decay(self.weight_decay / stream.n_rows)
+            net.set_weight_decay(weight_decay_of(self, stream.n_rows))
         if fresh and former is not None:
             net.carry_on(former)
             split = whole(scaled(values, net.offset, net.scale).to(net.device))
-        schedule = schedule_of(self, len(values), one_epoch)
+        schedule = schedule_of(self, *values.shape, one_epoch)
         with self._task((net, likelihood, X, values.dtype), schedule.n_epochs, y) as bridge:
             callbacks = [*bridge, *([Report()] if self.verbose else []), *([checkpoint] if checkpoint else [])]
             train(net, split, schedule, callbacks)
         self._set_fitted(net, likelihood, X, values.dtype)
+        self._made_with = asked
         self._report(known, stream, fresh)
-        if checkpoint and schedule.n_epochs and not net.interrupted:
+        if net.interrupted_:
+            raise KeyboardInterrupt(
+                f"Training was interrupted. The model is fitted as it stands, after {self.n_iter_} epoch(s)."
+            )
+        if checkpoint:
             checkpoint.remove()
         return self
-
-    def _stream_before(self, X, fresh, one_epoch):
-        """The rows before X: none, those of the calls before, or for `fit` none to start from anew."""
-        if fresh or not one_epoch:
-            return Stream(X[:0] if one_epoch else None)
-        return Stream(**self._stream)
 
     @contextmanager
     def _task(self, fit, n_epochs, y):

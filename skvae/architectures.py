@@ -5,16 +5,17 @@ A network is its ``hidden`` part and then its ``head``, which is linear: the lin
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from numbers import Integral
-from typing import Any
+from numbers import Real
+from typing import Any, ClassVar
 
 import torch
+from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
-from ._component import Component
+from ._component import Component, Counts
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -142,12 +143,16 @@ class Architecture(Component, ABC):
 class _Regularized(Architecture):
     """What networks with hidden layers share: normalisation and dropout."""
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "layer_norm": ["boolean"],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+    }
+
     def __init__(self, layer_norm: bool, dropout: float) -> None:
         super().__init__()
         self.layer_norm = layer_norm
         self.dropout = dropout
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1. Got {dropout!r} instead.")
+        self.check_params()
 
     def _hidden_layers(self, widths: Sequence[int], spec: NetworkSpec) -> nn.Sequential:
         """Linear layers with their nonlinearities. The norm has no weights: the linear layer after it has some.
@@ -325,15 +330,6 @@ def _upsampling(n_inputs: int, n_outputs: int, size: Sequence[int], generator: t
     return _he_convolution(layer, 9 * n_inputs / 4, generator)
 
 
-def _counts(component: Component, name: str) -> tuple[int, ...]:
-    """A parameter that holds ints > 0, at least one."""
-    given = getattr(component, name)
-    counts = tuple(given) if isinstance(given, Iterable) else ()
-    if not counts or not all(isinstance(count, Integral) and int(count) > 0 for count in counts):
-        raise ValueError(f"{name} must hold ints > 0, at least one. Got {given!r} instead.")
-    return tuple(map(int, counts))
-
-
 class Conv(_Regularized):
     """Convolutional network for rows that are images: 3x3 convolutions of stride 2, then the hidden layers.
 
@@ -365,6 +361,11 @@ class Conv(_Regularized):
     VAETransformer(architecture=Conv(image_shape=(28, 28)))
     """
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "image_shape": [Counts(range(2, 4), "(height, width) or (height, width, n_channels), ints > 0,"), None],
+        "channels": [Counts()],
+    }
+
     def __init__(
         self,
         image_shape: Sequence[int] | None = None,
@@ -379,11 +380,7 @@ class Conv(_Regularized):
     def _shape(self, n_features: int) -> tuple[int, ...]:
         """Height, width and channels of the image."""
         side = math.isqrt(n_features)
-        shape = (side, side) if self.image_shape is None else _counts(self, "image_shape")
-        if len(shape) not in (2, 3):
-            raise ValueError(
-                f"image_shape must be (height, width) or (height, width, n_channels). Got {shape} instead."
-            )
+        shape = (side, side) if self.image_shape is None else tuple(map(int, self.image_shape))
         if math.prod(shape) != n_features:
             raise ValueError(
                 f"X has {n_features} features, which are no image of shape {shape}. Set image_shape, as in "
@@ -392,7 +389,8 @@ class Conv(_Regularized):
         return (*shape, 1)[:3]
 
     def build(self, spec: NetworkSpec) -> None:
-        channels = _counts(self, "channels")
+        self.check_params()
+        channels = tuple(map(int, self.channels))
         *size, n_channels = self._shape(spec.n_features)
         sizes = [size]  # height and width from the image down to the smallest feature map
         for _ in channels:
@@ -428,6 +426,40 @@ def _checked(network: nn.Module, name: str) -> nn.Module:
     return network
 
 
+def _trial_output(network: nn.Module, n_inputs: int, whose: str) -> Tensor:
+    """What a network makes of two rows; ValueError, naming `whose` it is, where that is not a row for each of them."""
+    training = [(part, part.training) for part in network.modules()]
+    try:
+        with torch.no_grad():  # in evaluation mode, so that a look changes nothing
+            output = network.eval()(torch.zeros(2, n_inputs))
+    except Exception as error:
+        raise ValueError(f"{whose} does not take rows of {n_inputs} values: {error}") from error
+    finally:
+        for part, mode in training:
+            part.training = mode
+    if not isinstance(output, Tensor):
+        raise ValueError(f"{whose} must return a tensor. Got {type(output).__name__} instead.")
+    if output.ndim < 2 or len(output) != 2 or not output.is_floating_point():
+        raise ValueError(
+            f"{whose} must map (batch, {n_inputs}) to floats of shape (batch, any width). "
+            f"Got {str(output.dtype)[6:]} of shape {tuple(output.shape)} for a batch of 2 rows."
+        )
+    return output
+
+
+def check_network(network: Architecture, spec: NetworkSpec) -> None:
+    """Refuse a network of a user's own class that was built to other sizes than it was asked for."""
+    if type(network) in (*ARCHITECTURES.values(), Custom):
+        return
+    whose = f"The {'decoder' if spec.n_raw else 'encoder'} that {type(network).__name__} builds"
+    output = _trial_output(network, spec.n_inputs, whose)
+    if output.shape != (2, spec.n_outputs):
+        raise ValueError(
+            f"{whose} must map (batch, {spec.n_inputs}) to (batch, {spec.n_outputs}). "
+            f"Got {tuple(output.shape)} for a batch of 2 rows."
+        )
+
+
 class Custom(Architecture):
     """Your own networks. Each gets a linear layer at its end, which brings it to the size that is asked for.
 
@@ -444,7 +476,7 @@ class Custom(Architecture):
     Raises
     ------
     ValueError
-        In `fit`, if a network does not take rows of that size.
+        In `fit`, if a network does not take rows of that size, or does not return a row of floats for each.
 
     Examples
     --------
@@ -459,6 +491,8 @@ class Custom(Architecture):
     (150, 2)
     """
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {"encoder": [nn.Module], "decoder": [nn.Module]}
+
     def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
@@ -467,15 +501,10 @@ class Custom(Architecture):
     def build(self, spec: NetworkSpec) -> None:
         name = "decoder" if spec.n_raw else "encoder"
         network = _checked(getattr(self, name), name).float()  # built under whatever default dtype
-        self.hidden = _Rows(network).eval()  # so that a look at its width changes nothing
+        output = _trial_output(network, spec.n_inputs, f"The {name} of {type(self).__name__}")
+        self.hidden = _Rows(network)
         self.encoder = self.decoder = None  # type: ignore[assignment]
-        try:
-            with torch.no_grad():
-                width = self.hidden(torch.zeros(2, spec.n_inputs)).shape[-1]
-        except RuntimeError as error:
-            raise ValueError(f"The {name} of Custom does not take rows of {spec.n_inputs} values: {error}") from error
-        self.hidden.train()
-        self.head = spec.linear(width, spec.n_outputs)
+        self.head = spec.linear(output[0].numel(), spec.n_outputs)
 
 
 ARCHITECTURES = {"mlp": MLP, "residual": Residual, "conv": Conv}

@@ -7,10 +7,12 @@ Link and log-density are written together, so that each is stable for raw output
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from numbers import Real
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_non_negative
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -125,12 +127,6 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, sum((block.double() - mean).square().sum(0) for block in x.split(_BLOCK)) / len(x)
 
 
-def _check_floor(noise_floor: float) -> float:
-    if not noise_floor > 0:
-        raise ValueError(f"noise_floor must be positive. Got {noise_floor!r} instead.")
-    return noise_floor
-
-
 def _bounded_log(raw: Tensor) -> Tensor:
     """The logarithm of a link that is exp up to exp(5) and linear above, so that no raw output overflows."""
     low = raw.clamp(max=5.0)
@@ -157,14 +153,18 @@ class Gaussian(Likelihood):
 
     floor: Tensor
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "noise": [StrOptions({"row", "feature", "shared"})],
+        "noise_floor": [Interval(Real, 0, None, closed="neither")],
+    }
+
     standardize = True
 
     def __init__(self, noise: str = "row", noise_floor: float = 1e-3) -> None:
         super().__init__()
-        if noise not in ("row", "feature", "shared"):
-            raise ValueError(f"noise must be 'row', 'feature' or 'shared'. Got {noise!r} instead.")
         self.noise = noise
-        self.noise_floor = _check_floor(noise_floor)
+        self.noise_floor = noise_floor
+        self.check_params()
 
     @property
     def n_raw(self) -> int:  # type: ignore[override]  # a search sets `noise` after __init__
@@ -293,11 +293,14 @@ class Bernoulli(Likelihood):
     VAETransformer(likelihood=Bernoulli(binarize=True))
     """
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {"binarize": ["boolean"]}
+
     non_negative = True
 
     def __init__(self, binarize: bool = False) -> None:
         super().__init__()
         self.binarize = binarize
+        self.check_params()
 
     def check(self, X: np.ndarray, whom: str) -> None:
         _check_unit_interval(X, whom)
@@ -365,13 +368,16 @@ class ContinuousBernoulli(Likelihood):
         are always black are no singularity: the density is at most ``noise_floor ** -0.5``.
     """
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {"noise_floor": [Interval(Real, 0, None, closed="neither")]}
+
     non_negative = True
     min_curvature = 0.02  # at the middle of the interval it is 1 / 12
     _SERIES = 0.3  # below this |logit| the mean's closed form cancels, above it the series to l^5 is too short
 
     def __init__(self, noise_floor: float = 1e-4) -> None:
         super().__init__()
-        self.noise_floor = _check_floor(noise_floor)
+        self.noise_floor = noise_floor
+        self.check_params()
 
     def check(self, X: np.ndarray, whom: str) -> None:
         _check_unit_interval(X, whom)

@@ -7,16 +7,20 @@ KL, whose difference is the bound. What trains may be no bound itself: ``is_boun
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from numbers import Real
+from typing import Any, ClassVar
 
 import torch
+from sklearn.utils._param_validation import Interval, InvalidParameterError
 from torch import Tensor
 
 from ._batch import Batch
-from ._component import Component, check_count
+from ._component import COUNT, Component
 
 _LOG_2PI = math.log(2 * math.pi)
 _MAX_ELEMENTS = 24_000  # pairs of rows, times units, that are worked out at once in small batches; more are slower
+
+_NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
 
 Terms = tuple[Tensor, Tensor, Tensor]
 
@@ -89,17 +93,19 @@ class ELBO(Objective):
     VAETransformer(objective=ELBO(free_bits=0.1, warmup=0.2))
     """
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "beta": [_NOT_NEGATIVE],
+        "free_bits": [_NOT_NEGATIVE],
+        "warmup": [Interval(Real, 0, 1, closed="both")],
+    }
+
     def __init__(self, beta: float = 1.0, free_bits: float = 0.0, warmup: float = 0.0) -> None:
         super().__init__()
-        if beta < 0 or free_bits < 0 or not 0 <= warmup <= 1:
-            raise ValueError(
-                "beta and free_bits must not be negative, and warmup must be between 0 and 1. "
-                f"Got beta={beta!r}, free_bits={free_bits!r}, warmup={warmup!r} instead."
-            )
         self.beta = beta
         self.free_bits = free_bits
         self.warmup = warmup
         self.weight_ = 1.0  # of beta in this epoch
+        self.check_params()
 
     @property
     def kl_weight(self) -> float:  # type: ignore[override]
@@ -133,10 +139,12 @@ def _log_normal(z: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 class _ImportanceWeighted(Objective):
     """What objectives of several draws share: the bound log(mean of p(x, z) / q(z | x)) of each row."""
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {"n_draws": [COUNT]}
+
     def __init__(self, n_draws: int = 10) -> None:
         super().__init__()
         self.n_draws = n_draws
-        check_count(self, "n_draws")
+        self.check_params()
 
     @abstractmethod
     def _log_weights(self, log_joint: Tensor, posterior: Sequence[Tensor], z: Tensor) -> Tensor:
@@ -273,13 +281,14 @@ class BetaTC(Objective):
     VAETransformer(objective=BetaTC(beta=4.0))
     """
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {"beta": [_NOT_NEGATIVE]}
+
     is_bound = False
 
     def __init__(self, beta: float = 6.0) -> None:
         super().__init__()
-        if beta < 0:
-            raise ValueError(f"beta must not be negative. Got {beta!r} instead.")
         self.beta = beta
+        self.check_params()
 
     def forward(self, vae: Any, batch: Batch) -> Terms:
         log_prob, terms, posterior = vae.terms(batch)
@@ -332,16 +341,26 @@ class MMD(Objective):
     VAETransformer(objective=MMD(scale=100.0))
     """
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "alpha": [Interval(Real, None, 1, closed="right")],
+        "scale": [_NOT_NEGATIVE],
+    }
+
     is_bound = False
 
     def __init__(self, alpha: float = 0.0, scale: float = 1000.0) -> None:
         super().__init__()
-        if not (alpha <= 1 and alpha + scale >= 1):
-            raise ValueError(
-                f"alpha must be at most 1 and scale at least 1 - alpha. Got alpha={alpha!r}, scale={scale!r} instead."
-            )
         self.alpha = alpha
         self.scale = scale
+        self.check_params()
+
+    def check_params(self) -> None:
+        super().check_params()
+        if self.alpha + self.scale < 1:  # the weight of the discrepancy would be negative
+            raise InvalidParameterError(
+                f"The 'scale' parameter of {type(self).__name__} must be at least 1 - alpha. "
+                f"Got scale={self.scale!r}, alpha={self.alpha!r} instead."
+            )
 
     @property
     def kl_weight(self) -> float:  # type: ignore[override]

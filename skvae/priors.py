@@ -6,13 +6,13 @@ Shapes: ``z`` is (..., z_dim), a log-density is (...,), in nats.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._component import Component, check_count
+from ._component import COUNT, Component, Counts
 from ._device import widest
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -35,6 +35,7 @@ class Prior(Component, ABC):
         Override it by calling ``super().build(z_dim, n_features, generator)`` first. The encoder sees rows of
         `n_features`.
         """
+        self.check_params()
         self.z_dim = z_dim
 
     def attach(self, encode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
@@ -215,13 +216,14 @@ class Mixture(_NormalMixture):
 
     _SPREAD = 0.7  # root mean square distance of a mean from the origin at the start: the larger, the less normal
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {"n_components": [COUNT]}
+
     def __init__(self, n_components: int = 10) -> None:
         super().__init__()
         self.n_components = n_components
 
     def build(self, z_dim: int, n_features: int, generator: torch.Generator) -> None:
         super().build(z_dim, n_features, generator)
-        check_count(self, "n_components")
         draws = torch.randn(self.n_components, z_dim, generator=generator)
         draws = (draws - draws.mean(0)) / draws.std(0, correction=0).clamp(min=1e-6)
         self.loc = nn.Parameter(self._SPREAD / math.sqrt(z_dim) * draws)
@@ -259,13 +261,14 @@ class VampPrior(_NormalMixture):
 
     _START_WEIGHT = 0.9
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {"n_components": [COUNT]}
+
     def __init__(self, n_components: int = 50) -> None:
         super().__init__()
         self.n_components = n_components
 
     def build(self, z_dim: int, n_features: int, generator: torch.Generator) -> None:
         super().build(z_dim, n_features, generator)
-        check_count(self, "n_components")
         self.inputs = nn.Parameter(torch.randn(self.n_components, n_features, generator=generator))
         log_odds = math.log(self._START_WEIGHT / (1 - self._START_WEIGHT) * self.n_components)
         self.logits = nn.Parameter(torch.cat([torch.tensor([log_odds]), torch.zeros(self.n_components)]))
@@ -323,6 +326,11 @@ class Flow(Prior):
     VAETransformer(prior=Flow(n_transforms=2))
     """
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "n_transforms": [COUNT],
+        "hidden_layer_sizes": [Counts(range(1000), "a sequence of ints > 0")],
+    }
+
     def __init__(self, n_transforms: int = 3, hidden_layer_sizes: Sequence[int] = (64, 64)) -> None:
         super().__init__()
         self.n_transforms = n_transforms
@@ -330,7 +338,6 @@ class Flow(Prior):
 
     def build(self, z_dim: int, n_features: int, generator: torch.Generator) -> None:
         super().build(z_dim, n_features, generator)
-        check_count(self, "n_transforms")
         flows = _zuko_flows()
         with _SeededInit(generator):
             self.flow = flows.MAF(z_dim, transforms=self.n_transforms, hidden_features=tuple(self.hidden_layer_sizes))

@@ -8,7 +8,18 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn import functional as F
 
-from skvae.architectures import ACTIVATIONS, ARCHITECTURES, MLP, Conv, Custom, Dropout, NetworkSpec, Residual
+from skvae import VAETransformer
+from skvae.architectures import (
+    ACTIVATIONS,
+    ARCHITECTURES,
+    MLP,
+    Architecture,
+    Conv,
+    Custom,
+    Dropout,
+    NetworkSpec,
+    Residual,
+)
 
 SIZES = {"hidden_layer_sizes": (300, 200)}
 EACH = {
@@ -154,13 +165,29 @@ def test_conv_is_the_convolution_of_torch(normal):
         (Conv((28, 28)), 64, r"X has 64 features, which are no image of shape \(28, 28\)\."),
         (Conv((4, 4)), 32, r"X has 32 features, which are no image of shape \(4, 4\)\."),
         (Conv((4, 4, 3)), 32, r"X has 32 features, which are no image of shape \(4, 4, 3\)\."),
-        (Conv((4,)), 4, r"image_shape must be \(height, width\) or \(height, width, n_channels\)\. Got \(4,\)"),
-        (Conv((-2, -2)), 4, r"image_shape must hold ints > 0, at least one\. Got \(-2, -2\) instead"),
-        (Conv(()), 4, r"image_shape must hold ints > 0, at least one\. Got \(\) instead"),
-        (Conv(channels=()), 4, r"channels must hold ints > 0, at least one\. Got \(\) instead"),
-        (Conv(channels=(8, 0)), 4, r"channels must hold ints > 0, at least one\. Got \(8, 0\) instead"),
-        (Conv(channels=(8, 2.5)), 4, r"channels must hold ints > 0, at least one\. Got \(8, 2\.5\) instead"),
-        (Conv(channels=8), 4, r"channels must hold ints > 0, at least one\. Got 8 instead"),
+        (Conv((4,)), 4, r"must be \(height, width\) or \(height, width, n_channels\), ints > 0, or None\. Got \(4,\)"),
+        (Conv((-2, -2)), 4, r"'image_shape' parameter of Conv .*ints > 0, or None\. Got \(-2, -2\) instead"),
+        (Conv(()), 4, r"'image_shape' parameter of Conv .*ints > 0, or None\. Got \(\) instead"),
+        (
+            Conv(channels=()),
+            4,
+            r"'channels' parameter of Conv must be a sequence of ints > 0, at least one\. Got \(\) instead",
+        ),
+        (
+            Conv(channels=(8, 0)),
+            4,
+            r"'channels' parameter of Conv must be a sequence of ints > 0, at least one\. Got \(8, 0\) instead",
+        ),
+        (
+            Conv(channels=(8, 2.5)),
+            4,
+            r"'channels' parameter of Conv must be a sequence of ints > 0, at least one\. Got \(8, 2\.5\) instead",
+        ),
+        (
+            Conv(channels=8),
+            4,
+            r"'channels' parameter of Conv must be a sequence of ints > 0, at least one\. Got 8 instead",
+        ),
     ],
 )
 @each_role
@@ -215,7 +242,10 @@ def test_dropouts_masks_belong_to_the_epochs_stream(global_streams):
 @pytest.mark.parametrize("kind", [MLP, Residual, Conv])
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])
 def test_bad_dropout_is_named(kind, dropout):
-    with pytest.raises(ValueError, match=rf"dropout must be at least 0 and below 1\. Got {dropout} instead"):
+    with pytest.raises(
+        ValueError,
+        match=rf"'dropout' parameter of {kind.__name__} must be a float in the range .*\. Got {dropout} instead",
+    ):
         kind(dropout=dropout)
 
 
@@ -238,6 +268,60 @@ def test_own_modules_are_copied_and_used_once():
 def test_own_module_of_the_wrong_size_is_named():
     with pytest.raises(ValueError, match="The encoder of Custom does not take rows of 100 values"):
         build(Custom(nn.Linear(10, 7), nn.Linear(3, 9)))
+
+
+class Answers(nn.Module):
+    """Returns what a function makes of its input."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda x: x.flatten(),
+            r"must map \(batch, 5\) to floats of shape \(batch, any width\)\. Got float32",
+        ),
+        (lambda x: x.sum(), r"Got float32 of shape \(\) for a batch of 2 rows"),
+        (lambda x: x[:1], r"Got float32 of shape \(1, 5\)"),
+        (lambda x: x.long(), r"Got int64 of shape \(2, 5\)"),
+        (lambda x: (x, x), "must return a tensor. Got tuple instead"),
+        (lambda x: None, "must return a tensor. Got NoneType instead"),
+        (lambda x: x.undefined, "does not take rows of 5 values: 'Tensor' object has no attribute 'undefined'"),
+    ],
+)
+def test_own_module_that_returns_no_rows_is_named(function, message, table, n_steps):
+    vae = VAETransformer(2, architecture=Custom(Answers(function), nn.Linear(2, 3)), max_iter=2)
+    with pytest.raises(ValueError, match="^The encoder of Custom .*" + message):
+        vae.fit(table())
+    assert n_steps == []
+
+
+class TooWide(Architecture):
+    def build(self, spec):
+        self.hidden = nn.Identity()
+        self.head = spec.linear(spec.n_inputs, spec.n_outputs + 1)
+
+
+def test_own_architecture_of_the_wrong_size_is_named(table, n_steps):
+    message = r"^The encoder that TooWide builds must map \(batch, 5\) to \(batch, 4\)\. Got \(2, 5\)"
+    with pytest.raises(ValueError, match=message):
+        VAETransformer(2, architecture=TooWide(), max_iter=2).fit(table())
+    assert n_steps == []
+
+
+def test_a_look_at_own_modules_changes_nothing():
+    encoder = nn.Sequential(nn.Linear(100, 7), nn.BatchNorm1d(7), nn.Dropout(0.5).eval())
+    network = Custom(encoder, nn.Linear(3, 9))
+    network.build(NetworkSpec(100, 50))
+    assert network.hidden.network[1].num_batches_tracked == 0
+    assert [part.training for part in network.hidden.network] == [True, True, False]
 
 
 @each_architecture

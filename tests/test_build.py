@@ -163,7 +163,10 @@ def test_resolve_copies_what_is_given():
         ({"objective": Gaussian()}, "The 'objective' parameter of VAETransformer must be a str among"),
         ({"architecture": MLP}, "The 'architecture' parameter of VAETransformer must be a str among"),
         ({"architecture": "conv"}, re.escape("X has 5 features, which are no image of shape (2, 2). Set image_shape")),
-        ({"prior": Mixture(0)}, "n_components must be an int > 0. Got 0 instead"),
+        (
+            {"prior": Mixture(0)},
+            re.escape("The 'n_components' parameter of Mixture must be an int in the range [1, inf). Got 0 instead."),
+        ),
     ],
 )
 def test_bad_component_is_refused_before_training(params, message, table, n_steps):

@@ -18,7 +18,10 @@ import torch
 from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 from joblib import Parallel, delayed
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
 
 from skvae import VAETransformer
 from skvae._module import VAE
@@ -270,3 +273,68 @@ def test_memory_that_does_not_suffice_for_scoring(small_device, table):
     with pytest.raises(torch.OutOfMemoryError, match=r"^The device is out of memory\. Lower `n_draws`"):
         vae.score(X)
     assert np.isfinite(vae.transform(X)).all()
+
+
+# Ctrl-C: whoever called fit sees it
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """A function after which the n-th gradient is a Ctrl-C; returns the list of gradients."""
+
+    def press(n_calls):
+        calls, gradient = [], Net.gradient
+
+        def interrupted(self, batch):
+            calls.append(1)
+            if len(calls) == n_calls:
+                raise KeyboardInterrupt
+            return gradient(self, batch)
+
+        monkeypatch.setattr(Net, "gradient", interrupted)
+        return calls
+
+    return press
+
+
+CUT = {"hidden_layer_sizes": (8,), "max_iter": 20, "batch_size": 16, "random_state": 0}
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "auto"])
+@pytest.mark.parametrize("n_calls", [1, 7, 60])
+def test_ctrl_c_ends_a_search(early_stopping, n_calls, ctrl_c, table):
+    """The fit that was cut short gets no score, and no other one begins."""
+    calls = ctrl_c(n_calls)
+    search = GridSearchCV(VAETransformer(2, early_stopping=early_stopping, **CUT), {"z_dim": [1, 2, 3]}, cv=3)
+    with pytest.raises(KeyboardInterrupt):
+        search.fit(table())
+    assert len(calls) == n_calls
+    assert not hasattr(search, "cv_results_")
+
+
+def test_ctrl_c_ends_a_cross_validation(ctrl_c, table):
+    calls = ctrl_c(5)
+    with pytest.raises(KeyboardInterrupt):
+        cross_val_score(VAETransformer(2, early_stopping=False, **CUT), table(), cv=3)
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("method", ["fit", "fit_transform", "partial_fit"])
+def test_after_ctrl_c_the_model_is_fitted(method, ctrl_c, table):
+    X, vae = table(), VAETransformer(2, early_stopping=False, **CUT)
+    ctrl_c(3)
+    with pytest.raises(KeyboardInterrupt, match="The model is fitted"):
+        getattr(vae, method)(X)
+    assert np.isfinite(vae.score(X))
+    assert vae.n_iter_ == 1  # an epoch that is cut short counts for the rows it saw
+    assert vae.partial_fit(X).n_iter_ == 2
+
+
+def test_after_ctrl_c_the_step_of_a_pipeline_is_fitted(ctrl_c, table):
+    X, pipeline = table(), make_pipeline(VAETransformer(2, early_stopping=False, **CUT), LogisticRegression())
+    ctrl_c(9)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.fit(X, np.arange(len(X)) % 2)
+    assert pipeline[0].n_iter_ == 2
+    with pytest.raises(NotFittedError):
+        pipeline.predict(X)

@@ -1,9 +1,27 @@
 import math
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import Callback, Checkpoint, EarlyStopping, EpochScoring, GradientNormClipping, LRScheduler
+from sklearn.base import clone
+from skorch.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    EpochScoring,
+    Freezer,
+    GradientNormClipping,
+    Initializer,
+    LoadInitState,
+    LRScheduler,
+    ParamMapper,
+    Unfreezer,
+)
+from skorch.dataset import Dataset as SkorchDataset
+from skorch.dataset import ValidSplit
+from skorch.exceptions import SkorchTrainingImpossibleError
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Subset, TensorDataset
@@ -11,7 +29,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from skvae import VAETransformer
 from skvae._net import OPTIMIZERS, Schedule, build_net, train
 from skvae._random import INIT_STREAM, generator
-from skvae._split import Split, hold_out, whole
+from skvae._split import Split, TrainBatches, hold_out, whole
 from skvae.architectures import Custom
 from skvae.likelihoods import Gaussian
 from skvae.objectives import ELBO
@@ -47,7 +65,7 @@ def schedule(n_epochs=3, batch_size=16, patience=1000, tol=0.0):
 
 def valid_loss(net, x):
     with net._stacked(Split(x, [torch.arange(len(x))], [torch.arange(len(x))])):
-        return -net.guard.judge()[0]
+        return -net.guard_.judge()[0]
 
 
 def test_batches_are_a_shuffled_pass(net, normal):
@@ -110,7 +128,7 @@ def test_schedule_obeys_what_is_given():
 @pytest.mark.parametrize("seed", range(3))
 def test_best_state_is_restored_and_is_not_the_last(seed, net, normal):
     x, x_valid = normal(12, 10, seed=2 * seed), normal(40, 10, seed=2 * seed + 1)
-    trained = net(seed=seed, n_features=10, lr=0.02)
+    trained = net(seed=seed, n_features=10, lr=0.06)
     train_on(trained, normal(300, 10, seed=seed + 10), schedule(n_epochs=30))
     start = valid_loss(trained, x_valid)
     train_on(trained, x, schedule(n_epochs=300), x_valid)
@@ -354,3 +372,294 @@ def test_streams_of_one_seed_differ():
     draws = [torch.randn(4, generator=generator(0, key)).tolist() for key in (1, 2, INIT_STREAM)]
     assert len({tuple(draw) for draw in draws}) == 3
     assert draws[0] == torch.randn(4, generator=generator(0, 1)).tolist()
+
+
+# What skorch documents, on `net_`: rows are in the model's units
+
+
+def fitted(table, n_rows=60, **params):
+    """A fitted estimator, and its training rows in the units of the model."""
+    X = table(n_rows=n_rows)
+    vae = VAETransformer(2, **SMALL | {"max_iter": 2} | params).fit(X)
+    return vae, ((X - vae.net_.offset) / vae.net_.scale).astype(np.float32)
+
+
+def moved(net, act):
+    """Names of the parameters that `act` moves, of the module and of the one that is used."""
+    modules = net.module_, net.trained_module
+    before = [{name: part.detach().clone() for name, part in module.named_parameters()} for module in modules]
+    act()
+    return [
+        {name for name, part in module.named_parameters() if not torch.equal(part, old[name])}
+        for module, old in zip(modules, before, strict=True)
+    ]
+
+
+CONTAINERS = {
+    "tensors": lambda x: TensorDataset(torch.from_numpy(x)),
+    "tensors and labels": lambda x: TensorDataset(torch.from_numpy(x), torch.zeros(len(x))),
+    "tensor": torch.from_numpy,
+    "array": lambda x: x,
+    "float64": lambda x: x.astype(float),
+    "negative strides": lambda x: x[::-1],
+    "skorch": lambda x: SkorchDataset(x),
+    "subset": lambda x: Subset(TensorDataset(torch.from_numpy(x)), list(range(len(x)))),
+    "subset of a subset": lambda x: Subset(Subset(SkorchDataset(x), range(len(x))), range(1, len(x))),
+    "dict": lambda x: {"x": x},
+}
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.99])
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, torch.optim.Adagrad])
+def test_the_net_trains_on(optimizer, ema_decay, table):
+    vae, x = fitted(table, optimizer=optimizer, ema_decay=ema_decay)
+    Z, every = vae.transform(table()), {name for name, _ in vae.net_.module_.named_parameters()}
+    assert moved(vae.net_, lambda: vae.net_.partial_fit(TensorDataset(torch.from_numpy(x)), epochs=2)) == [every] * 2
+    assert len(vae.net_.history) == 4
+    assert np.abs(vae.transform(table()) - Z).max() > 0
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_the_net_takes_what_skorch_takes(kind, table):
+    vae, x = fitted(table)
+    assert all(moved(vae.net_, lambda: vae.net_.partial_fit(CONTAINERS[kind](x), epochs=1)))
+    assert len(vae.net_.predict(CONTAINERS[kind](x))) == len(x) - (kind == "subset of a subset")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_net_trains_as_the_estimator_does(seed, table):
+    X = table()
+    vae, other = (VAETransformer(2, **SMALL | {"max_iter": 2, "random_state": seed}).fit(X) for _ in range(2))
+    vae.partial_fit(X)
+    other.net_.partial_fit((X - other.net_.offset) / other.net_.scale, epochs=1)
+    np.testing.assert_allclose(other.transform(X), vae.transform(X), atol=1e-5)
+
+
+def test_rows_of_another_width_are_refused(table):
+    vae, x = fitted(table)
+    with pytest.raises(ValueError, match=r"takes rows of shape \(n_samples, 5\), in the model's units: .*\(60, 3\)"):
+        vae.net_.partial_fit(x[:, :3])
+
+
+def test_the_net_gives_the_terms_of_each_row(table):
+    vae, x = fitted(table)
+    log_prob, kl = vae.net_.forward(x)
+    mean, std = (torch.from_numpy(part) for part in vae.posterior(table()))
+    torch.testing.assert_close(kl, (0.5 * (mean**2 + std**2 - 1) - std.log()).sum(1), rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(vae.net_.predict(x), log_prob.numpy())
+    assert log_prob.shape == (60,)
+
+
+def test_the_net_is_not_begun_anew(table):
+    vae, x = fitted(table)
+    Z = vae.transform(table())
+    for act in (lambda: vae.net_.fit(x), vae.net_.initialize, lambda: clone(vae.net_).fit(x)):
+        with pytest.raises(SkorchTrainingImpossibleError, match="Call the estimator's fit to begin anew"):
+            act()
+    with pytest.raises(ValueError, match="'module__z_dim' is what the model is made of, and belongs to the estimator"):
+        vae.net_.set_params(module__z_dim=3)
+    np.testing.assert_array_equal(vae.transform(table()), Z)
+    assert len(vae.net_.set_params(warm_start=True, max_epochs=1).fit(x).history) == 3
+
+
+def test_parameters_of_the_net_are_set_and_got(table):
+    vae, x = fitted(table)
+    vae.net_.set_params(lr=1e-30, optimizer__weight_decay=0.0)
+    assert vae.net_.get_params()["lr"] == 1e-30
+    assert {group["lr"] for group in vae.net_.optimizer_.param_groups} == {1e-30}
+    before = [part.detach().clone() for part in vae.net_.module_.parameters()]
+    vae.net_.partial_fit(x, epochs=1)
+    for old, new in zip(before, vae.net_.module_.parameters(), strict=True):
+        torch.testing.assert_close(new, old, rtol=1e-6, atol=1e-12)
+    unknown = {"flat_", "by_hand_", "interrupted_"} & set(vae.net_.get_params())
+    assert not unknown
+
+
+def test_the_optimizer_holds_the_modules_parameters(table):
+    for optimizer in OPTIMIZERS:
+        net = fitted(table, optimizer=optimizer)[0].net_
+        held = {part for group in net.optimizer_.param_groups for part in group["params"]}
+        assert held == set(net.module_.parameters())
+        assert set(net.optimizer_.state) <= held
+
+
+def test_a_split_of_the_nets_own_is_validated_on(table):
+    vae, x = fitted(table)
+    vae.net_.set_params(train_split=ValidSplit(5, stratified=False), max_epochs=3).partial_fit(x)
+    assert np.isfinite(vae.net_.history[-3:, "valid_loss"]).all()
+    assert vae.net_.history[-1, "batches", 0, "train_batch_size"] == 48
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_saved_parameters_are_loaded(optimizer, ema_decay, table, tmp_path):
+    vae, x = fitted(table, optimizer=optimizer, ema_decay=ema_decay)
+    other, _ = fitted(table, optimizer=optimizer, ema_decay=ema_decay, random_state=1)
+    files = {f"f_{part}": tmp_path / part for part in ("params", "optimizer", "history")}
+    averaged = {"f_average": tmp_path / "average"} if ema_decay else {}
+    vae.net_.save_params(**files, **averaged)
+    other.net_.load_params(**files, **averaged)
+    np.testing.assert_array_equal(other.transform(table()), vae.transform(table()))
+    other.net_.seed = vae.net_.seed
+    for net in (vae.net_, other.net_):
+        net.partial_fit(x, epochs=2)
+    np.testing.assert_array_equal(other.transform(table()), vae.transform(table()))
+    other.net_.load_params(f_params=files["f_params"])
+    saved = torch.load(files["f_params"], weights_only=True)
+    assert all(torch.equal(part, saved[name]) for name, part in other.module_.state_dict().items())
+
+
+def test_a_checkpoint_of_skorchs_is_gone_on_from(table, tmp_path):
+    keep = Checkpoint(dirname=tmp_path, monitor=None, f_optimizer=None)  # which has the learning rate
+    vae, _ = fitted(table, callbacks=[keep], max_iter=3)
+    other, _ = fitted(table, callbacks=[LoadInitState(keep)], max_iter=2, learning_rate=1e-30)
+    saved = torch.load(tmp_path / "params.pt", weights_only=True)
+    for name, part in other.net_.module_.named_parameters():
+        torch.testing.assert_close(part, saved[name])
+    assert [len(net.history) for net in (vae.net_, other.net_)] == [3, 5]
+
+
+# Frozen parameters stay where they are, and what is used of them too
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.99])
+@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, torch.optim.Adagrad])
+@pytest.mark.parametrize("part", ["encoder", "decoder.head", "linear_decoder"])
+def test_frozen_parts_stay(part, optimizer, ema_decay, table):
+    vae, x = fitted(table, optimizer=optimizer, ema_decay=ema_decay)
+    vae.net_.module_.get_submodule(part).requires_grad_(False)
+    frozen = {name for name, _ in vae.net_.module_.named_parameters() if name.startswith(part + ".")}
+    rest = {name for name, _ in vae.net_.module_.named_parameters()} - frozen
+    assert frozen
+    assert moved(vae.net_, lambda: vae.net_.partial_fit(x, epochs=2)) == [rest, rest]
+    assert moved(vae.net_, lambda: vae.partial_fit(table())) == [rest, rest]
+    vae.net_.module_.requires_grad_(True)
+    assert moved(vae.net_, lambda: vae.partial_fit(table())) == [rest | frozen] * 2
+
+
+def test_with_a_frozen_encoder_rows_stay_where_they_are(table):
+    vae, x = fitted(table)
+    Z = vae.transform(table())
+    for part in (vae.net_.module_.encoder, vae.net_.module_.linear_encoder):
+        part.requires_grad_(False)
+    vae.net_.partial_fit(x, epochs=3)
+    np.testing.assert_array_equal(vae.transform(table()), Z)
+
+
+def test_where_all_is_frozen_nothing_moves(table):
+    vae, x = fitted(table)
+    vae.net_.module_.requires_grad_(False)
+    assert moved(vae.net_, lambda: vae.net_.partial_fit(x, epochs=2)) == [set(), set()]
+
+
+class Watch(Callback):
+    """Keeps the weights at the end of each epoch."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def on_epoch_end(self, net, **kwargs):
+        self.seen.append({name: part.detach().clone() for name, part in net.module_.named_parameters()})
+
+
+def moving(seen):
+    """Names of the parameters that each epoch but the first moves."""
+    return [{name for name in old if not torch.equal(old[name], new[name])} for old, new in pairwise(seen)]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "nadam", torch.optim.Adagrad])
+@pytest.mark.parametrize("weight_decay", [0.0, 300.0])
+def test_freezer_and_unfreezer(weight_decay, optimizer, table):
+    seen, params = [], {"optimizer": optimizer, "weight_decay": weight_decay, "max_iter": 6}
+    callbacks = [Freezer("encoder*", at=2), Unfreezer("encoder*", at=4), Freezer("*", at=6), Watch(seen)]
+    vae, _ = fitted(table, callbacks=callbacks, **params)
+    every = set(seen[0])
+    rest = {name for name in every if not name.startswith("encoder")}
+    assert moving(seen) == [rest, rest, every, every, set()]
+    assert vae.n_iter_ == 6
+
+
+def test_a_freezer_from_the_start(table):
+    still, _ = fitted(table, learning_rate=1e-30)
+    vae, _ = fitted(table, callbacks=[Freezer(["encoder*", "linear_encoder*"])])
+    for name, part in vae.module_.named_parameters():
+        stays = name.startswith(("encoder", "linear_encoder"))
+        assert torch.allclose(part, still.module_.get_parameter(name), rtol=0, atol=1e-12) == stays
+
+
+def test_a_schedule_of_freezing_in_mid_epoch(table):
+    class Freezes(Callback):
+        def on_batch_begin(self, net, training=False, **kwargs):
+            net.module_.decoder.requires_grad_(net.history[-1]["epoch"] < 2)
+
+    seen = []
+    fitted(table, n_rows=96, callbacks=[Freezes(), Watch(seen)], batch_size=32, max_iter=3)
+    assert all(not any(name.startswith("decoder") for name in names) for names in moving(seen))
+    assert all("encoder.head.weight" in names for names in moving(seen))
+
+
+@pytest.mark.parametrize("callback", [Initializer, ParamMapper])
+def test_what_a_callback_writes_is_used(callback, table):
+    """The moving average begins there, instead of mixing two networks."""
+    callbacks = [callback("encoder.head.*", fn=lambda part: nn.init.constant_(part, 0.25))]
+    vae, _ = fitted(table, callbacks=callbacks, learning_rate=1e-30, max_iter=1)
+    for module in (vae.net_.module_, vae.module_):
+        assert torch.allclose(module.encoder.head.weight, torch.tensor(0.25))
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.99])
+def test_early_stopping_of_skorchs_restores_the_best_state(ema_decay, table):
+    seen = []
+    stop = EarlyStopping("mine", patience=3, load_best=True, sink=lambda _: None)
+    falls = EpochScoring(lambda net, X, y=None: abs(len(net.history) - 2), name="mine", on_train=True)
+    vae, _ = fitted(table, callbacks=[falls, stop, Watch(seen)], max_iter=20, ema_decay=ema_decay)
+    assert vae.n_iter_ == 5
+    for module in (vae.net_.module_, vae.module_):
+        assert all(torch.equal(part, seen[1][name]) for name, part in module.named_parameters())
+
+
+def test_a_scoring_callback_may_predict(table):
+    scoring = EpochScoring(lambda net, X, y=None: float(net.predict(X).mean()), name="mine", on_train=True)
+    vae, x = fitted(table, callbacks=[scoring])
+    assert vae.net_.history[-1, "mine"] == pytest.approx(float(vae.net_.predict(x).mean()), abs=1e-5)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16, 64])
+@pytest.mark.parametrize("n_rows", [1, 2, 3, 5, 16, 17, 33, 64, 65])
+def test_no_batch_has_one_row_where_others_have_more(n_rows, batch_size):
+    net = SimpleNamespace(batch_size=batch_size)
+    sizes = TrainBatches(net, whole(torch.zeros(n_rows, 1))).sizes
+    assert sum(sizes) == n_rows
+    assert max(sizes) <= batch_size + 1
+    assert 1 not in sizes or max(sizes) == 1
+
+
+def batch_normalised(**params):
+    encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU())
+    decoder = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU())
+    return VAETransformer(2, architecture=Custom(encoder, decoder), **{"max_iter": 2, "random_state": 0} | params)
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "auto"])
+@pytest.mark.parametrize(("n_rows", "batch_size"), [(65, 64), (65, "auto"), (33, 16), (33, "auto"), (41, 8), (3, 2)])
+@pytest.mark.filterwarnings("ignore:No latent unit is active")
+def test_batch_normalisation_takes_any_number_of_rows(n_rows, batch_size, early_stopping, table):
+    X = table(n_rows=n_rows)
+    assert np.isfinite(batch_normalised(batch_size=batch_size, early_stopping=early_stopping).fit(X).score(X))
+
+
+def test_batch_normalisation_takes_a_chunk_of_one_row_more_than_a_batch(table):
+    vae = batch_normalised(batch_size=16).partial_fit(table()).partial_fit(table(n_rows=17))
+    assert vae.n_iter_ == 2
+    assert np.isfinite(vae.score(table()))
+
+
+@pytest.mark.parametrize("params", [{"batch_size": 1}, {}])
+def test_batch_normalisation_cannot_train_on_single_rows(params, table, n_steps):
+    vae = batch_normalised(**params, early_stopping=False)
+    with pytest.raises(ValueError, match=r"^Batch normalisation cannot train on batches of one row: there are \d row"):
+        vae.fit(table(n_rows=2 if params else 1))
+    assert n_steps == []

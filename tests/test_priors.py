@@ -271,5 +271,5 @@ def test_flow_without_zuko_names_the_extra(monkeypatch):
     "prior", [Mixture(0), VampPrior(-1), PRIORS["flow"](n_transforms=0)], ids=["mixture", "vamp", "flow"]
 )
 def test_bad_number_is_named(prior):
-    with pytest.raises(ValueError, match=r"must be an int > 0\. Got (0|-1) instead"):
+    with pytest.raises(ValueError, match=r"must be an int in the range \[1, inf\)\. Got (0|-1) instead"):
         prior.build(2, 4, torch.Generator())

@@ -129,7 +129,7 @@ def test_autograd_and_the_gradient_by_hand_train_alike(early_stopping, table, mo
 
 def test_a_fitted_net_keeps_no_second_copy(table):
     vae = VAETransformer(2, **SMALL).fit(table())
-    assert vae.net_.stack is vae.net_.fast is vae.net_.guard is None
+    assert vae.net_.stack_ is vae.net_.fast_ is vae.net_.guard_ is None
     assert all(part.is_contiguous() and part.grad is None for part in vae.module_.parameters())
     storages = {part.untyped_storage().data_ptr() for part in vae.net_.module_.parameters()}
     assert len(storages) == len([*vae.net_.module_.parameters()])
