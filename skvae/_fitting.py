@@ -13,7 +13,7 @@ from ._program import threads_for
 from ._split import Split, folds, hold_out, whole
 from ._stream import Stream
 
-_WIDE, _SLOW_FEATURES = 500, 1000  # features beyond which one fold has to do, and beyond which steps become fewer
+_WIDE, _SLOW_FEATURES = 500, 2000  # features beyond which one fold has to do, and beyond which steps become fewer
 
 
 def schedule_of(estimator, n_rows, n_features, one_epoch):
