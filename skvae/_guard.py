@@ -99,8 +99,8 @@ class Guard:
     When the score has not risen by `tol` for more than the first `patience`, in steps, the first phase ends: training
     goes back to the best state and on from there with `factor` of the learning rate, without noise on the encoder's
     inputs and with the gradient of the bound as it is; of a map, the encoder then stays. With the last patience
-    training ends. `pace` shortens all these steps. Where nothing is judged, the last state that a finite loss has confirmed is kept instead, and
-    training ends with its last one.
+    training ends. `pace` shortens all these steps. Where nothing is judged, the last state that a finite loss has
+    confirmed is kept instead, and training ends with its last one.
 
     An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
     learning rate is halved the first time, quartered the second, and so on, and stays there.
@@ -128,9 +128,8 @@ class Guard:
 
     def lr_factor(self, n_rows: int) -> float:
         """What the learning rate of a step on `n_rows` is multiplied by: few rows say little of the way."""
-        return (
-            self.factor**self.n_falls * min(1.0, (self.net.n_steps_ + 1) / self.warmup) * min(1.0, n_rows / _USUAL_ROWS)
-        )
+        warmth = min(1.0, (self.net.n_steps_ + 1) / self.warmup)
+        return self.factor**self.n_falls * warmth * min(1.0, n_rows / _USUAL_ROWS)
 
     def state(self) -> dict:
         """What a checkpoint keeps."""
