@@ -296,6 +296,7 @@ class SixMembers:
         self.schedule = _net.Schedule(self.n_epochs, schedule.batch_size, 10**9, 0.0)
 
     def epoch(self):
+        self.net.optimizer_.state.clear()  # it is that of the first member, and the others go on too
         _net.train(self.net, self.split, self.schedule)
 
 
