@@ -7,7 +7,7 @@
 
 Parts: `small`, tables that scikit-learn bundles; `medium`, 10,000 x 30 and 50 x 10,000; `large`, 1,000,000 x 100;
 `search`, a `GridSearchCV` of three values of `z_dim` by five folds on wine. Tables of the second and third part are
-made: five factors, smooth curves of them, and noise.
+made: five factors, smooth curves of them, and noise of an eighth of the variance.
 
 Each feature is standardised by the training rows, 70 % of the table; the others are scored, in nats per row, at most
 10,000 of them. All reduce to half the features, at most 10, and are otherwise as their packages have them. The mixture
@@ -58,7 +58,7 @@ PARTS = {
     "search": ("wine",),
 }
 BY_DEFAULT = ("small", "medium", "search")
-N_FACTORS, N_CURVES, NOISE = 5, 32, 0.5  # of the tables that are made
+N_FACTORS, N_CURVES, NOISE = 5, 32, 0.3  # of the tables that are made
 N_SCORED = 10_000  # test rows, at most
 THREADS = ("1", "default")
 SPIN = "print(flush=True)\nwhile True: pass"
