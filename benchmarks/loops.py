@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from skvae import VAETransformer, _net
+from skvae._batch import Batch
+from skvae._split import whole
 
 HIDDEN, Z_DIM, LR = 128, 100, 1e-3
 
@@ -309,7 +311,7 @@ class JAXWithoutLosses(JAX):
 
 @torch.no_grad()
 def bound_of_net(net, x, eps):
-    log_prob, kl = net.trained_module(x.to(net.device), eps.to(net.device))
+    log_prob, kl = net.trained_module(Batch(x.to(net.device), eps.to(net.device)))
     return float((log_prob - kl).mean())
 
 
@@ -318,23 +320,30 @@ class Ours:
 
     name = "VAETransformer"
     package = "skvae"
+    init, n_start = "random", 1024  # rows that the start is found on
 
     def __init__(self, x, batch_size, device="cpu"):
-        seeds = {"init": "random", "optimizer": "adam", "ema_decay": 0, "early_stopping": False}
-        vae = VAETransformer(
-            Z_DIM, likelihood="bernoulli", batch_size=batch_size, max_iter=1, device=device, random_state=0, **seeds
-        )
-        self.net = vae.fit(x[: 2 * batch_size].numpy()).net_
-        self.x = x.to(device)
+        seeds = {"optimizer": "adam", "learning_rate": LR, "ema_decay": 0, "early_stopping": False}
+        params = seeds | {"init": self.init, "batch_size": batch_size, "max_iter": 1, "device": device}
+        vae = VAETransformer(Z_DIM, likelihood="bernoulli", random_state=0, **params)
+        self.net = vae.fit(x[: self.n_start].numpy()).net_
+        self.split = whole(x.to(device))
         self.schedule = _net.Schedule(1, batch_size, 1, 0.0)
 
     def epoch(self):
-        _net.train(self.net, self.x, self.schedule)
+        _net.train(self.net, self.split, self.schedule)
 
     def bound(self, x, eps):
         return bound_of_net(self.net, x, eps)
 
 
+class OursWithPaths(Ours):
+    """The same with the linear paths of every default fit, and at their start."""
+
+    name = "VAETransformer, linear paths"
+    init, n_start = "linear", 10_000
+
+
 PEERS = [HandWritten, WithLoader, PlainSkorch, Pythae, JAX]
-LOOPS = [*PEERS, JAXWithoutLosses, Ours]
-LOOPS_ON_GPU = [HandWritten, CUDAGraph, Ours, Products]
+LOOPS = [*PEERS, JAXWithoutLosses, Ours, OursWithPaths]
+LOOPS_ON_GPU = [HandWritten, CUDAGraph, Ours, OursWithPaths, Products]

@@ -4,13 +4,14 @@
     python benchmarks/quality.py --part density --tables wine,iris --z-dims 2 --splits 1
     python benchmarks/quality.py --part promise --splits 2 --tables iris,wine,breast_cancer,diabetes,digits
     python benchmarks/quality.py --resume                 # go on where a run was cut off
+    python benchmarks/quality.py --part density --tables digits,cells --splits 2:4   # beside others, into one file
     python benchmarks/quality.py --summary                # only read what is there
 
 Parts: `density`, the held-out log-likelihood of real tables in nats per row, each feature standardised by the training
 rows' mean and standard deviation; `gmm`, the same of the mixture of Gaussians with the best BIC; `promise`, what the
 defaults gain over FactorAnalysis where the table comes raw, behind MinMaxScaler or as float32, on these tables and
 those of a local folder; `latents`, what the latents of digits and MNIST are good for; `mnist`, the test bound of the
-first epochs. Rows are written as they come.
+first epochs. Rows are written as they come; runs of other tables, splits or methods may write at the same time.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from tables import ALL_SOURCES, SOURCES, load_all
 from threadpoolctl import threadpool_limits
 
 from skvae import VAETransformer
+from skvae._batch import Batch
 from skvae.datasets import load_images
 from skvae.likelihoods import Bernoulli, Gaussian
 
@@ -50,7 +52,7 @@ DIGITS_SEEDS = (42, 0, 1, 2, 3)  # of the split; 42 is the one of UMAP's documen
 EPOCHS, BATCH_SIZE, MAX_LR = 3, 256, 4e-3
 
 
-CELLS = (("table", "z_dim", "split", "method"), ("n", "p", "score", "knn", "active", "seconds"))
+CELLS = (("table", "z_dim", "split", "method"), ("n", "p", "score", "knn", "logreg", "active", "seconds"))
 FILES = {
     "density": CELLS,
     "gmm": CELLS,
@@ -121,6 +123,7 @@ DENSITY = {
     "VAE feature": partial(fit_vae, likelihood=Gaussian(noise="feature")),
 }
 MIXTURE = {"GMM": fit_mixture}
+CLASSIFIERS = {"knn": KNeighborsClassifier(5), "logreg": LogisticRegression(max_iter=2000)}  # of standardised latents
 LATENTS = {
     "PCA": fit_pca,
     "VAE": fit_vae,
@@ -161,18 +164,20 @@ def measure_density(table, z_dim, split, fit):
     """One row of density.csv."""
     data = split_table(table, split)
     model, seconds = timed(fit, data[0], z_dim, split)
-    knn = ""
-    if table.y is not None and hasattr(model, "transform"):
-        knn = accuracy(make_pipeline(StandardScaler(), KNeighborsClassifier(5)), model, *data)
+    has_latents = table.y is not None and hasattr(model, "transform")
+    of_latents = {
+        name: accuracy(make_pipeline(StandardScaler(), classifier), model, *data) if has_latents else ""
+        for name, classifier in CLASSIFIERS.items()
+    }
     score, (n, p) = float(model.score(data[1])), table.X.shape
-    return {"n": n, "p": p, "score": score, "knn": knn, "active": n_active(model), "seconds": seconds}
+    return {"n": n, "p": p, "score": score, **of_latents, "active": n_active(model), "seconds": seconds}
 
 
 def run_cells(args, name, methods, z_dims_of):
     results = open_results(name, args)
     for table in load_all([name for name in args.tables or SOURCES if name in SOURCES]):
         for z_dim in z_dims_of(table):
-            for split in range(args.splits):
+            for split in args.splits:
                 for method, fit in methods.items():
                     if method in (args.methods or methods) and results.lacks(table.name, z_dim, split, method):
                         row = measure_density(table, z_dim, split, fit)
@@ -216,7 +221,7 @@ def run_promise(args):
     results = open_results("promise", args)
     for table in load_all(args.tables or ALL_SOURCES):
         for z_dim in density_z_dims(args, table):
-            for split, given in product(range(args.splits), GIVEN):
+            for split, given in product(args.splits, GIVEN):
                 if results.lacks(table.name, z_dim, split, given):
                     results.add(table.name, z_dim, split, given, **measure_promise(table, z_dim, split, given))
 
@@ -239,10 +244,10 @@ def measure_latents(data, z_dim, seed, fit):
     """One row of latents.csv."""
     x_train, x_test, *_ = data
     model, seconds = timed(fit, x_train, z_dim, seed)
-    logreg = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    logreg = make_pipeline(StandardScaler(), CLASSIFIERS["logreg"])
     mse = np.square(model.inverse_transform(model.transform(x_test)) - x_test).mean()
     return {
-        "knn": accuracy(KNeighborsClassifier(5), model, *data),
+        "knn": accuracy(CLASSIFIERS["knn"], model, *data),
         "logreg": accuracy(logreg, model, *data),
         "mse": float(mse),
         "active": n_active(model),
@@ -254,7 +259,8 @@ def latent_data(args):
     """(name, seed, its data) for each data set and seed; of MNIST, whose split is fixed, one seed."""
     names = args.tables or LATENT_Z_DIMS
     if "digits" in names:
-        yield from (("digits", seed, digits_split(seed)) for seed in DIGITS_SEEDS[: args.splits])
+        seeds = [seed for split, seed in enumerate(DIGITS_SEEDS) if split in args.splits]
+        yield from (("digits", seed, digits_split(seed)) for seed in seeds)
     if "mnist" in names and has_mnist(args):
         yield "mnist", DIGITS_SEEDS[0], read_mnist(args.mnist)
 
@@ -298,13 +304,16 @@ class TestBound(Callback):
     @torch.no_grad()
     def _record(self, net):
         eps = torch.randn(len(self.x), net.z_dim, generator=torch.Generator().manual_seed(0))
-        log_prob, kl = net.trained_module(self.x.to(net.device), eps.to(net.device))
+        log_prob, kl = net.trained_module(Batch(self.x.to(net.device), eps.to(net.device)))
         self.bounds.append((self.seconds_, float((log_prob - kl).mean())))
 
 
 def measure_bounds(x_train, x_test, init, schedule):
     """(seconds, bound) before the first step and after each epoch of one fit with the seeds' configuration."""
     bound = TestBound(x_test)
+    params = {"callbacks": [bound]}
+    if schedule == "one-cycle":  # a learning rate that falls to nothing needs no average
+        params = {"callbacks": [bound, one_cycle(len(x_train), EPOCHS, MAX_LR)], "ema_decay": 0}
     model = VAETransformer(
         100,
         hidden_layer_sizes=(128,),
@@ -313,9 +322,8 @@ def measure_bounds(x_train, x_test, init, schedule):
         batch_size=BATCH_SIZE,
         max_iter=EPOCHS,
         early_stopping=False,
-        callbacks=[bound, *([one_cycle(len(x_train), EPOCHS, MAX_LR)] if schedule == "one-cycle" else [])],
-        ema_decay=0 if schedule == "one-cycle" else 0.99,  # a learning rate that falls to nothing needs no average
         random_state=0,
+        **params,
     )
     model.fit(x_train)
     return bound.bounds
@@ -339,6 +347,11 @@ def numbers(text):
     return [int(part) for part in text.split(",")]
 
 
+def splits(text):
+    """So many from the first one on, or from one up to another: 5 is 0:5."""
+    return range(*map(int, text.split(":")))
+
+
 def names(text):
     if unknown := set(text.split(",")) - {*ALL_SOURCES, "mnist"}:
         raise argparse.ArgumentTypeError(f"no table named {', '.join(sorted(unknown))}")
@@ -350,7 +363,7 @@ def parse(argv=None):
     parser.add_argument("--part", choices=PARTS, action="append", help="which part; may be repeated; default: all")
     parser.add_argument("--tables", type=names, help=f"of {', '.join(ALL_SOURCES)}; for `latents`: digits, mnist")
     parser.add_argument("--z-dims", type=numbers, help="default: 2,5,10,20; for `latents` 2,5,10,16,32 (,64)")
-    parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--splits", type=splits, default=range(5), help="how many, or FROM:TO; default: 5")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument(
         "--methods", type=lambda text: text.split(","), help=f"of {', '.join({**DENSITY, **MIXTURE, **LATENTS})}"

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from contextlib import contextmanager
 from datetime import date
 
 import torch
@@ -10,6 +11,20 @@ import torch
 def machine():
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{os.cpu_count()} CPU cores, threads: {torch.get_num_threads()}{gpu}"
+
+
+@contextmanager
+def locked(folder):
+    """One process at a time may write there."""
+    import fcntl  # which Windows lacks; importing the benchmarks needs it not
+
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 class Results:
@@ -34,15 +49,15 @@ class Results:
         return tuple(map(str, key)) not in self.kept
 
     def add(self, *key, **values):
-        """Replace or append the row, on disk at once."""
+        """Replace or append the row, on disk at once; other processes may add theirs at the same time."""
         row = dict(zip(self.keys, map(str, key), strict=True))
         row |= {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
         print(*(f"{name}={value}" for name, value in row.items() if value != ""), flush=True)
         row |= {"date": date.today().isoformat(), "machine": machine()}
-        self._write([*(old for old in self.rows() if self._key(old) != self._key(row)), row])
+        with locked(self.path.parent):
+            self._write([*(old for old in self.rows() if self._key(old) != self._key(row)), row])
 
     def _write(self, rows):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(f".{os.getpid()}")
         with part.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
