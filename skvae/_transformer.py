@@ -1,7 +1,6 @@
 """VAETransformer: parameters, validation and building; numpy in, numpy out."""
 
 import copy
-import math
 import os
 import warnings
 from contextlib import contextmanager
@@ -17,20 +16,20 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
-from ._blocks import BLOCK, PAD, apply, chunk_sizes, is_far, scaled, scaled_blocks
+from ._blocks import is_far, scaled
 from ._build import REGISTRIES, SklearnCallbacks, check_nested, guess_likelihood
 from ._checkpoint import open_checkpoint
 from ._checks import check_callbacks, check_monitors, check_net_params, check_optimizer
 from ._component import check_component
 from ._files import FileMixin
 from ._fitting import begin, go_on, none_held_out, schedule_of, stream_before, weight_decay_of
+from ._inference import InferenceMixin
 from ._input import advice, plain
 from ._made_with import check_unchanged, made_with
-from ._module import MODERATE
 from ._net import OPTIMIZERS, train
 from ._portable import portable
-from ._program import multiplications, own_settings
-from ._random import SCORE_STREAM, generator, subsample
+from ._program import own_settings
+from ._random import generator, subsample
 from ._split import whole
 from ._stream import MAX_KEPT
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
@@ -55,7 +54,9 @@ _DTYPES = [
 ]  # X keeps these until its blocks are scaled; others become the first
 
 
-class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class VAETransformer(
+    InferenceMixin, FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """Variational autoencoder: a generative dimensionality reducer.
 
     A neural network with one latent vector z per row of X: z has a prior, N(0, I) if not told otherwise, a decoder
@@ -103,9 +104,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     beta : float, default=None
         Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder. With ``objective="beta_tc"``
         the weight of the total correlation. None takes the objective's own, 1 and 6; other objectives have none.
-    learning_rate : float, default=1e-3
-        Step size of the optimizer. With ``batch_size="auto"`` it grows in proportion to batches beyond 64 rows. With a
-        held-out set it falls, twice, when the validation score stops rising.
+    learning_rate : float, default=3e-3
+        Step size of the optimizer. It rises over the first 100 steps, is shorter in proportion for batches of fewer
+        than 32 rows, and where training is judged by held-out rows it is halved for the second phase (see Notes).
     batch_size : int or "auto", default="auto"
         Rows per training step; "auto" is about a twentieth of the rows, at least 32 and at most 256. A batch is never
         larger than the table.
@@ -113,24 +114,24 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         Most passes over the rows (epochs). "auto" allows 2000 steps on tables of fewer than 1000 rows, 10,000 on
         others, and at least 20 passes.
     early_stopping : bool or "auto", default="auto"
-        How the number of epochs is chosen. True holds out rows and keeps the state that scores best on them, the start
-        included. "auto" does so too from 1000 rows on; on smaller tables, where a tenth is too few rows to judge by, it
-        finds the number of epochs by 5-fold cross-validation and then trains on all rows. False runs `max_iter`
-        epochs.
+        How the number of steps is chosen. True holds out rows and keeps the state that scores best on them, the start
+        included. "auto" does so too from 1000 rows on. On smaller tables, where a tenth is too few rows to judge by, it
+        trains a model on all rows beside those of five folds, and keeps its state at the step where these score best on
+        the rows that they have not seen; one fold has to do for more than 500 features. False runs `max_iter` epochs.
     validation_fraction : float, default=0.1
         Share of the rows to hold out.
     n_iter_no_change : int or "auto", default="auto"
-        Epochs without a rise of the validation score by `tol` after which the learning rate falls and, at the third
-        time, training stops. "auto" is 300 steps, on 1000 rows or more 1000, and at least 3 epochs.
+        Epochs without a rise of the validation score by `tol` after which a phase of training ends. "auto" is 120 steps
+        in the first phase and 80 in the second, on 1000 rows or more 200 in both.
     tol : float, default=1e-4
         Least rise of the validation score that counts, in nats per row.
     optimizer : {"adamw", "adam", "nadam", "rmsprop", "sgd"} or callable, default="adamw"
         Optimizer, or a class with the interface of `torch.optim`.
-    weight_decay : float, default=300.0
+    weight_decay : float or "auto", default="auto"
         Shrinkage of the networks' weights beside the linear paths, divided by the number of rows as a prior's would
-        be. Linear paths and biases are not shrunk, so that a strong decay leads back to the linear model; without
+        be. "auto" is 100 for fewer than 1000 rows and 300 from there on. Linear paths and biases are not shrunk, so that a strong decay leads back to the linear model; without
         linear paths nothing is.
-    ema_decay : float, default=0.99
+    ema_decay : float, default=0.985
         Decay, per training step, of the moving average of the weights that is validated and used. 0 uses the last
         weights.
     n_draws : int, default=100
@@ -173,10 +174,10 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     kl_curve_ : list of float
         The KL term in it: the reconstruction term is their difference.
     validation_scores_ : list of float or None
-        The same bound for held-out rows after each epoch, in nats per row and the units of X; with cross-validation the
-        mean over the folds, before the training on all rows.
+        What training was judged by last in each epoch, in nats per row and the units of X: the bound for held-out rows,
+        as mixed with the linear model as `score_samples` has it; with folds their mean.
     n_iter_ : int
-        Number of epochs run.
+        Number of epochs run. The state that is kept may be that of an earlier one.
     kl_per_unit_ : ndarray of shape (z_dim,)
         Mean KL divergence of each latent unit's posterior from the prior over the training rows (10,000 of them at
         most, drawn from all), in nats. After `partial_fit` over rows of all calls, as they were encoded then. For a
@@ -189,6 +190,16 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
         Number of features seen during `fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen during `fit`. Defined only when X has feature names that are all strings.
+
+    Notes
+    -----
+    Training that is judged has two phases, each of which ends when the score of held-out rows stops rising. In the
+    first the encoder sees the rows with noise of the linear model's scale (amortised inference regularisation [6]_),
+    and from 1000 rows on the gradient of a feature's mean is weighted by its noise scale (beta-NLL [7]_), so that
+    nearly constant features do not take the latent space for themselves. The second goes on from the best state with
+    the bound as it is, at half the learning rate. Where rows are to be seen in a plane (``z_dim`` of 1 or 2, 1000 rows
+    or more), the noise scale has no say in the first phase on where they lie, and the encoder stays as it is in the
+    second: neighbours are then more alike, at the price of some density.
 
     See Also
     --------
@@ -203,6 +214,9 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
     .. [3] He, Zhang, Ren & Sun (2015). "Delving deep into rectifiers", equation 10. ICCV.
     .. [4] Higgins et al. (2017). "beta-VAE", equation 4. ICLR.
     .. [5] Burda, Grosse & Salakhutdinov (2016). "Importance weighted autoencoders", section 5.2. ICLR.
+    .. [6] Shu, Bui, Zhao, Kochenderfer & Ermon (2018). "Amortized inference regularization", section 3. NeurIPS.
+    .. [7] Seitzer, Tavakoli, Antic & Martius (2022). "On the pitfalls of heteroscedastic uncertainty estimation with
+       probabilistic neural networks", equation 5. ICLR.
 
     Examples
     --------
@@ -718,48 +732,3 @@ class VAETransformer(FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOut
                 ConvergenceWarning,
                 stacklevel=6,
             )
-
-    # Inference
-
-    def _scorer(self, far):
-        """The model and where it computes: for far rows in float64, which not every device has."""
-        return (copy.deepcopy(self.module_).cpu().double(), "cpu") if far else (self.module_, self.net_.device)
-
-    def _log_likelihoods(self, X, vae, device):
-        """Log-likelihood of each row of a validated X, in the model's units and at the precision of `vae`."""
-        eps = torch.randn(self.n_draws, 1, self._n_features_out, generator=generator(self.net_.seed, SCORE_STREAM))
-        dtype = next(vae.parameters()).dtype
-        eps = eps.to(device, dtype)
-        n_rows, n_parts = chunk_sizes(self.n_draws, X.shape[1])
-
-        def log_likelihood(x):
-            x = x.to(dtype)
-            weights = torch.cat([vae.log_weights(x, part, MODERATE) for part in eps.tensor_split(n_parts)])
-            weights = weights.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # inf - inf, of far rows
-            return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
-
-        blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
-        return self._apply(log_likelihood, blocks, len(X), size=n_rows * self.n_draws // n_parts)
-
-    def _encode(self, X):
-        """Mean and log-scale of the posterior of each row of a validated X."""
-        vae = self.module_
-        both = self._apply(lambda x: torch.cat(vae.encode_any(x), dim=-1), self._scaled_blocks(X), len(X))
-        return np.split(both, 2, axis=1)
-
-    def _scaled_blocks(self, X, size=BLOCK):
-        net = self.net_
-        return scaled_blocks(X, net.offset, net.scale, net.device, size)
-
-    def _decode(self, function, z):
-        """What `function` makes of latent coordinates, brought to the units of X."""
-        blocks = scaled_blocks(z, 0.0, 1.0, self.net_.device)
-        return self._apply(function, blocks, len(z), self._in_units_of_X)
-
-    def _apply(self, function, blocks, n_rows, finish=np.asarray, size=None):
-        """`apply` for passes of `size` rows through the model, or of full blocks of rows."""
-        size = min(BLOCK, max(PAD, n_rows)) if size is None else size
-        return apply(function, blocks, n_rows, finish, multiplications(self.module_, size, self.n_features_in_))
-
-    def _in_units_of_X(self, x):
-        return (x * np.float64(self.net_.scale) + self.net_.offset).astype(self._output_dtype)
