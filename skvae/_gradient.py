@@ -117,7 +117,7 @@ def covers(vae: Any) -> bool:
     return known and _Chain.covers(vae.encoder) and _Chain.covers(vae.decoder) and not _has_hooks(vae)
 
 
-def fast_elbo(stack: Stack, objective: nn.Module) -> "FastELBO | None":
+def fast_elbo(stack: Stack, objective: Any) -> "FastELBO | None":
     """The bound of all members with its gradient, where it is written here."""
     plain = type(objective) is ELBO and not objective.free_bits and not objective.warmup
     if ENABLED and plain and covers(stack.members[0]):
@@ -162,6 +162,7 @@ class FastELBO:
     @torch.no_grad()
     def gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Reconstruction and KL of each row of the first member, (batch,); all fields have a dimension of members."""
+        assert batch.weight is not None
         x, weight = batch.x, batch.weight.unsqueeze(-1)
         inputs = self.likelihood.inputs(batch.encoded)
         mean, log_scale = self._encode(inputs)

@@ -159,6 +159,7 @@ class Guard:
                 self._turn()
 
     def _look(self) -> None:
+        assert self.judge
         first, self.seen = self.seen is None, self.judge()
         score = self.seen[0]
         if not math.isfinite(score):

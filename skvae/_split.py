@@ -122,12 +122,12 @@ class TrainBatches:
         scale = net.input_noise if net.in_first_phase else None
         shape = (1, self.width, net.z_dim) if n_draws == 1 else (n_draws, 1, self.width, net.z_dim)
         noise = _draws(shape, self.n_batches, rng, device)
-        blur = None if scale is None else _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
+        blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
         weights = self.weight.to(device)
         for size, step_rows, weight, eps in zip(self.sizes, rows, weights, noise, strict=True):
             some = step_rows[:, :size]
             batch = draw(x.index_select(0, some.flatten()).view(n_members, size, -1), rng)
-            seen = None if blur is None else torch.addcmul(batch, next(blur)[:, :size], scale)
+            seen = None if scale is None else torch.addcmul(batch, next(blur)[:, :size], scale)
             eps = eps[..., :size, :].expand(*eps.shape[:-3], n_members, -1, -1)
             yield Batch(batch, eps, seen, weight=weight[:, :size], **net.phase), None
 
@@ -135,6 +135,6 @@ class TrainBatches:
 def member(batch: Batch, i: int) -> Batch:
     """The rows of member `i`, without those that only fill up."""
     alone = len(batch.x) == 1  # then nothing fills up
-    keep = slice(None) if alone else slice(0, int(batch.weight[i].count_nonzero()))
+    keep = slice(None) if alone or batch.weight is None else slice(0, int(batch.weight[i].count_nonzero()))
     seen = None if batch.seen is None else batch.seen[i, keep]
     return Batch(batch.x[i, keep], batch.eps[..., i, keep, :], seen, balanced=batch.balanced, for_map=batch.for_map)

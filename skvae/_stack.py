@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-def _changing(average: nn.Module, member: nn.Module) -> list[tuple[Tensor, Tensor]]:
+def _changing(average: nn.Module, member: nn.Module) -> list[tuple[Any, ...]]:
     """Pairs of buffers that training may change: those of other people's modules; ours are set at the start."""
     pairs = zip(average.modules(), member.modules(), strict=True)
     others = [pair for pair in pairs if not type(pair[0]).__module__.startswith(f"{__package__}.")]
@@ -37,7 +37,9 @@ class Stack:
     def __init__(
         self, members: Sequence[nn.Module], averages: Sequence[nn.Module], groups: Sequence[list[str]]
     ) -> None:
-        self.members, self.averages, self.groups = list(members), list(averages), [list(names) for names in groups]
+        self.members: list[Any] = list(members)
+        self.averages: list[Any] = list(averages)
+        self.groups = [list(names) for names in groups]
         self.shapes = {name: part.shape for name, part in members[0].named_parameters()}
         self.wholes = [nn.Parameter(flat) for flat in self._flat(self.members)]
         for whole in self.wholes:
@@ -51,7 +53,8 @@ class Stack:
         self.trainable: list[Tensor] | None = None
         self.prefixes: tuple[str, ...] = ()
         self.named = list(members[0].named_parameters())
-        self.buffers = [pair for pair in zip(self.averages, self.members, strict=False) for pair in _changing(*pair)]
+        pairs = zip(self.averages, self.members, strict=False)
+        self.buffers = [buffers for pair in pairs for buffers in _changing(*pair)]
 
     def _flat(self, modules: Sequence[nn.Module]) -> list[Tensor]:
         named = [dict(module.named_parameters()) for module in modules]

@@ -17,10 +17,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
 from ._blocks import is_far, scaled
-from ._build import REGISTRIES, SklearnCallbacks, check_nested, guess_likelihood
+from ._build import REGISTRIES, SklearnCallbacks, check_nested
 from ._checkpoint import open_checkpoint
-from ._checks import check_callbacks, check_monitors, check_net_params, check_optimizer
-from ._component import check_component
+from ._checks import check_monitors
 from ._files import FileMixin
 from ._fitting import begin, go_on, none_held_out, schedule_of, stream_before, weight_decay_of
 from ._inference import InferenceMixin
@@ -32,6 +31,7 @@ from ._program import own_settings
 from ._random import generator, subsample
 from ._split import whole
 from ._stream import MAX_KEPT
+from ._validation import ValidationMixin
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from .callbacks import REPORT_ROWS, Report
 from .likelihoods import LIKELIHOODS, Likelihood
@@ -55,7 +55,13 @@ _DTYPES = [
 
 
 class VAETransformer(
-    InferenceMixin, FileMixin, CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    ValidationMixin,
+    InferenceMixin,
+    FileMixin,
+    CallbackSupportMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     """Variational autoencoder: a generative dimensionality reducer.
 
@@ -129,8 +135,8 @@ class VAETransformer(
         Optimizer, or a class with the interface of `torch.optim`.
     weight_decay : float or "auto", default="auto"
         Shrinkage of the networks' weights beside the linear paths, divided by the number of rows as a prior's would
-        be. "auto" is 100 for fewer than 1000 rows and 300 from there on. Linear paths and biases are not shrunk, so that a strong decay leads back to the linear model; without
-        linear paths nothing is.
+        be. "auto" is 100 for fewer than 1000 rows and 300 from there on. Linear paths and biases are not shrunk, so
+        that a strong decay leads back to the linear model; without linear paths nothing is.
     ema_decay : float, default=0.985
         Decay, per training step, of the moving average of the weights that is validated and used. 0 uses the last
         weights.
@@ -588,55 +594,6 @@ class VAETransformer(
         likelihood = LIKELIHOODS.get(self.likelihood) if isinstance(self.likelihood, str) else self.likelihood
         tags.input_tags.positive_only = getattr(likelihood, "non_negative", False)
         return tags
-
-    # Validation
-
-    def _validate_params(self):
-        """All that can be refused without seeing X; scikit-learn calls it before `fit`."""
-        super()._validate_params()
-        for kind in REGISTRIES:
-            if not isinstance(getattr(self, kind), str):
-                check_component(getattr(self, kind))
-        check_callbacks(self.callbacks)
-        net_params = self.net_params or {}
-        check_net_params(net_params, self.get_params(deep=False).keys())
-        if callable(self.optimizer) or any(name.startswith("optimizer__") for name in net_params):
-            check_optimizer(OPTIMIZERS.get(self.optimizer, self.optimizer), self.learning_rate, net_params)
-
-    def _check_first(self, X, in_chunks):
-        """Validated X and what `likelihood` stands for; nothing is set on self, so that a refusal loses nothing."""
-        X = plain(X)
-        with advice(X):
-            values = check_array(X, dtype=_DTYPES, input_name="X", estimator=self)
-        likelihood = self.likelihood
-        if self._is_guessed:
-            likelihood = guess_likelihood(X, None if in_chunks else values)
-        return self._check_values(values, likelihood), likelihood
-
-    def _check_X(self, X):
-        return self._check_rows(X)[0]
-
-    def _check_rows(self, X):
-        """Validated X as the likelihood takes it, and what rows lose by that in the score: nats (n_samples,), or 0."""
-        check_is_fitted(self)
-        X = plain(X)
-        with advice(X):
-            X = validate_data(self, X, dtype=_DTYPES, reset=False)
-        nearest = self._check_values(X, self.likelihood_)
-        return nearest, 0.0 if nearest is X else np.log1p(np.abs(X - nearest.astype(np.float64))).sum(axis=1)
-
-    @property
-    def _is_guessed(self):
-        return isinstance(self.likelihood, str) and self.likelihood == "auto"
-
-    def _check_values(self, X, likelihood):
-        """X as the likelihood takes it, which refuses rows only where the user has asked for it."""
-        is_name = isinstance(likelihood, str)
-        name = likelihood if is_name else type(likelihood).__name__
-        likelihood = LIKELIHOODS[name]() if is_name else likelihood
-        if not self._is_guessed:
-            likelihood.check(X, f"{type(self).__name__} (likelihood={name!r})")
-        return likelihood.nearest(X)
 
     # Training
 

@@ -31,7 +31,7 @@ LAYERS = [
     ["_guard"],
     ["_build"],
     ["_net"],
-    ["_files", "_inference", "_made_with"],
+    ["_files", "_inference", "_made_with", "_validation"],
     ["_fitting"],
     ["_transformer"],
     ["_load", "metrics", "datasets", "displays._estimator", "displays._figure"],
