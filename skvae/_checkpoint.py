@@ -29,7 +29,12 @@ def _comparable(value):
         return value
     given = {name: part for name, part in vars(value).items() if not name.startswith("_")}
     plain = {name: float(part) if isinstance(part, Real) else part for name, part in given.items()}
-    return type(value).__qualname__, plain, {name: part.cpu().numpy() for name, part in value.state_dict().items()}
+    return type(value).__qualname__, plain, {name: _numbers(part) for name, part in value.state_dict().items()}
+
+
+def _numbers(part):
+    """A tensor as NumPy has it, which knows fewer types of floats."""
+    return (part.double() if part.is_floating_point() else part).cpu().numpy()
 
 
 def recognisable(value):
@@ -37,7 +42,7 @@ def recognisable(value):
     try:
         layers = [repr(part) for part in value.children()] if isinstance(value, nn.Module) else []
         return joblib.hash([re.sub(r" at 0x[0-9a-fA-F]+", "", str(layers)), _comparable(value)])
-    except (pickle.PicklingError, TypeError, AttributeError):  # a lambda, say: then neither can the model be pickled
+    except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError):  # a lambda, say, or no weights
         return str(id(value))
 
 

@@ -69,10 +69,3 @@ class Component(nn.Module, BaseEstimator):
 def check_component(component: Component) -> None:
     """Raise what the constructor would raise at the parameters that the component has now, or its `check_params`."""
     type(component)(**component.get_params(deep=False)).check_params()
-
-
-def stands_for(fast: str, slow: str, component: Component, base: type) -> bool:
-    """Whether the method `fast` of a component computes what `slow` does: `base` derives it from `slow`, else it is
-    written beside it, and a class derived from there may have another `slow`."""
-    owner = {name: next(cls for cls in type(component).__mro__ if name in vars(cls)) for name in (fast, slow)}
-    return owner[fast] is base or issubclass(owner[fast], owner[slow])

@@ -59,28 +59,30 @@ def _fit_noise(
 ) -> Tensor:
     """Likeliest noise of factor analysis (Barber, 2012, algorithm 21.1), among those that `nearest_noise` allows.
 
-    The iteration is extrapolated (SQUAREM; Varadhan & Roland, 2008, section 3), on the logarithm of the noise.
+    The iteration is extrapolated on the logarithm of the noise (SQUAREM; Varadhan & Roland, 2008, section 3), in leaps
+    that start short, since long ones lead to another optimum. It ends when a row gains less than `tol` nats.
     """
 
     def improved(noise: Tensor) -> tuple[Tensor, Tensor]:
-        """The noise of the next iteration, and the loss of this one: minus twice the log-likelihood of a row."""
+        """The noise of the next iteration, and minus the log-likelihood of a row at this one, without constants."""
         values, vectors = factors(noise)
         excess = (values - 1).clamp(min=0)
         loss = noise.log().sum() + (factors.variance / noise).sum() + (excess.log1p() - excess).sum()
-        return nearest_noise(factors.variance - noise * (vectors.square() * excess).sum(1)), loss
+        return nearest_noise(factors.variance - noise * (vectors.square() * excess).sum(1)), loss / 2
 
-    noise = nearest_noise(factors.variance if start is None else start)
+    noise, longest, former = nearest_noise(factors.variance if start is None else start), 1.0, torch.tensor(math.inf)
     for _ in range(int(min(170, max(2, 1e8 / len(noise) ** 3)))):  # a second at most
         first, loss = improved(noise)
-        step = (first / noise).log()
-        if step.abs().max() < tol:
+        if former - loss < tol:
             return first
-        second, _ = improved(first)
+        former, (second, _) = loss, improved(first)
+        step = (first / noise).log()
         bend = (second / first).log() - step
-        length = (step.norm() / bend.norm().clamp(min=1e-12)).clamp(1, 100)
-        leap = nearest_noise(noise * (2 * length * step + length.square() * bend).clamp(-20, 20).exp())
-        third, loss_there = improved(leap)
-        noise = third if loss_there <= loss else second
+        length = float((step.norm() / bend.norm().clamp(min=1e-12)).clamp(1.0, longest))
+        leap = nearest_noise(noise * (2 * length * step + length**2 * bend).exp())
+        third, there = improved(leap)
+        noise = third if there <= loss else second
+        longest = max(1.0, longest / 2) if there > loss else longest * 4 if length == longest else longest
     return noise
 
 

@@ -484,7 +484,8 @@ class Net(NeuralNet):
             log_prob, kl = terms
             return {"loss": self.fast_.beta * kl - log_prob, "y_pred": terms}
         self.stack_.zero_grad()
-        steps = [self._backward(module, member(batch, i)) for i, module in enumerate(self.stack_.members)]
+        rows = [member(batch, i) for i in range(len(self.stack_.members))]  # none in some batches, where all are small
+        steps = [self._backward(*pair) for pair in zip(self.stack_.members, rows, strict=True) if len(pair[1])]
         return steps[0]
 
     def _backward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class TrainBatches:
         self.width = math.ceil(max(n_rows) / self.n_batches)
         positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in n_rows), strict=True)
         self.positions, self.inside = positions, torch.stack(inside, 1)  # (n_batches, n_members, width)
-        self.weight = self.inside.float() / self.inside.sum(-1, keepdim=True)
+        self.weight = self.inside.float() / self.inside.sum(-1, keepdim=True).clamp(min=1)
         self.sizes = self.inside.sum(-1)[:, 0].tolist() if len(n_rows) == 1 else [self.width] * self.n_batches
 
     def __len__(self) -> int:

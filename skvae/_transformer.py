@@ -46,14 +46,6 @@ except ImportError:  # scikit-learn < 1.9
         """Stands in for the mixin that older versions of scikit-learn lack."""
 
 
-_DTYPES = [
-    np.float64,
-    np.float32,
-    np.float16,
-    np.uint8,
-]  # X keeps these until its blocks are scaled; others become the first
-
-
 class VAETransformer(
     ValidationMixin,
     InferenceMixin,
@@ -197,6 +189,12 @@ class VAETransformer(
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen during `fit`. Defined only when X has feature names that are all strings.
 
+    See Also
+    --------
+    sklearn.decomposition.PCA : The linear model with noise shared by all features; no samples.
+    sklearn.decomposition.FactorAnalysis : The linear model with a noise of each feature.
+    sklearn.mixture.GaussianMixture : Density model with samples and scores, without latent coordinates.
+
     Notes
     -----
     Training that is judged has two phases, each of which ends when the score of held-out rows stops rising. In the
@@ -206,12 +204,6 @@ class VAETransformer(
     the bound as it is, at half the learning rate. Where rows are to be seen in a plane (``z_dim`` of 1 or 2, 1000 rows
     or more), the noise scale has no say in the first phase on where they lie, and the encoder stays as it is in the
     second: neighbours are then more alike, at the price of some density.
-
-    See Also
-    --------
-    sklearn.decomposition.PCA : The linear model with noise shared by all features; no samples.
-    sklearn.decomposition.FactorAnalysis : The linear model with a noise of each feature.
-    sklearn.mixture.GaussianMixture : Density model with samples and scores, without latent coordinates.
 
     References
     ----------
@@ -612,7 +604,7 @@ class VAETransformer(
         former, known = None if fresh else self.net_, values
         stream, start = stream_before(self, values, fresh, one_epoch).take(values)
         if one_epoch and start is not None:  # from the rows of all chunks so far
-            fresh, (known, likelihood) = True, self._check_first(start, in_chunks=one_epoch)
+            fresh, known = True, start
         checkpoint = None
         if self.checkpoint is not None and not one_epoch:
             checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, former)

@@ -85,11 +85,11 @@ class Likelihood(Component, ABC):
         """Log-probability of each feature of each row, in nats: (..., n_features)."""
 
     def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `log_prob` of the first member, (batch, n_features), and the gradient in `raw` of minus the weighted
-        sum of that of all rows, of the shape of `raw`.
+        """Return `log_prob` of the first member, and the gradient of minus the weighted sum of all.
 
-        All have a first dimension of members, `weight` is (n_members, batch, 1). The gradient in the parameters shared
-        by all rows is left in their ``grad``.
+        The first is (batch, n_features), the second of the shape of `raw`. All arguments have a first dimension of
+        members, `weight` is (n_members, batch, 1). The gradient in the parameters shared by all rows is left in their
+        ``grad``.
         """
         self.zero_grad(set_to_none=False)
         with torch.enable_grad():
@@ -100,8 +100,10 @@ class Likelihood(Component, ABC):
         return log_prob[0].detach(), raw.grad
 
     def balance(self, raw: Tensor) -> Tensor | None:
-        """Factors for the gradient in the raw outputs while the first phase of training lasts, of the shape of `raw`;
-        None leaves it as it is."""
+        """Return factors for the gradient in the raw outputs while the first phase of training lasts.
+
+        They have the shape of `raw`; None leaves the gradient as it is.
+        """
         return None
 
     @abstractmethod
@@ -214,7 +216,7 @@ class Gaussian(Likelihood):
         return raw[..., 0, :], half_slope * excess + self.floor
 
     def balance(self, raw: Tensor) -> Tensor | None:
-        """For a noise of each row: the mean's gradient times the noise scale, over the batch's own mean of that.
+        """Weight the mean's gradient by the noise scale, over its mean in the batch, where each row has a noise.
 
         Where the noise is small the bound pays most for the mean, and the latent space would be spent on the features
         that are nearly constant (beta-NLL with beta = 0.5; Seitzer et al., 2022, equation 5).

@@ -73,11 +73,11 @@ class Prior(Component, ABC):
     def kl_gradient(
         self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the KL of each row, (batch,), and the gradients of its weighted sum in mean and log-scale,
-        (batch, z_dim).
+        """Return the KL of each row, and the gradients of its weighted sum in mean and log-scale.
 
-        `eps` are the standard normal draws of z, `weight` is (batch, 1). Gradients in parameters are left in their
-        ``grad``, those of an encoder through which the prior looks are added to it.
+        They are (batch,) and twice (batch, z_dim). `eps` are the standard normal draws of z, `weight` is (batch, 1).
+        Gradients in parameters are left in their ``grad``, those of an encoder through which the prior looks are added
+        to it.
         """
         self.zero_grad(set_to_none=False)
         with torch.enable_grad():
@@ -137,7 +137,7 @@ class StandardNormal(Prior):
     def kl_gradient(
         self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for members too, (n_members, batch, z_dim), of which the first one's KL is returned."""
+        """Return the same for members too, (n_members, batch, z_dim); the KL is the first one's."""
         slope = (2 * log_scale).exp_().sub_(1)
         first = (slope, mean, log_scale) if mean.ndim == 2 else (slope[0], mean[0], log_scale[0])
         kl = 0.5 * torch.addcmul(first[0], first[1], first[1]).sub_(first[2], alpha=2).sum(-1)

@@ -265,7 +265,8 @@ def test_samples_of_a_table_stand_beside_the_data(flowers):
     for j, ax in enumerate(display.axes_):
         bars = ax.containers[0]
         edges = [bar.get_x() for bar in bars] + [bars[-1].get_x() + bars[-1].get_width()]
-        edges[-1] = max(edges[-1], samples[:, j].max(), X[:, j].max())  # the sum of two rounded numbers
+        edges[0] = min(edges[0], samples[:, j].min(), X[:, j].min())  # rounded, as their sum is
+        edges[-1] = max(edges[-1], samples[:, j].max(), X[:, j].max())
         heights = np.histogram(samples[:, j], edges, density=True)[0]
         np.testing.assert_allclose([bar.get_height() for bar in bars], heights, rtol=1e-6)
         outline = ax.patches[-1].get_xy()[1:-1:2, 1]  # each step's height stands at both its ends

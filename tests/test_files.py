@@ -226,7 +226,6 @@ def test_what_only_pickle_can_keep(what, table, tmp_path):
 LEFT_OUT = {
     "callbacks": lambda folder: {"callbacks": [Report(), ("own", Report())]},
     "random_state": lambda folder: {"random_state": np.random.RandomState(0)},
-    "callbacks__valid_loss": lambda folder: {"net_params": {"callbacks__valid_loss": Report()}},
 }
 
 

@@ -53,7 +53,7 @@ EQUAL = {
     "likelihood": "gaussian",
     "prior": StandardNormal(),
     "optimizer": torch.optim.AdamW,
-    "weight_decay": 300,
+    "linear_share": np.float64(0.01),
     "device": torch.device("cpu"),
     "architecture": MLP(),
 }

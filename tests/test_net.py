@@ -60,7 +60,7 @@ def train_on(net, x, schedule, x_valid=None):
 
 
 def schedule(n_epochs=3, batch_size=16, patience=1000, tol=0.0):
-    return Schedule(n_epochs, batch_size, patience, tol)
+    return Schedule(n_epochs, batch_size, (patience, patience), tol)
 
 
 def valid_loss(net, x):
@@ -113,7 +113,7 @@ def test_schedule_fills_in_what_is_auto(n_rows):
     assert 1 <= auto.batch_size <= n_rows
     assert auto.batch_size == n_rows or math.log2(auto.batch_size).is_integer()
     assert auto.n_epochs >= 1
-    assert auto.patience >= 1
+    assert min(auto.patience) >= 1
     # the budget is counted in steps, and is met by no more than an epoch unless 20 epochs are more
     budget, steps_per_epoch = 2000 if n_rows < 1000 else 10_000, math.ceil(n_rows / auto.batch_size)
     assert auto.n_epochs == max(20, math.ceil(budget / steps_per_epoch))
@@ -121,7 +121,7 @@ def test_schedule_fills_in_what_is_auto(n_rows):
 
 def test_schedule_obeys_what_is_given():
     given = Schedule.resolve(1000, max_iter=7, batch_size=30, n_iter_no_change=4, tol=0.5)
-    assert given == Schedule(7, 30, 4 * 34, 0.5, run_length=7)  # patience is told in epochs and counted in steps
+    assert given == Schedule(7, 30, (4 * 34, 4 * 34), 0.5, run_length=7)  # patience is counted in steps
     assert Schedule.resolve(10, batch_size=30).batch_size == 10
 
 
@@ -663,3 +663,11 @@ def test_batch_normalisation_cannot_train_on_single_rows(params, table, n_steps)
     with pytest.raises(ValueError, match=r"^Batch normalisation cannot train on batches of one row: there are \d row"):
         vae.fit(table(n_rows=2 if params else 1))
     assert n_steps == []
+
+
+@pytest.mark.parametrize("architecture", ["mlp", "residual"])
+def test_batches_of_one_row_leave_some_folds_without(architecture, table):
+    """Ten steps a pass, for folds of eight rows."""
+    params = {"batch_size": 1, "max_iter": 3, "random_state": 0, "architecture": architecture}
+    vae = VAETransformer(1, **params, hidden_layer_sizes=(4,)).fit(table(n_rows=10))
+    assert np.isfinite(vae.validation_scores_).all()
