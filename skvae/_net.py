@@ -49,6 +49,7 @@ MAP_DIM = 2
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
 _FEW_ROWS, _MANY_ROWS = (2_000, (120, 80)), (10_000, (200, 200))  # budget, patience in each phase, in optimizer steps
+_LEAST_BUDGET, _STEPS_PER_ROW = 700, 5
 
 
 class Net(NeuralNet):
@@ -649,6 +650,7 @@ class Schedule:
         batch_size = min(batch_size, n_rows)
         steps_per_epoch = math.ceil(n_rows / batch_size)
         budget, patience = _FEW_ROWS if n_rows < CROSS_FIT_ROWS else _MANY_ROWS
+        budget = min(budget, max(_LEAST_BUDGET, _STEPS_PER_ROW * n_rows))
         if max_iter == "auto":
             max_iter = max(20, math.ceil(budget / steps_per_epoch))
         patience = patience if n_iter_no_change == "auto" else 2 * (n_iter_no_change * steps_per_epoch,)

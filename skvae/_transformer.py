@@ -109,8 +109,8 @@ class VAETransformer(
         Rows per training step; "auto" is about a twentieth of the rows, at least 32 and at most 256. A batch is never
         larger than the table.
     max_iter : int or "auto", default="auto"
-        Most passes over the rows (epochs). "auto" allows 2000 steps on tables of fewer than 1000 rows, 10,000 on
-        others, and at least 20 passes.
+        Most passes over the rows (epochs). "auto" allows five steps a row, at least 700 and at most 2000, on tables of
+        fewer than 1000 rows, 10,000 steps on others, and at least 20 passes.
     early_stopping : bool or "auto", default="auto"
         How the number of steps is chosen. True holds out rows and keeps the state that scores best on them, the start
         included. "auto" does so too from 1000 rows on. On smaller tables, where a tenth is too few rows to judge by, it
