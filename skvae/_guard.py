@@ -16,7 +16,6 @@ from ._split import Split, padded
 
 WARMUP = 100  # steps over which the learning rate rises
 _USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
-_ENCODER = ("encoder.", "linear_encoder.")  # what its parameters' names begin with
 _LEAST_STEPS = 40  # between two looks
 _FRACTION = 4  # trained rows for each judged one: a look takes a tenth of the time of the steps before it, at most
 _VALIDATION_ROWS = 256  # fewer held-out rows are repeated, with other noise, up to about this many
@@ -98,8 +97,7 @@ class Guard:
 
     When the score has not risen by `tol` for more than the first `patience`, in steps, the first phase ends: training
     goes back to the best state and on from there with `factor` of the learning rate, without noise on the encoder's
-    inputs and with the gradient of the bound as it is; of a map, the encoder then stays. With the last patience
-    training ends. `pace` shortens all these steps. Where nothing is judged, the last state that a finite loss has
+    inputs and with the gradient of the bound as it is. With the last patience training ends. `pace` shortens all these steps. Where nothing is judged, the last state that a finite loss has
     confirmed is kept instead, and training ends with its last one.
 
     An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
@@ -180,7 +178,6 @@ class Guard:
         for state in self.net.optimizer_.state.values():
             if "exp_avg" in state:
                 state["exp_avg"].zero_()
-        self.net.stack_.freeze(_ENCODER if self.net.makes_map else ())
 
     def undo(self, error: Exception) -> None:
         """Take back the epoch in which `error` occurred, or raise ValueError if it was the last try."""

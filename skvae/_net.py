@@ -45,7 +45,7 @@ _TINY = 1e-30
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
 _WEIGHT_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")  # where a callback may set weights
 _BLOCK = 2048  # rows that `forward` takes at once
-MAP_DIM = 2
+MAP_DIM = 2  # up to which the latent space is a map of the rows
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
 _FEW_ROWS, _MANY_ROWS = (2_000, (120, 80)), (10_000, (200, 200))  # budget, patience in each phase, in optimizer steps
@@ -184,15 +184,10 @@ class Net(NeuralNet):
         return self.guard_ is not None and self.guard_.judge is not None and not self.guard_.n_falls
 
     @property
-    def makes_map(self) -> bool:
-        """Whether the rows are to be seen in the latent plane; the first phase then settles where they lie."""
-        return self.balanced and self.z_dim <= MAP_DIM
-
-    @property
     def phase(self) -> dict[str, bool]:
         """What a batch says of the phase of training."""
         balanced = self.balanced and self.in_first_phase
-        return {"balanced": balanced, "for_map": balanced and self.makes_map}
+        return {"balanced": balanced, "for_map": balanced and self.z_dim <= MAP_DIM}
 
     @property
     def log_jacobian(self) -> float:

@@ -51,7 +51,6 @@ class Stack:
         self._put(self.averages, self.averaged)
         self.own_optimizer: Any = None  # the first member's, while that of all members stands in its place
         self.trainable: list[Tensor] | None = None
-        self.prefixes: tuple[str, ...] = ()
         self.named = list(members[0].named_parameters())
         pairs = zip(self.averages, self.members, strict=False)
         self.buffers = [buffers for pair in pairs for buffers in _changing(*pair)]
@@ -84,11 +83,9 @@ class Stack:
             for part in module.parameters():
                 part.data, part.grad = part.data.clone(memory_format=torch.contiguous_format), None
 
-    def freeze(self, prefixes: tuple[str, ...] | None = None) -> None:
-        """Take note of the parameters that are to stay as they are: those that begin so, from now on, and those whose
-        `requires_grad` says so."""
-        self.prefixes = self.prefixes if prefixes is None else prefixes
-        frozen = {name for name, part in self.named if not part.requires_grad or name.startswith(self.prefixes)}
+    def freeze(self) -> None:
+        """Take note of the parameters that are to stay as they are, as their `requires_grad` says."""
+        frozen = {name for name, part in self.named if not part.requires_grad}
         self.trainable = None
         if frozen:
             masks = [torch.ones_like(whole, dtype=torch.bool) for whole in self.wholes]

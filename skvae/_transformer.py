@@ -109,8 +109,8 @@ class VAETransformer(
         Rows per training step; "auto" is about a twentieth of the rows, at least 32 and at most 256. A batch is never
         larger than the table.
     max_iter : int or "auto", default="auto"
-        Most passes over the rows (epochs). "auto" allows five steps a row, at least 700 and at most 2000, on tables of
-        fewer than 1000 rows, 10,000 steps on others, and at least 20 passes.
+        Most passes over the rows (epochs). "auto" allows five steps a row, at least 700 and at most 10,000, or 2000 for
+        fewer than 1000 rows; and at least 20 passes.
     early_stopping : bool or "auto", default="auto"
         How the number of steps is chosen. True holds out rows and keeps the state that scores best on them, the start
         included. "auto" does so too from 1000 rows on. On smaller tables, where a tenth is too few rows to judge by, it
@@ -202,8 +202,7 @@ class VAETransformer(
     and from 1000 rows on the gradient of a feature's mean is weighted by its noise scale (beta-NLL [7]_), so that
     nearly constant features do not take the latent space for themselves. The second goes on from the best state with
     the bound as it is, at half the learning rate. Where rows are to be seen in a plane (``z_dim`` of 1 or 2, 1000 rows
-    or more), the noise scale has no say in the first phase on where they lie, and the encoder stays as it is in the
-    second: neighbours are then more alike, at the price of some density.
+    or more), the noise scale has no say in the first phase on where they lie: neighbours are then more alike.
 
     References
     ----------
