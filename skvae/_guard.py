@@ -97,8 +97,9 @@ class Guard:
 
     When the score has not risen by `tol` for more than the first `patience`, in steps, the first phase ends: training
     goes back to the best state and on from there with `factor` of the learning rate, without noise on the encoder's
-    inputs and with the gradient of the bound as it is. With the last patience training ends. `pace` shortens all these steps. Where nothing is judged, the last state that a finite loss has
-    confirmed is kept instead, and training ends with its last one.
+    inputs and with the gradient of the bound as it is. With the last patience training ends. `pace` shortens all these
+    steps. Where nothing is judged, the last state that a finite loss has confirmed is kept instead, and training ends
+    with its last one.
 
     An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
     learning rate is halved the first time, quartered the second, and so on, and stays there.
