@@ -1,9 +1,11 @@
 """The program around us: what it has set for its own work does not reach into ours, and what we set ends with us."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,17 @@ def multiplications(module: nn.Module, n_rows: int, n_features: int) -> int:
     return n_rows * n_weights
 
 
+@cache
+def _set_mkl_threads() -> Any:
+    """MKL's function for the number of threads of the calling thread, which returns the former one; it is linked into
+    torch. Where `torch.set_num_threads` was called, MKL goes by that number and not by OpenMP's."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        return ctypes.CDLL(str(library)).MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):  # another system, or a torch without MKL
+        return lambda n_threads: 0
+
+
 @contextmanager
 def threads_for(n_multiplications: float) -> Iterator[None]:
     """One thread for little work: several gain nothing, and wait for each other where cores are busy. For much work the
@@ -100,5 +113,9 @@ def threads_for(n_multiplications: float) -> Iterator[None]:
     if n_multiplications >= _FEW or torch.get_num_threads() == 1:  # which sets a new thread up, that would undo ours
         yield
         return
-    with _openmp().limit(limits=1):
-        yield
+    former = _set_mkl_threads()(1)
+    try:
+        with _openmp().limit(limits=1):
+            yield
+    finally:
+        _set_mkl_threads()(former)

@@ -210,3 +210,15 @@ SMALL_FIT = """if True:
 
 def test_small_fits_take_one_thread_and_large_ones_the_programs_number():
     assert run(SMALL_FIT, 100, "") == ["[1,", "2]", "2"]
+
+
+def test_mkl_takes_one_thread_too_where_the_program_has_set_a_number():
+    """It then goes by that number, not by OpenMP's; it is set for the calling thread alone."""
+    code = (
+        "import torch; from skvae._program import _set_mkl_threads, threads_for; torch.set_num_threads(2);"
+        "mkl = _set_mkl_threads(); before = mkl(2)\n"
+        "with threads_for(1): inside = mkl(1)\n"
+        "print(before, inside, mkl(2))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() in (["2", "1", "2"], ["0", "0", "0"])  # or torch has no MKL
