@@ -26,7 +26,7 @@ from ._onnx import onnx_graph
 from ._program import own_settings
 from .objectives import Objective
 
-_FORMAT = 1  # to be raised when older versions of skvae could not read what is written
+_FORMAT = 2  # to be raised when older versions of skvae could not read what is written
 _KEY = "skvae"  # of the header's metadata
 _NO_DIGEST = "0" * 64  # stands where the SHA-256 of the file goes while it is computed
 _MAX_HEADER = 100_000_000  # bytes: safetensors reads no longer one

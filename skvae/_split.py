@@ -119,7 +119,7 @@ class TrainBatches:
         orders = [rows[torch.randperm(len(rows), generator=rng)] for rows in self.split.train]
         rows = torch.stack([order[at] for order, at in zip(orders, self.positions, strict=True)], 1).to(device)
         n_members, n_draws = rows.shape[1], net.criterion_.n_draws
-        scale = net.input_noise if net.in_first_phase else None
+        scale = net.input_noise
         shape = (1, self.width, net.z_dim) if n_draws == 1 else (n_draws, 1, self.width, net.z_dim)
         noise = _draws(shape, self.n_batches, rng, device)
         blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
@@ -127,7 +127,8 @@ class TrainBatches:
         for size, step_rows, weight, eps in zip(self.sizes, rows, weights, noise, strict=True):
             some = step_rows[:, :size]
             batch = draw(x.index_select(0, some.flatten()).view(n_members, size, -1), rng)
-            seen = None if scale is None else torch.addcmul(batch, next(blur)[:, :size], scale)
+            noisy = scale is not None and net.in_first_phase  # which may end in mid-epoch
+            seen = None if not noisy else torch.addcmul(batch, next(blur)[:, :size], scale)
             eps = eps[..., :size, :].expand(*eps.shape[:-3], n_members, -1, -1)
             yield Batch(batch, eps, seen, weight=weight[:, :size], **net.phase), None
 

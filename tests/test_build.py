@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
 from skvae import VAETransformer
 from skvae._build import REGISTRIES, resolve, resolve_objective
@@ -193,3 +194,18 @@ def test_a_log_prob_that_is_summed_is_refused(table, n_steps):
     with pytest.raises(ValueError, match=r"^Summed\.log_prob must return a value for each feature.* Do not sum"):
         VAETransformer(2, likelihood=Summed()).fit(table())
     assert n_steps == []
+
+
+def test_the_encoder_sees_noise_of_the_linear_model_up_to_a_share_of_the_feature(table):
+    X = table(n_rows=400, n_features=6)
+    X[:, 5] = X[:, 5] > X[:, 5].mean()  # two levels, two standard deviations apart
+    few, many = (
+        VAETransformer(2, hidden_layer_sizes=(8,), max_iter=1, random_state=0).fit(np.resize(X, (n_rows, 6))).net_
+        for n_rows in (400, 2000)
+    )
+    for net, most in ((few, 0.25), (many, 0.5)):
+        scale = net.module_.background.noise_scale
+        torch.testing.assert_close(net.input_noise[:5], scale[:5].clamp(max=most))
+        assert net.input_noise[5] == 0
+    assert VAETransformer(2, beta=0.0, max_iter=1, random_state=0).fit(X).net_.input_noise is None
+    assert VAETransformer(2, likelihood="poisson", max_iter=1).fit(abs(X).round()).net_.input_noise is None

@@ -327,7 +327,7 @@ def test_changed_byte_is_noticed_wherever_it_stands(first, file, tmp_path):
 
 
 def test_changed_blank_in_the_header_is_noticed(file, tmp_path):
-    changed = file.replace(b": 1", b":1 ", 1)  # the same to JSON
+    changed = file.replace(b": 2", b":2 ", 1)  # the same to JSON
     assert changed != file
     assert_refused(changed, tmp_path / "vae", "changed after it was saved")
 
@@ -358,7 +358,7 @@ def test_files_from_elsewhere_are_refused_unread(table, tmp_path):
         safetensors.torch.save(tensors, {"format": "pt"}),
         safetensors.torch.save(tensors, {"skvae": "{}"}),
         safetensors.torch.save(tensors, {"skvae": "no JSON"}),
-        safetensors.torch.save(tensors, {"skvae": '{"format": 1, "sha256": null, "model": null}'}),
+        safetensors.torch.save(tensors, {"skvae": '{"format": 2, "sha256": null, "model": null}'}),
     ]
     for data in foreign:
         assert_refused(data, tmp_path / "vae", "not a model that skvae saved")
@@ -399,7 +399,7 @@ def put(*path, value):
 
 BIAS = "net.module.encoder.head.bias"
 FORGERIES = {
-    "newer format": (lambda content, *_: content.update(format=2), "has format 2, of another version"),
+    "newer format": (lambda content, *_: content.update(format=3), "has format 3, of another version"),
     "no format": (lambda content, *_: content.update(format=None), "has format None"),
     "unknown type": (put("params", "beta", value={"$function": "eval"}), r"KeyError: '\$function'"),
     "two types": (put("params", "beta", value={"$tuple": [], "$dict": []}), "too many values"),

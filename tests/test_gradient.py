@@ -135,6 +135,40 @@ def test_terms_are_those_of_the_last_members(last, prior, table):
     torch.testing.assert_close(found, tuple(torch.stack(parts) for parts in zip(*expected, strict=True)))
 
 
+@pytest.mark.parametrize(("balanced", "for_map"), [(True, False), (True, True)])
+@pytest.mark.parametrize("n_members", [1, 2])
+def test_the_gradient_of_the_first_phase_is_that_of_autograd(n_members, balanced, for_map, table):
+    """Balanced, and of a map below the decoder's head without the noise scale's; the encoder sees other rows."""
+    x = torch.from_numpy(table("gaussian"))
+    vaes, rows, eps, weight = members(Gaussian, x, (6,), True, torch.float64, n_members)
+    weight = torch.full_like(weight, 1 / rows.shape[1])  # a batch's mean of the noise scale is over all its rows
+    seen, phase = rows + 0.1 * eps.sum(-1, keepdim=True), {"balanced": balanced, "for_map": for_map}
+    expected = []
+    for i, vae in enumerate(vaes):
+        vae.zero_grad()
+        value, *_ = ELBO()(vae, Batch(rows[i], eps[i], seen[i], **phase))
+        value.mean().neg().backward()
+        expected.append({name: part.grad.clone() for name, part in vae.named_parameters()})
+    stack = Stack(vaes, [], [[name for name, _ in vaes[0].named_parameters()]])
+    FastELBO(stack, 1.0).gradient(Batch(rows, eps, seen, weight=weight, **phase))
+    for name, found in stack.gradients.items():
+        torch.testing.assert_close(found, torch.stack([grads[name] for grads in expected]), rtol=1e-8, atol=1e-10)
+    plain = by_hand(vaes, rows, eps, 1.0, weight)[1]
+    assert not torch.allclose(plain["decoder.head.weight"], stack.gradients["decoder.head.weight"])
+
+
+def test_the_balance_leaves_the_size_of_the_gradient(normal):
+    """The factors of the mean's gradient are noise scales over their own mean; the noise's gradient stays."""
+    likelihood = Gaussian()
+    likelihood.build(3)
+    factors = likelihood.balance(normal(20, 2, 3))
+    assert torch.equal(factors[:, 1], torch.ones(20, 3))
+    assert factors[:, 0].mean() == pytest.approx(1, abs=1e-6)
+    assert factors[:, 0].std() > 0.1
+    assert Gaussian("feature").balance(normal(20, 1, 3)) is None
+    assert Bernoulli().balance(normal(20, 1, 3)) is None
+
+
 def test_other_parts_are_left_to_autograd(make_vae):
     vae = make_vae(Gaussian(), n_features=4, hidden_layer_sizes=(3,))
     assert covers(vae)

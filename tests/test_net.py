@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from skvae import VAETransformer
-from skvae._net import OPTIMIZERS, Schedule, build_net, train
+from skvae._net import OPTIMIZERS, Net, Schedule, build_net, train
 from skvae._random import INIT_STREAM, generator
 from skvae._split import Split, TrainBatches, hold_out, whole
 from skvae.architectures import Custom
@@ -672,3 +672,37 @@ def test_batches_of_one_row_leave_some_folds_without(architecture, table):
     params = {"batch_size": 1, "max_iter": 3, "random_state": 0, "architecture": architecture}
     vae = VAETransformer(1, **params, hidden_layer_sizes=(4,)).fit(table(n_rows=10))
     assert np.isfinite(vae.validation_scores_).all()
+
+
+def test_training_has_two_phases(table, monkeypatch):
+    """The second has half the rate, and no noise and no balance; it goes on from the best state."""
+    seen = []
+    step, gradient = Net._step_at, Net.gradient
+
+    def watched(self, factor):
+        seen[-1].append(factor)
+        step(self, factor)
+
+    def looked(self, batch):
+        seen.append([batch.seen is not None, batch.balanced])
+        return gradient(self, batch)
+
+    monkeypatch.setattr(Net, "_step_at", watched)
+    monkeypatch.setattr(Net, "gradient", looked)
+    vae = VAETransformer(3, hidden_layer_sizes=(8,), random_state=0).fit(table(n_rows=1200))
+    second = next(i for i, (noisy, *_) in enumerate(seen) if not noisy)
+    assert 0 < second < len(seen)
+    assert {tuple(row[:2]) for row in seen[:second]} == {(True, True)}
+    assert {tuple(row[:2]) for row in seen[second:]} == {(False, False)}
+    rates = [row[2] for row in seen]
+    assert rates[:3] == pytest.approx([0.01, 0.02, 0.03])  # of the warm-up
+    assert rates[second - 1] == 1
+    assert set(rates[second:]) == {0.5}
+    assert vae.net_.optimizer_.param_groups[0]["lr"] == 3e-3
+
+
+def test_a_batch_of_few_rows_takes_a_shorter_step(table, monkeypatch):
+    rates, step = [], Net._step_at
+    monkeypatch.setattr(Net, "_step_at", lambda self, factor: (rates.append(factor), step(self, factor)))
+    VAETransformer(2, batch_size=8, max_iter=20, **SMALL).fit(table(n_rows=64))
+    assert rates[-1] == 8 / 32
