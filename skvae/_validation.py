@@ -11,12 +11,8 @@ from ._input import advice, plain
 from ._net import OPTIMIZERS
 from .likelihoods import LIKELIHOODS
 
-_DTYPES = [
-    np.float64,
-    np.float32,
-    np.float16,
-    np.uint8,
-]  # X keeps these until its blocks are scaled; others become the first
+# X keeps these until its blocks are scaled; others become the first.
+_DTYPES = (np.float64, np.float32, np.float16, np.uint8)
 
 
 class ValidationMixin:
