@@ -14,9 +14,8 @@ from ._program import threads_for
 BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `scaled_blocks`)
 _MAX_ELEMENTS = 2**20  # values of x that one chunk of draws holds
 _LARGEST = np.finfo(np.float32).max
-_FAR = np.float64(
-    1e6
-)  # from here on a row is scored in float64, whose squares neither overflow nor lose the order of rows
+# From here on a row is scored in float64, whose squares neither overflow nor lose the order of rows.
+_FAR = np.float64(1e6)
 _MIN_OUTPUTS = 16  # of a linear layer at inference (see `_RowwiseLinear`)
 
 
