@@ -1,8 +1,24 @@
 """What travels from the rows to the objectives."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
+
+
+class Cells(NamedTuple):
+    """Rows with holes: what the likelihood sees, which cells of it count, and what the encoder sees.
+
+    Parameters
+    ----------
+    x, observed, seen, spread : Tensor
+        As in a `Batch`.
+    """
+
+    x: Tensor
+    observed: Tensor
+    seen: Tensor
+    spread: Tensor
 
 
 @dataclass(frozen=True)
@@ -16,8 +32,10 @@ class Batch:
     eps : Tensor of shape (..., batch, z_dim)
         Standard normal draws of the posterior; (n_draws, ..., batch, z_dim) for an objective of several draws.
     seen : Tensor of shape (..., batch, n_features), default=None
-        What the encoder sees in the place of `x`: the rows with noise. None: the rows.
-    observed : Tensor of shape (..., batch, n_features), default=None
+        What the encoder sees: `Likelihood.inputs` of the rows, with holes filled and with noise. None: of `x`.
+    spread : Tensor of shape (..., batch, z_dim), default=None
+        What holes add to the log-scales of the posterior. None: nothing.
+    observed : Tensor of shape (..., batch, n_features), dtype bool, default=None
         Which cells count. None: all.
     weight : Tensor of shape (..., batch), default=None
         Weights of the rows, which add up to 1. None: all the same.
@@ -32,16 +50,12 @@ class Batch:
     x: Tensor
     eps: Tensor
     seen: Tensor | None = None
+    spread: Tensor | None = None
     observed: Tensor | None = None
     weight: Tensor | None = None
     context: Tensor | None = None
     balanced: bool = False
     for_map: bool = False
-
-    @property
-    def encoded(self) -> Tensor:
-        """What the encoder is to see of the rows."""
-        return self.x if self.seen is None else self.seen
 
     def __len__(self) -> int:
         return self.x.shape[-2]

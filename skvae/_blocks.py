@@ -25,20 +25,32 @@ def row_blocks(X, size=BLOCK):
 
 
 def location_scale(X):
-    """Mean and standard deviation of each feature in float64, block by block; 1 for the scale of a constant one, or
-    what rounding leaves of its differences if that is more. X may have any unit whose squares float64 can hold."""
-    first = X[0].astype(np.float64)  # differences from it: the mean of equal numbers is then that number
+    """Mean and standard deviation of each feature's values in float64, block by block; 1 for the scale of a constant
+    one, or what rounding leaves of its differences if that is more; 0 and 1 where there is no value. X may have any
+    unit whose squares float64 can hold."""
+    first = _first_values(X)  # differences from it: the mean of equal numbers is then that number
+    n_values = np.maximum(1, sum((~np.isnan(block)).sum(axis=0) for block in row_blocks(X)))
     with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused
-        mean = first + sum((block - first).sum(axis=0) for block in row_blocks(X)) / len(X)
-        square = sum(((block - mean) ** 2).sum(axis=0) for block in row_blocks(X))
-    _check_size(square, np.finfo(np.float64).max)
-    scale = np.sqrt(square / len(X))
+        mean = first + sum(np.nansum(block - first, axis=0) for block in row_blocks(X)) / n_values
+        square = sum(np.nansum((block - mean) ** 2, axis=0) for block in row_blocks(X))
+    for sums in (mean, square):
+        _check_size(np.where(np.isnan(sums), np.inf, sums), np.finfo(np.float64).max)
+    scale = np.sqrt(square / n_values)
     rounding = 1e-12 * np.abs(mean)
     return mean, np.where(scale > rounding, scale, np.maximum(rounding, 1.0))
 
 
+def _first_values(X):
+    """The first value of each feature, in float64; 0 where there is none."""
+    first = X[0].astype(np.float64)
+    for column in np.flatnonzero(np.isnan(first)):
+        values = X[~np.isnan(X[:, column]), column]
+        first[column] = values[0] if len(values) else 0.0
+    return first
+
+
 def _check_size(sizes, largest):
-    if not sizes.max() <= largest:
+    if (np.abs(sizes) > largest).any():
         raise ValueError("Input X contains infinity or a value too large for dtype('float32').")
 
 

@@ -9,8 +9,10 @@ import torch
 from skorch.callbacks import Callback
 from torch import nn
 
+from ._gaussian import LinearGaussian
 from ._guard import StopTraining
-from ._linear import LinearGaussian, linear_start
+from ._holes import without_holes
+from ._linear import linear_start
 from ._module import VAE
 from ._random import INIT_STREAM, PRIOR_STREAM, generator, subsample
 from .architectures import ARCHITECTURES, NetworkSpec, check_network, undrawn
@@ -91,12 +93,14 @@ def build_vae(
     prior.build(z_dim, n_features, rng)
     with torch.no_grad():
         encoder.head.weight[z_dim:] *= 0.5  # He's start is meant for log-variances, and these are log-scales
-    linear = {}
+    linear: dict[str, nn.Module | float] = {}
     if init == "linear" and not architecture.is_linear(hidden_layer_sizes):
         sizes = {"linear_encoder": (n_features, z_dim), "linear_decoder": (z_dim, n_outputs)}
         linear = {name: undrawn(nn.Linear, *size, bias=False) for name, size in sizes.items()}
         if linear_share and hasattr(likelihood, "set_noise"):
             linear |= {"background": LinearGaussian(n_features, z_dim), "share": linear_share}
+    if "background" not in linear:
+        linear["filler"] = LinearGaussian(n_features, z_dim)
     return VAE(encoder, decoder, likelihood, prior, **linear)
 
 
@@ -112,12 +116,14 @@ def _check_log_prob(likelihood, x):
 
 def started_vae(recipe, x, rows, kl_weight, near=None):
     """The VAE that `recipe` builds, at its start on the `rows` of `x`, of which `near` is one on most of them."""
-    vae, seed = build_vae(**recipe), recipe["seed"]
+    vae, seed, filled = build_vae(**recipe), recipe["seed"], without_holes(x)
     with torch.no_grad():
-        _check_log_prob(vae.likelihood, x[:2])
-        raw = vae.likelihood.start(x)  # statistics of single features, as the scaling's are of all rows
-        some = torch.from_numpy(subsample(rows.numpy(), REPORT_ROWS, seed))
-        vae.prior.start(vae.likelihood.inputs(x[some]), generator(seed, PRIOR_STREAM))
+        _check_log_prob(vae.likelihood, filled[:2])
+        raw = vae.likelihood.start(filled)  # statistics of single features, as the scaling's are of all rows
+        inputs = vae.likelihood.inputs(filled[torch.from_numpy(subsample(rows.numpy(), REPORT_ROWS, seed))])
+        vae.prior.start(inputs, generator(seed, PRIOR_STREAM))
+        if vae.filler is not None:
+            vae.filler.mean.copy_(inputs.mean(0))
     if recipe["init"] == "linear":
         linear_start(vae, x, raw, beta=kl_weight, seed=seed, rows=rows, near=near)
     return vae
@@ -132,7 +138,7 @@ def input_noise(vae, x, kl_weight, few):
     """
     if vae.background is None or not kl_weight:
         return None
-    some = x[torch.from_numpy(subsample(len(x), REPORT_ROWS, 0))]
+    some = without_holes(x[torch.from_numpy(subsample(len(x), REPORT_ROWS, 0))])
     n_levels = torch.tensor([len(column.unique()) for column in some.T])
     apart = (some.amax(0) - some.amin(0)) / (n_levels - 1).clamp(min=1) > _FAR_LEVELS
     noise = math.sqrt(kl_weight) * vae.background.noise_scale
@@ -154,7 +160,7 @@ def layer_sizes(sizes, n_rows):
 def guess_likelihood(X, values=None):
     """What "auto" becomes for X: "bernoulli" for booleans and, where its validated `values` are the whole table and not
     a first part of it, for zeros and ones. Nothing else is guessed: a Gaussian fits it too, and comparably."""
-    binary = np.asarray(X).dtype == bool if values is None else np.all((values == 0) | (values == 1))
+    binary = np.asarray(X).dtype == bool if values is None else np.all((values == 0) | (values == 1) | np.isnan(values))
     return "bernoulli" if binary else "gaussian"
 
 

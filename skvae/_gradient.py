@@ -164,12 +164,13 @@ class FastELBO:
         """Reconstruction and KL of each row of the first member, (batch,); all fields have a dimension of members."""
         assert batch.weight is not None
         x, weight = batch.x, batch.weight.unsqueeze(-1)
-        inputs = self.likelihood.inputs(batch.encoded)
-        mean, log_scale = self._encode(inputs)
+        inputs = self.likelihood.inputs(x) if batch.seen is None else batch.seen
+        mean, log_scale = self._encode(inputs, batch.spread)
         scale = log_scale.exp()
         z = torch.addcmul(mean, scale, batch.eps)
         raw = self._decode(z).unflatten(-1, (self.likelihood.n_raw, -1))
-        log_prob, grad_raw = self.likelihood.gradient(raw, x, weight)
+        observed = batch.observed
+        log_prob, grad_raw = self.likelihood.gradient(raw, x, weight if observed is None else weight * observed)
         if batch.balanced and (factors := self.likelihood.balance(raw)) is not None:
             grad_raw.mul_(factors)
         kl, kl_mean, kl_log_scale = self._kl_gradient(mean, log_scale, batch.eps, self.beta * weight)
@@ -180,19 +181,21 @@ class FastELBO:
         self._backward_encoder(inputs, grad_z.add_(kl_mean), grad_log_scale)
         for name, grad in shared.items():
             self.stack.gradients[name].add_(grad)
-        return log_prob.sum(-1), kl
+        return (log_prob if observed is None else log_prob * observed[0]).sum(-1), kl
 
     @torch.no_grad()
-    def terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Reconstruction and KL of each row of each member, (n_members, batch)."""
-        mean, log_scale = self._encode(self.likelihood.inputs(x))
-        z = torch.addcmul(mean, log_scale.exp(), eps)
+        x, observed = batch.x, batch.observed
+        mean, log_scale = self._encode(self.likelihood.inputs(x) if batch.seen is None else batch.seen, batch.spread)
+        z = torch.addcmul(mean, log_scale.exp(), batch.eps)
         raw = self._decode(z).unflatten(-1, (self.likelihood.n_raw, -1))
         if type(self.priors[0]) is StandardNormal:
             kl = self.priors[0].kl(mean, log_scale)
         else:
             kl = torch.stack([prior.kl(*one) for prior, *one in zip(self.priors, mean, log_scale, z, strict=True)])
-        return self.likelihood.log_prob(raw, x).sum(-1), kl.sum(-1)
+        log_prob = self.likelihood.log_prob(raw, x)
+        return (log_prob if observed is None else log_prob * observed).sum(-1), kl.sum(-1)
 
     def _kl_gradient(self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         if type(self.priors[0]) is StandardNormal:
@@ -203,9 +206,11 @@ class FastELBO:
         kl, kl_mean, kl_log_scale = zip(*parts, strict=True)
         return kl[0], torch.stack(kl_mean), torch.stack(kl_log_scale)
 
-    def _encode(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, inputs: Tensor, spread: Tensor | None) -> tuple[Tensor, Tensor]:
         networks = self.encoder.forward(inputs.clamp(-MAX_INPUT, MAX_INPUT) if self.beside else inputs)
         mean, log_scale = (half.contiguous() for half in networks.chunk(2, dim=-1))  # strided tensors are slow
+        if spread is not None:
+            log_scale = log_scale + spread
         return (self.linear_encoder.add(mean, inputs) if self.beside else mean), log_scale
 
     def _backward_encoder(self, inputs: Tensor, grad_mean: Tensor, grad_log_scale: Tensor) -> None:

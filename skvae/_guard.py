@@ -12,7 +12,7 @@ from torch import Tensor
 from ._batch import Batch
 from ._gradient import FastELBO
 from ._random import VALIDATION_STREAM, generator, subsample
-from ._split import Split, padded
+from ._split import Rows, Split, member, padded
 
 WARMUP = 100  # steps over which the learning rate rises
 _USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
@@ -53,9 +53,12 @@ class Judge:
         rng, n_draws = generator(net.seed, VALIDATION_STREAM), net.criterion_.n_draws
         shape = (*indices.shape, net.z_dim) if n_draws == 1 else (n_draws, *indices.shape, net.z_dim)
         eps = torch.randn(shape, generator=rng).to(net.device)
-        x = net.module_.likelihood.draw(split.x[indices.to(split.x.device)], rng)
+        fields = Rows(split.x, net.module_).take(indices)
+        fields["x"] = net.module_.likelihood.draw(fields["x"], rng)
         self.weight, size = weight.to(net.device), max(1, _BLOCK // (n_draws * self.n_judged))
-        self.parts = list(zip(x.split(size, 1), eps.split(size, -2), strict=True))
+        pieces = [[(name, piece) for piece in part.split(size, 1)] for name, part in fields.items()]
+        draws = zip(*pieces, eps.split(size, -2), strict=True)
+        self.parts = [Batch(**dict(named), eps=some) for *named, some in draws]
         self.background = self._background()
         fast = net.fast_ and (self.n_judged == len(net.stack_.members) or net.stack_.averages)
         self.fast = FastELBO(net.stack_, net.fast_.beta, self.n_judged) if fast else None
@@ -65,14 +68,18 @@ class Judge:
         """Log-densities of the rows of each part under the linear model, which does not change."""
         if self.modules[0].background is None:
             return None
-        return [torch.stack([one.background.log_prob(x) for one, x in zip(self.modules, part, strict=True)])
-                for part, _ in self.parts]  # fmt: skip
+        return [torch.stack([module.background.log_prob(some.x, some.observed) for module, some in self._shares(part)])
+                for part in self.parts]  # fmt: skip
+
+    def _shares(self, part: Batch) -> list[tuple[Any, Batch]]:
+        """The members with their rows of a part."""
+        return [(module, member(part, i)) for i, module in enumerate(self.modules)]
 
     @torch.no_grad()
     def __call__(self) -> tuple[float, float, float]:
         """Mean score, bound of the mixture and KL over the rows and members, in nats per row."""
         self.net.stack_.take_buffers()
-        terms = [torch.stack(self._terms(x, eps)) for x, eps in self.parts]  # (3, n_judged, batch)
+        terms = [torch.stack(self._terms(part)) for part in self.parts]  # (3, n_judged, batch)
         values, log_prob, kl = torch.cat(terms, -1)
         bound = log_prob - kl
         if self.background is not None:
@@ -81,14 +88,14 @@ class Judge:
         means = torch.stack([(rows * self.weight).sum() for rows in (values, bound, kl)]) / self.n_judged
         return tuple(means.tolist())
 
-    def _terms(self, x: Tensor, eps: Tensor) -> tuple[Tensor, ...]:
+    def _terms(self, part: Batch) -> tuple[Tensor, ...]:
         if self.fast:
-            log_prob, kl = self.fast.terms(x, eps)
+            log_prob, kl = self.fast.terms(part)
             return log_prob - self.fast.beta * kl, log_prob, kl
         found = []
-        for i, module in enumerate(self.modules):
+        for module, some in self._shares(part):
             with self.net.inference(module):
-                found.append(torch.stack(self.net.criterion_(module, Batch(x[i], eps[..., i, :, :]))))
+                found.append(torch.stack(self.net.criterion_(module, some)))
         return tuple(torch.stack(found, 1))
 
 
@@ -114,7 +121,7 @@ class Guard:
         self.patience, self.tol, self.factor = [pace * steps for steps in patience], tol, factor
         self.warmup = max(1, round(pace * WARMUP))
         self.judge = Judge(net, split) if split.valid else None
-        judged = sum(len(x[0]) for x, _ in self.judge.parts) * self.judge.n_judged if self.judge else 0
+        judged = sum(map(len, self.judge.parts)) * self.judge.n_judged if self.judge else 0
         trained = net.batch_size * len(split.train)
         self.every = max(1, round(pace * _LEAST_STEPS), -(-_FRACTION * judged // trained))
         self.end = 0  # the epoch after which training ends
@@ -226,4 +233,5 @@ class Guard:
         x, _ = self.split[torch.from_numpy(subsample(len(self.split), _CHECKED_ROWS, self.net.seed))]
         eps = torch.randn(len(x), self.net.z_dim, generator=generator(self.net.seed, VALIDATION_STREAM))
         with self.net.inference() as module:
-            return all(bool(term.isfinite().all()) for term in module(Batch(x, eps.to(x.device))))
+            fields = Rows(x, module).take(torch.arange(len(x)))
+            return all(bool(term.isfinite().all()) for term in module(Batch(**fields, eps=eps.to(x.device))))

@@ -10,40 +10,96 @@ from ._blocks import BLOCK, PAD, apply, chunk_sizes, scaled_blocks
 from ._module import MODERATE
 from ._program import multiplications
 from ._random import SCORE_STREAM, generator
+from ._refine import Refined, antithetic, drawn, expected
 
 
 class InferenceMixin:
     """What an estimator with a fitted `net_` computes of validated rows."""
 
-    def _scorer(self, far):
-        """The model and where it computes: for far rows in float64, which not every device has."""
-        return (copy.deepcopy(self.module_).cpu().double(), "cpu") if far else (self.module_, self.net_.device)
+    def _model(self, exact):
+        """The model and where it computes: in float64, which not every device has, for far rows and those with holes,
+        whose squares overflow and whose matrices lose digits."""
+        return (copy.deepcopy(self.module_).cpu().double(), "cpu") if exact else (self.module_, self.net_.device)
 
-    def _log_likelihoods(self, X, vae, device):
-        """Log-likelihood of each row of a validated X, in the model's units and at the precision of `vae`."""
+    def _draws(self, like):
+        """The draws of a posterior, (n_draws, 1, z_dim), that all rows and calls share."""
         eps = torch.randn(self.n_draws, 1, self._n_features_out, generator=generator(self.net_.seed, SCORE_STREAM))
-        dtype = next(vae.parameters()).dtype
-        eps = eps.to(device, dtype)
+        return eps.to(like)
+
+    def _log_likelihoods(self, X, holes, exact):
+        """Log-likelihood of each row of a validated X, or of its observed cells, in the model's units."""
+        vae, device = self._model(exact or holes)
+        like = next(vae.parameters())
+        eps = self._draws(like)
         n_rows, n_parts = chunk_sizes(self.n_draws, X.shape[1])
 
-        def log_likelihood(x):
-            x = x.to(dtype)
-            weights = torch.cat([vae.log_weights(x, part, MODERATE) for part in eps.tensor_split(n_parts)])
-            weights = weights.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # inf - inf, of far rows
-            return vae.mixed(weights.logsumexp(0) - math.log(self.n_draws), x)
+        def mean_of(parts):
+            log_weights = torch.cat(list(parts))
+            log_weights = log_weights.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # of far rows
+            return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+        def complete(x):
+            x = x.to(like.dtype)
+            return vae.mixed(mean_of(vae.log_weights(x, part, MODERATE) for part in eps.tensor_split(n_parts)), x)
+
+        def incomplete(x):
+            refined = Refined(vae, vae.complete(x.to(like.dtype)))
+            log_prob = mean_of(refined.draw(part)[2] for part in antithetic(eps).tensor_split(n_parts))
+            return vae.mixed(log_prob, refined.cells.x, refined.cells.observed)
 
         blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
-        return self._apply(log_likelihood, blocks, len(X), size=n_rows * self.n_draws // n_parts)
+        return self._apply(incomplete if holes else complete, blocks, len(X), size=n_rows * self.n_draws // n_parts)
+
+    def _imputed(self, X, n_draws, rng):
+        """Rows with holes, whole and in the units of X: expected (1, n_samples, n_features), or that many draws."""
+        vae, device = self._model(True)
+        eps = antithetic(self._draws(next(vae.parameters())))
+        n_rows, _ = chunk_sizes(len(eps), X.shape[1])
+
+        def impute(x):
+            refined = Refined(vae, vae.complete(x.double()))
+            filled = expected(refined, eps) if n_draws is None else drawn(refined, eps, n_draws, rng)
+            return filled.movedim(0, 1)  # (batch, n_draws, n_features)
+
+        blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
+        filled = self._apply(impute, blocks, len(X), self._in_units_of_X, size=n_rows * len(eps))
+        return np.moveaxis(filled, 1, 0)
+
+    def _log_jacobian(self, X):
+        """What log-likelihoods of rows in the model's units gain in those of X: a number, or (n_samples,)."""
+        holes, scale = np.isnan(X), np.log(self.net_.scale)
+        return self.net_.log_jacobian + (holes * scale).sum(axis=1) if np.ndim(scale) and holes.any() else (
+            self.net_.log_jacobian
+        )
 
     def _encode(self, X):
         """Mean and log-scale of the posterior of each row of a validated X."""
         vae = self.module_
-        both = self._apply(lambda x: torch.cat(vae.encode_any(x), dim=-1), self._scaled_blocks(X), len(X))
-        return np.split(both, 2, axis=1)
 
-    def _scaled_blocks(self, X, size=BLOCK):
-        net = self.net_
-        return scaled_blocks(X, net.offset, net.scale, net.device, size)
+        def complete(x):
+            return torch.cat(vae.encode_any(x), dim=-1)
+
+        def incomplete(x):
+            refined = Refined(exact, exact.complete(x.double()))
+            return torch.cat([refined.mean, refined.log_scale], dim=-1).float()
+
+        def encode(rows, holes):
+            blocks = scaled_blocks(rows, self.net_.offset, self.net_.scale, "cpu" if holes else self.net_.device)
+            return self._apply(incomplete if holes else complete, blocks, len(rows))
+
+        exact = self._model(True)[0] if np.isnan(X).any() else None
+        return np.split(self._by_holes(X, encode), 2, axis=1)
+
+    @staticmethod
+    def _by_holes(X, function):
+        """What `function` makes of the complete rows of X, and of those with holes, in the order of X."""
+        incomplete = np.isnan(X).any(axis=1)
+        if incomplete.all() or not incomplete.any():
+            return function(X, bool(incomplete.all()) and len(X) > 0)
+        complete, others = function(X[~incomplete], False), function(X[incomplete], True)
+        result = np.empty((len(X), *complete.shape[1:]), complete.dtype)
+        result[~incomplete], result[incomplete] = complete, others
+        return result
 
     def _decode(self, function, z):
         """What `function` makes of latent coordinates, brought to the units of X."""

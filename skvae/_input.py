@@ -25,17 +25,14 @@ def plain(X):
     TypeError
         If X is sparse.
     ValueError
-        If X has masked values or dates.
+        If X has dates.
     """
     if issparse(X) or (isinstance(X, torch.Tensor) and X.layout != torch.strided):
         raise TypeError(_TO_DENSE)
     if isinstance(X, torch.Tensor):
         return _from_tensor(X)
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
-        raise ValueError(
-            f"X is a masked array, and {np.ma.count_masked(X)} of its values are masked: VAETransformer knows no "
-            "missing values. Drop such rows, or fill them: X.filled(value), or SimpleImputer on X.filled(numpy.nan)."
-        )
+        X = X.astype(np.result_type(X.dtype, np.float32)).filled(np.nan) if X.dtype.kind in "biuf" else X.filled(None)
     if isinstance(X, np.ndarray):
         X = np.asarray(X)  # no matrix, whose rows would stay matrices
         X = X if X.dtype.isnative else X.astype(X.dtype.newbyteorder("="))

@@ -5,19 +5,21 @@ likelihoods: the log-likelihood is expanded to second order around the mean of t
 analysis with known noise of the scores over their curvature.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from sklearn.utils.extmath import randomized_svd
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from ._batch import Batch
 from ._device import widest
+from ._gaussian import LinearGaussian
+from ._holes import observed_cells, without_holes
 from ._random import subsample
 
 _MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
@@ -26,18 +28,30 @@ _ALIVE = 1e-3  # least signal-to-noise ratio of a unit: without any, its gradien
 _SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 _SHRINKAGE_ROWS = 1_000
 _BLOCK = 4_096
+_MAX_EM, _EM_TOL = 100, 1e-3  # steps; nats per row
+_EM_ELEMENTS = 2_000_000
+
+Noise = Callable[[Tensor], Tensor]  # from wished noise variances (n_features,) to the nearest that the model can have
 
 
 class _Factors:
-    """Principal factors of centred data y (n_samples, n_features) under a given noise variance."""
+    """Principal factors of centred data y (n_samples, n_features) under a given noise variance.
 
-    def __init__(self, y: Tensor, z_dim: int, seed: int) -> None:
-        self.y, self.seed, self.n_factors = y, seed, min(z_dim, *y.shape)
+    `hidden` is the covariance of what y was filled up with: a matrix, or its diagonal where that would be too large.
+    """
+
+    def __init__(self, y: Tensor, z_dim: int, seed: int, hidden: Tensor | None = None) -> None:
+        self.y, self.seed, self.n_factors, self.hidden = y, seed, min(z_dim, *y.shape), hidden
         self.covariance = (y.T @ y).double() / len(y) if y.shape[1] <= _MAX_COVARIANCE else None
+        if self.covariance is not None and hidden is not None:
+            self.covariance += hidden
 
     @cached_property
     def variance(self) -> Tensor:
-        return sum(block.double().square().sum(0) for block in self.y.split(_BLOCK)) / len(self.y)
+        variance = sum(block.double().square().sum(0) for block in self.y.split(_BLOCK)) / len(self.y)
+        return variance if self.hidden is None else variance + (
+            self.hidden.diagonal() if self.hidden.ndim == 2 else self.hidden
+        )
 
     def __call__(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Largest eigenvalues and their vectors, of the covariance of y / sqrt(noise): (k,) and (n_features, k)."""
@@ -55,7 +69,7 @@ class _Factors:
 
 
 def _fit_noise(
-    factors: _Factors, nearest_noise: Callable[[Tensor], Tensor], start: Tensor | None = None, tol: float = 1e-4
+    factors: _Factors, nearest_noise: Noise, start: Tensor | None = None, tol: float = 1e-4
 ) -> Tensor:
     """Likeliest noise of factor analysis (Barber, 2012, algorithm 21.1), among those that `nearest_noise` allows.
 
@@ -73,7 +87,7 @@ def _fit_noise(
     noise, longest, former = nearest_noise(factors.variance if start is None else start), 1.0, torch.tensor(math.inf)
     for _ in range(int(min(170, max(2, 1e8 / len(noise) ** 3)))):  # a second at most
         first, loss = improved(noise)
-        if former - loss < tol:
+        if former - loss < tol or torch.equal(first, noise):
             return first
         former, (second, _) = loss, improved(first)
         step = (first / noise).log()
@@ -86,6 +100,14 @@ def _fit_noise(
     return noise
 
 
+def _line(inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """`y` as a linear function of the encoder's inputs: their centre and, for each feature, the slope."""
+    centre = inputs.mean(0)
+    inputs = inputs - centre
+    spread = inputs.square().mean(0).clamp(min=1e-12)
+    return centre, (inputs * y).mean(0) / spread
+
+
 def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Slope of log p(x | raw) in the first raw output (n_samples, n_features), and minus its mean curvature.
 
@@ -93,11 +115,9 @@ def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     scores, curvature = [], torch.zeros(x.shape[1], dtype=torch.float64)  # of counts, these are as large as counts
     for block in x.split(_BLOCK):
-        point = raw.expand(len(block), *raw.shape).clone().requires_grad_()
-        (slope,) = torch.autograd.grad(likelihood.log_prob(point, block).sum(), point, create_graph=True)
-        (bend,) = torch.autograd.grad(slope.sum(), point)
-        scores.append(slope.detach()[:, 0])
-        curvature -= bend[:, 0].double().sum(0)
+        slope, bend = likelihood.expansion(raw.expand(len(block), *raw.shape), block)
+        scores.append(slope)
+        curvature += bend.double().sum(0)
     slopes = torch.cat(scores)
     square = sum(block.double().square().sum(0) for block in slopes.split(_BLOCK))
     curvature = torch.maximum(curvature, square) / len(x)
@@ -120,17 +140,20 @@ class _LinearModel:
         directions[:, : len(values)] = vectors
         return cls(factors.y, noise, torch.cat([values, values.new_zeros(z_dim - len(values))]), directions)
 
-    def of_inputs(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """y as a linear function of the encoder's inputs: their centre and, for each feature, the slope."""
-        centre = inputs.mean(0)
-        inputs = inputs - centre
-        spread = inputs.square().mean(0).clamp(min=1e-12)
-        return centre, (inputs * self.y).mean(0) / spread
+    def describe(self, density: LinearGaussian, mean: Tensor) -> None:
+        """Make `density` that of mean + y."""
+        density.set_model(mean, self.noise.sqrt(), self.directions, self.values)
+
+    def describe_inputs(self, density: LinearGaussian, centre: Tensor, slope: Tensor) -> None:
+        """Make `density` that of the encoder's inputs, of which y is a linear function; a feature without slope is
+        independent of all."""
+        noise_scale = torch.where(slope == 0, 1.0, self.noise.sqrt() / slope.abs())
+        density.set_model(centre, noise_scale, self.directions * slope.sign()[:, None], self.values)
 
     def put_into(self, vae: Any, line: tuple[Tensor, Tensor], raw: Tensor, beta: float, shrinkage: float = 1.0) -> None:
         """Set `vae` to the optimum for the weighted bound, whose posterior sees the noise `beta` times larger.
 
-        The loadings are rotated so that the posterior is diagonal. `line` is what `of_inputs` returned.
+        The loadings are rotated so that the posterior is diagonal. `line` is what `_line` returned.
         """
         signal = ((self.values - beta) * shrinkage).clamp(min=_ALIVE)
         loadings = self.directions * signal.sqrt() * self.noise.sqrt()[:, None]  # (n_features, z_dim)
@@ -142,50 +165,63 @@ class _LinearModel:
         _set_linear_maps(vae, weight, bias, loadings, raw.flatten())
 
 
-class LinearGaussian(nn.Module):
-    """The density of the Gaussian linear model, in closed form (Tipping & Bishop, 1999, equation 4, with a noise of
-    each feature): the normal distribution with covariance ``loadings @ loadings.T + diag(noise)``.
+# Rows with holes
 
-    Parameters
-    ----------
-    n_features, z_dim : int
-        Shape of the loadings.
-    """
+
+class _Complete(NamedTuple):
+    """Rows as EM leaves them: the mean that they were centred by, their factors and the noise."""
 
     mean: Tensor
-    noise_scale: Tensor
-    directions: Tensor
-    signal: Tensor
+    factors: _Factors
+    noise: Tensor
 
-    def __init__(self, n_features: int, z_dim: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("noise_scale", torch.ones(n_features))
-        self.register_buffer("directions", torch.zeros(n_features, z_dim))  # orthonormal, of x / noise_scale
-        self.register_buffer("signal", torch.zeros(z_dim))  # variance along them, less that of the noise
 
-    def set_model(self, model: _LinearModel, mean: Tensor) -> None:
-        for name, value in {
-            "mean": mean,
-            "noise_scale": model.noise.sqrt(),
-            "directions": model.directions,
-            "signal": (model.values - 1).clamp(min=0),
-        }.items():
-            getattr(self, name).copy_(value)
+def _complete(y: Tensor, observed: Tensor, z_dim: int, nearest_noise: Noise, seed: int, near: Any) -> _Complete:
+    """Likeliest factor analysis of the `observed` cells of `y` (n_samples, n_features): EM, whose second step is that
+    of complete rows (Little & Rubin, 2019, section 11.2). It ends when a row gains less than 1e-3 nats."""
+    model = _first_guess(y, observed, z_dim, nearest_noise) if near is None else copy.deepcopy(near)
+    former, noise = torch.tensor(math.inf), widest(model.noise_scale).square()
+    for _ in range(_MAX_EM):
+        filled, hidden, log_prob = _expectation(model, y, observed)
+        mean = filled.mean(0)
+        factors = _Factors(filled - mean, z_dim, seed, hidden)
+        noise = _fit_noise(factors, nearest_noise, noise)
+        if former + log_prob.mean() < _EM_TOL:
+            break
+        former = -log_prob.mean()
+        _LinearModel.fit(factors, noise, z_dim).describe(model, mean)
+    return _Complete(mean, factors, noise)
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of each row, in nats and in float64, since a row may lie far off: (..., n_features) -> (...,)."""
-        noise_scale, signal = widest(self.noise_scale), widest(self.signal)
-        y = (widest(x) - self.mean) / noise_scale
-        along = F.linear(y, widest(self.directions).T).square()
-        distance = y.square().sum(-1) - (along * (signal / (1 + signal))).sum(-1)
-        log_det = 2 * noise_scale.log().sum() + signal.log1p().sum()
-        return -0.5 * (distance + log_det + len(self.mean) * math.log(2 * math.pi))
 
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw `n` rows: (n, n_features)."""
-        z, noise = (torch.randn(n, size, generator=generator).to(self.mean) for size in self.directions.shape[::-1])
-        return self.mean + self.noise_scale * (noise + (z * self.signal.sqrt()) @ self.directions.T)
+def _first_guess(y: Tensor, observed: Tensor, z_dim: int, nearest_noise: Noise) -> LinearGaussian:
+    """Features that are independent of each other."""
+    n = observed.sum(0).clamp(min=1)
+    mean = torch.where(observed, y, 0.0).double().sum(0) / n
+    variance = torch.where(observed, (y - mean).square(), 0.0).sum(0) / n
+    model = LinearGaussian(y.shape[1], z_dim)
+    model.set_model(mean, nearest_noise(variance).sqrt(), model.directions, model.signal)
+    return model
+
+
+def _expectation(model: LinearGaussian, y: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`y` with its holes filled by their expectation, the mean covariance of what is filled in (its diagonal, where the
+    matrix would be too large), and the log-density of each row's observed cells."""
+    is_narrow, noise = y.shape[1] <= _MAX_COVARIANCE, widest(model.noise_scale).square()
+    hidden = torch.diag((~observed).to(noise).mean(0) * noise) if is_narrow else (~observed).to(noise).mean(0) * noise
+    loadings = (widest(model.noise_scale)[:, None] * model.loadings).T  # (z_dim, n_features)
+    filled, log_prob, size = [], [], max(1, _EM_ELEMENTS // loadings.numel())
+    for rows, seen in zip(y.split(size), observed.split(size), strict=True):
+        posterior = model.posterior(rows, seen)
+        filled.append(torch.where(seen, rows, model.expected(posterior.mean).to(rows.dtype)))
+        log_prob.append(posterior.log_prob)
+        spread = torch.linalg.solve_triangular(posterior.root, loadings * ~seen.unsqueeze(1), upper=False).flatten(0, 1)
+        hidden += (spread.T @ spread if is_narrow else spread.square().sum(0)) / len(y)
+    return torch.cat(filled), hidden, torch.cat(log_prob)
+
+
+def _rows_for_em(n_features: int, z_dim: int) -> int:
+    """So many that a step of EM takes about a twentieth of a second."""
+    return int(max(_SHRINKAGE_ROWS, 3e8 / (n_features**2 * z_dim)))
 
 
 def _set_linear_maps(vae: Any, weight: Tensor, bias: Tensor, loadings: Tensor, raw: Tensor) -> None:
@@ -243,19 +279,37 @@ def linear_start(
     """
     likelihood, z_dim = vae.likelihood, vae.prior.z_dim
     x = _some(x, max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // x.shape[1]), seed, rows)
-    if hasattr(likelihood, "set_noise"):
-        factors = _Factors(x - x.mean(0), z_dim, seed)
+    observed = observed_cells(x)
+    if observed is not None:
+        x = _some(x, _rows_for_em(x.shape[1], z_dim), seed)
+        observed, x = ~x.isnan(), without_holes(x)
+    y, nearest_noise, exact = _linearised(likelihood, raw, x)
+    if observed is None:
         known = None if near is None or near.background is None else near.background.noise_scale.double().square()
-        noise = _fit_noise(factors, likelihood.nearest_noise, known)
-        likelihood.set_noise(noise.to(raw), raw)
+        mean, factors = y.new_zeros(y.shape[1]), _Factors(y, z_dim, seed)
+        noise = _fit_noise(factors, nearest_noise, known if exact else None)
     else:
-        scores, curvature = _scores(likelihood, raw, x)
-        factors = _Factors(((scores - scores.mean(0)) / curvature).to(x.dtype), z_dim, seed)
-        noise = 1 / curvature
-    model = _LinearModel.fit(factors, noise, z_dim)
+        former = near.completer if near is not None and exact else None
+        mean, factors, noise = _complete(y, observed, z_dim, nearest_noise, seed, former)
+    model, line = _LinearModel.fit(factors, noise, z_dim), _line(likelihood.inputs(x), y)
     with torch.no_grad():
+        raw[0] += mean
+        if observed is not None:
+            line = line[0] + torch.where(line[1] == 0, 0, mean / line[1]), line[1]
+        if exact:
+            likelihood.set_noise(noise.to(raw), raw)
         if vae.background is not None:
-            vae.background.set_model(model, x.mean(0))
-        exact = hasattr(likelihood, "set_noise")
-        put = partial(model.put_into, vae, model.of_inputs(likelihood.inputs(x)), raw, beta)
+            model.describe(vae.background, x.mean(0) + mean)
+        if vae.filler is not None:
+            model.describe_inputs(vae.filler, *line)
+        put = partial(model.put_into, vae, line, raw, beta)
         put(shrinkage=1.0 if exact else _best_shrinkage(put, vae, x, beta, seed))
+
+
+def _linearised(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise, bool]:
+    """A Gaussian view of `x` around its mean, centred, with the noise that is nearest to a wished one, and whether
+    the model is Gaussian."""
+    if hasattr(likelihood, "set_noise"):
+        return x - x.mean(0), likelihood.nearest_noise, True
+    scores, curvature = _scores(likelihood, raw, x)
+    return ((scores - scores.mean(0)) / curvature).to(x.dtype), lambda noise: 1 / curvature, False

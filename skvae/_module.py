@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._batch import Batch
+from ._batch import Batch, Cells
 
 MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
 MAX_Z = 4.0  # left to the linear model
@@ -33,6 +33,8 @@ class VAE(nn.Module):
         were never trained (a defensive mixture; Hesterberg, 1995).
     share : float
         Weight of the background in the mixture.
+    filler : LinearGaussian or None
+        The linear model of what the encoder sees, which fills holes; None where the background is that.
     """
 
     encoder: nn.Module  # annotated, since nn.Module's __getattr__ hides types
@@ -42,6 +44,7 @@ class VAE(nn.Module):
     linear_encoder: nn.Linear | None
     linear_decoder: nn.Linear | None
     background: Any
+    filler: Any
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class VAE(nn.Module):
         linear_decoder: nn.Linear | None = None,
         background: nn.Module | None = None,
         share: float = 0.0,
+        filler: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -63,11 +67,29 @@ class VAE(nn.Module):
         self.linear_decoder = linear_decoder
         self.background = background
         self.share = share
+        self.filler = filler
         prior.attach(self.encode_inputs)
+
+    @property
+    def completer(self) -> Any:
+        """The linear model that fills holes in what the encoder sees."""
+        return self.background if self.filler is None else self.filler
+
+    def complete(self, x: Tensor) -> Cells:
+        """`x` (batch, n_features) for the encoder and for the likelihood, where NaN stands for a missing cell."""
+        observed = ~x.isnan()
+        x = torch.where(observed, x, self.likelihood.stand_in)
+        seen, spread = self.completer.complete(self.likelihood.inputs(x), observed)
+        return Cells(x, observed, seen, spread)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-scale of q(z | x): two tensors (..., z_dim)."""
         return self.encode_inputs(self.likelihood.inputs(x))
+
+    def encode_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same for the rows of a batch, as the encoder is to see them."""
+        mean, log_scale = self.encode_inputs(self.likelihood.inputs(batch.x) if batch.seen is None else batch.seen)
+        return mean, log_scale if batch.spread is None else log_scale + batch.spread
 
     def encode_any(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`encode` outside of training, where a row may lie at any distance: the mean is finite."""
@@ -109,7 +131,7 @@ class VAE(nn.Module):
     def terms(self, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
         """Reconstruction term of each row (batch,), the prior's KL terms (batch, n_terms), and what they were made of:
         the draw z, mean and log-scale of the posterior."""
-        mean, log_scale = self.encode(batch.encoded)
+        mean, log_scale = self.encode_batch(batch)
         z = mean + log_scale.exp() * batch.eps
         kl, raw = self.prior.kl(mean, log_scale, z), self.decode_for_map(z) if batch.for_map else self.decode(z)
         factors = self.likelihood.balance(raw) if batch.balanced and raw.requires_grad else None
@@ -120,7 +142,7 @@ class VAE(nn.Module):
     def reconstruction(self, raw: Tensor, batch: Batch) -> Tensor:
         """Log-likelihood of each row of the batch given raw outputs, summed over the cells that count: (..., batch)."""
         log_prob = self.likelihood.log_prob(raw, batch.x)
-        return (log_prob if batch.observed is None else log_prob * batch.observed).sum(-1)
+        return (log_prob if batch.observed is None else torch.where(batch.observed, log_prob, 0.0)).sum(-1)
 
     def log_weights(self, x: Tensor, eps: Tensor, log_scales: tuple[float, float] = (-math.inf, math.inf)) -> Tensor:
         """Log importance weights log p(x, z) - log q(z | x), in nats, at z = mean + scale * eps.
@@ -134,9 +156,9 @@ class VAE(nn.Module):
         log_q = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - log_scale.sum(-1)
         return self.likelihood.log_prob(self.decode(z), x).sum(-1) + self.prior.log_prob(z) - log_q
 
-    def mixed(self, log_prob: Tensor, x: Tensor) -> Tensor:
+    def mixed(self, log_prob: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Log-density of rows `x` under the mixture with the background, given that of the model alone: (batch,)."""
-        return log_prob if self.background is None else self.mixture(log_prob, self.background.log_prob(x))
+        return log_prob if self.background is None else self.mixture(log_prob, self.background.log_prob(x, observed))
 
     def mixture(self, log_prob: Tensor, background: Tensor) -> Tensor:
         """Log-density of the mixture, given those of the model alone and of the background."""

@@ -29,7 +29,7 @@ from ._portable import to_bytes
 from ._products import LinearByOneDNN
 from ._program import multiplications, own_settings, threads_for
 from ._random import EPOCH_STREAM, VALIDATION_STREAM, generator
-from ._split import Split, TrainBatches, member, whole
+from ._split import Rows, Split, TrainBatches, member, whole
 from ._stack import Stack
 
 OPTIMIZERS = {
@@ -282,7 +282,8 @@ class Net(NeuralNet):
         rng = generator(self.seed, VALIDATION_STREAM)
         for x in split[slice(None)][0].split(_BLOCK):
             eps = torch.randn(len(x), self.z_dim, generator=rng).to(x.device)
-            yield Batch(self.module_.likelihood.draw(x, rng), eps)
+            fields = Rows(x, self.module_).take(torch.arange(len(x)))
+            yield Batch(**fields | {"x": self.module_.likelihood.draw(fields["x"], rng)}, eps=eps)
 
     # Training
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ._batch import Batch
+from ._holes import observed_cells
 from ._random import SPLIT_STREAM, generator
 
 _MAX_ELEMENTS = 2**20  # random values that are drawn at once
+_BLOCK = 2048  # rows whose holes are filled at once
 
 
 class Split(Dataset):
@@ -41,6 +43,23 @@ class Split(Dataset):
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
         rows = self.x[self.train[0][index].to(self.x.device)]
         return rows, rows.new_zeros(rows.shape[:-1])
+
+
+class Rows:
+    """What batches take their rows from: `x` (n_samples, n_features), and where it has holes what `module` makes of
+    them before training."""
+
+    def __init__(self, x: Tensor, module: Any) -> None:
+        self.fields = {"x": x}
+        if observed_cells(x) is not None:
+            with torch.no_grad():
+                blocks = [module.complete(block) for block in x.split(_BLOCK)]
+            self.fields = {name: torch.cat([getattr(block, name) for block in blocks]) for name in blocks[0]._fields}
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        """The fields of a `Batch` that belong to these rows, whose indices may have any shape."""
+        flat = rows.to(self.fields["x"].device).flatten()
+        return {name: part.index_select(0, flat).view(*rows.shape, -1) for name, part in self.fields.items()}
 
 
 def whole(x: Tensor) -> Split:
@@ -99,7 +118,7 @@ class TrainBatches:
     """
 
     def __init__(self, net: Any, split: Split) -> None:
-        self.net, self.split = net, split
+        self.net, self.split, self.rows = net, split, Rows(split.x, net.module_)
         n_rows = [len(rows) for rows in split.train]
         self.n_batches = 1 if net.batch_size == -1 else math.ceil(max(n_rows) / net.batch_size)  # skorch's -1: all rows
         if net.batch_size != 1:
@@ -115,7 +134,7 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[tuple[Batch, None]]:
         net, x = self.net, self.split.x
-        rng, draw, device = generator(net.seed, len(net.history)), net.module_.likelihood.draw, x.device
+        rng, likelihood, device = generator(net.seed, len(net.history)), net.module_.likelihood, x.device
         orders = [rows[torch.randperm(len(rows), generator=rng)] for rows in self.split.train]
         rows = torch.stack([order[at] for order, at in zip(orders, self.positions, strict=True)], 1).to(device)
         n_members, n_draws = rows.shape[1], net.criterion_.n_draws
@@ -125,17 +144,19 @@ class TrainBatches:
         blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
         weights = self.weight.to(device)
         for size, step_rows, weight, eps in zip(self.sizes, rows, weights, noise, strict=True):
-            some = step_rows[:, :size]
-            batch = draw(x.index_select(0, some.flatten()).view(n_members, size, -1), rng)
-            noisy = scale is not None and net.in_first_phase  # which may end in mid-epoch
-            seen = None if not noisy else torch.addcmul(batch, next(blur)[:, :size], scale)
+            fields = self.rows.take(step_rows[:, :size])
+            fields["x"] = likelihood.draw(fields["x"], rng)
+            if scale is not None and net.in_first_phase:  # which may end in mid-epoch
+                seen = fields["seen"] if "seen" in fields else likelihood.inputs(fields["x"])
+                fields["seen"] = torch.addcmul(seen, next(blur)[:, :size], scale)
             eps = eps[..., :size, :].expand(*eps.shape[:-3], n_members, -1, -1)
-            yield Batch(batch, eps, seen, weight=weight[:, :size], **net.phase), None
+            yield Batch(**fields, eps=eps, weight=weight[:, :size], **net.phase), None
 
 
 def member(batch: Batch, i: int) -> Batch:
     """The rows of member `i`, without those that only fill up."""
     alone = len(batch.x) == 1  # then nothing fills up
     keep = slice(None) if alone or batch.weight is None else slice(0, int(batch.weight[i].count_nonzero()))
-    seen = None if batch.seen is None else batch.seen[i, keep]
-    return Batch(batch.x[i, keep], batch.eps[..., i, keep, :], seen, balanced=batch.balanced, for_map=batch.for_map)
+    parts = {name: getattr(batch, name) for name in ("x", "seen", "spread", "observed")}
+    fields = {name: part[i, keep] for name, part in parts.items() if part is not None}
+    return Batch(**fields, eps=batch.eps[..., i, keep, :], balanced=batch.balanced, for_map=batch.for_map)

@@ -4,6 +4,7 @@ import copy
 import os
 import warnings
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral, Real
 from typing import ClassVar
 
@@ -426,8 +427,7 @@ class VAETransformer(
         Z : ndarray of shape (n_samples, z_dim)
             Posterior means, float32.
         """
-        X, vae = self._check_X(X), self.module_
-        return self._apply(lambda x: vae.encode_any(x)[0], self._scaled_blocks(X), len(X))
+        return self._encode(self._check_X(X))[0]
 
     @own_settings()
     def posterior(self, X):
@@ -510,6 +510,59 @@ class VAETransformer(
         return self._decode(lambda z: vae.sample(z, rng), z)
 
     @own_settings()
+    def impute(self, X, *, sample=False, n_draws=None, random_state=None):
+        """Fill missing cells by what the model makes of the observed ones.
+
+        The posterior of z given the observed cells is explored with `n_draws` importance-weighted draws (the
+        estimator's parameter), as in `score_samples` [1]_.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, in which NaN stands for a missing cell. Any columns may be missing, whatever was missing in `fit`.
+        sample : bool, default=False
+            Whether to draw from p(missing | observed), or return the mean.
+        n_draws : int, default=None
+            With ``sample=True``, number of draws of each cell. None draws once, and leaves the first dimension out.
+        random_state : int, RandomState instance or None, default=None
+            Source of the draws. None takes numpy's global stream.
+
+        Returns
+        -------
+        X_imputed : ndarray of shape (n_samples, n_features), or (n_draws, n_samples, n_features)
+            In the units of X; observed cells are as they were.
+
+        References
+        ----------
+        .. [1] Mattei & Frellsen (2019). "MIWAE: deep generative modelling and imputation of incomplete data sets",
+           section 4. ICML.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from skvae import VAETransformer
+        >>> X = load_iris().data
+        >>> X[::3, 2] = np.nan
+        >>> vae = VAETransformer(z_dim=2, max_iter=20, random_state=0).fit(X)
+        >>> vae.impute(X).shape
+        (150, 4)
+        >>> vae.impute(X, sample=True, n_draws=5, random_state=0).shape
+        (5, 150, 4)
+        """
+        if n_draws is not None and (not sample or n_draws < 1):
+            raise ValueError(f"n_draws is the number of draws with sample=True, at least 1. Got {n_draws!r} instead.")
+        rng = generator(int(check_random_state(random_state).randint(np.iinfo(np.int32).max))) if sample else None
+        X = self._check_X(X)
+        incomplete = np.isnan(X).any(axis=1)
+        filled = np.repeat(X[np.newaxis], n_draws or 1, axis=0)
+        if incomplete.any():
+            holes = np.isnan(X[incomplete])
+            values = self._imputed(X[incomplete], (n_draws or 1) if sample else None, rng)
+            filled[:, incomplete] = np.where(holes, values, X[incomplete])
+        return filled if n_draws else filled[0]
+
+    @own_settings()
     def score_samples(self, X):
         """Log-likelihood of each row, estimated with `n_draws` importance-weighted posterior draws.
 
@@ -532,8 +585,9 @@ class VAETransformer(
         scores = np.empty(len(X))
         for rows in (~far, far):
             if rows.any():
-                scores[rows] = self._log_likelihoods(X if rows.all() else X[rows], *self._scorer(rows is far))
-        return scores + self.net_.log_jacobian - excess
+                score = partial(self._log_likelihoods, exact=rows is far)
+                scores[rows] = self._by_holes(X if rows.all() else X[rows], score)
+        return scores + self._log_jacobian(X) - excess
 
     def score(self, X, y=None):
         """Mean log-likelihood of the rows: what GridSearchCV maximises where no `scoring` is given.
@@ -582,6 +636,7 @@ class VAETransformer(
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
+        tags.input_tags.allow_nan = True
         likelihood = LIKELIHOODS.get(self.likelihood) if isinstance(self.likelihood, str) else self.likelihood
         tags.input_tags.positive_only = getattr(likelihood, "non_negative", False)
         return tags

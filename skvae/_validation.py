@@ -34,7 +34,7 @@ class ValidationMixin:
         """Validated X and what `likelihood` stands for; nothing is set on self, so that a refusal loses nothing."""
         X = plain(X)
         with advice(X):
-            values = check_array(X, dtype=_DTYPES, input_name="X", estimator=self)
+            values = check_array(X, dtype=_DTYPES, ensure_all_finite="allow-nan", input_name="X", estimator=self)
         likelihood = self.likelihood
         if self._is_guessed:
             likelihood = guess_likelihood(X, None if in_chunks else values)
@@ -48,9 +48,9 @@ class ValidationMixin:
         check_is_fitted(self)
         X = plain(X)
         with advice(X):
-            X = validate_data(self, X, dtype=_DTYPES, reset=False)
+            X = validate_data(self, X, dtype=_DTYPES, ensure_all_finite="allow-nan", reset=False)
         nearest = self._check_values(X, self.likelihood_)
-        return nearest, 0.0 if nearest is X else np.log1p(np.abs(X - nearest.astype(np.float64))).sum(axis=1)
+        return nearest, 0.0 if nearest is X else np.nansum(np.log1p(np.abs(X - nearest.astype(np.float64))), axis=1)
 
     @property
     def _is_guessed(self):

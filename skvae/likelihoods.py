@@ -37,6 +37,8 @@ class Likelihood(Component, ABC):
         and the means and samples are then in standardised units.
     non_negative : bool
         Whether negative values are outside the support.
+    stand_in : float
+        A value of the support, which stands for missing cells in the formulas; what they make of it does not count.
     min_curvature : float
         What the linear start takes for the second derivative of -log p(x | raw) at least. At the mean of a rare feature
         the derivative is small, but it grows as soon as the feature varies with z.
@@ -45,6 +47,7 @@ class Likelihood(Component, ABC):
     n_raw = 1
     standardize = False
     non_negative = False
+    stand_in = 0.0
     min_curvature = 0.1
 
     def check(self, X: np.ndarray, whom: str) -> None:
@@ -84,11 +87,19 @@ class Likelihood(Component, ABC):
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         """Log-probability of each feature of each row, in nats: (..., n_features)."""
 
+    def expansion(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope of `log_prob` in the first raw output of each feature, and minus its curvature: (..., n_features)."""
+        with torch.enable_grad():
+            point = raw.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.log_prob(point, x).sum(), point, create_graph=True)
+            (bend,) = torch.autograd.grad(slope[..., 0, :].sum(), point)
+        return slope[..., 0, :].detach(), -bend[..., 0, :]
+
     def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return `log_prob` of the first member, and the gradient of minus the weighted sum of all.
 
         The first is (batch, n_features), the second of the shape of `raw`. All arguments have a first dimension of
-        members, `weight` is (n_members, batch, 1). The gradient in the parameters shared by all rows is left in their
+        members, `weight` is (n_members, batch, 1), or (n_members, batch, n_features) where cells are missing. The gradient in the parameters shared by all rows is left in their
         ``grad``.
         """
         self.zero_grad(set_to_none=False)
@@ -239,10 +250,15 @@ class Gaussian(Likelihood):
         log_prob = -0.5 * (torch.addcmul(variance[0].log(), slope[0], error[0]) + _LOG_2PI)
         noise_slope = variance.reciprocal().addcmul_(slope, slope, value=-1).mul_(half_slope)
         if self.noise == "row":
-            return log_prob, torch.stack([slope, noise_slope], dim=-2).mul_(weight.unsqueeze(-1))
+            return log_prob, torch.stack([slope, noise_slope], dim=-2).mul_(weight.unsqueeze(-2))
         assert self.log_noise.grad is not None
         self.log_noise.grad.copy_(noise_slope.mul_(weight).sum_to_size(self.log_noise.shape))
         return log_prob, slope.mul_(weight).unsqueeze(-2)
+
+    def expansion(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        loc, variance = self._loc_variance(raw)
+        variance = variance.expand_as(loc)
+        return (x - loc) / variance, 1 / variance
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw[..., 0, :]
@@ -257,9 +273,9 @@ def _check_unit_interval(X: np.ndarray, whom: str) -> None:
     rounding = _ROUNDING * max(
         np.finfo(dtype).eps for dtype in (X.dtype, np.float32) if np.issubdtype(dtype, np.floating)
     )
-    if X.min() < -rounding:
-        check_non_negative(X, whom)
-    if X.max() > 1 + rounding:
+    if _least(X) < -rounding:
+        _check_non_negative(X, whom)
+    if np.fmax.reduce(X, axis=None) > 1 + rounding:
         raise ValueError(
             f"Values above 1 in data passed to {whom}. Scale X to [0, 1], for instance with "
             "sklearn.preprocessing.MinMaxScaler."
@@ -267,7 +283,16 @@ def _check_unit_interval(X: np.ndarray, whom: str) -> None:
 
 
 def _nearest_in_unit_interval(X: np.ndarray) -> np.ndarray:
-    return np.clip(X, 0, 1) if X.min() < 0 or X.max() > 1 else X
+    return np.clip(X, 0, 1) if _least(X) < 0 or np.fmax.reduce(X, axis=None) > 1 else X
+
+
+def _least(X: np.ndarray) -> float:
+    """The least value that is not missing."""
+    return np.fmin.reduce(X, axis=None)
+
+
+def _check_non_negative(X: np.ndarray, whom: str) -> None:
+    check_non_negative(np.array([[_least(X)]]), whom)
 
 
 class Bernoulli(Likelihood):
@@ -469,7 +494,7 @@ class _Counts(Likelihood):
     min_curvature = 0.5
 
     def check(self, X: np.ndarray, whom: str) -> None:
-        check_non_negative(X, whom)
+        _check_non_negative(X, whom)
 
     log_mean: Tensor
     inputs_mean: Tensor

@@ -155,7 +155,7 @@ class _ImportanceWeighted(Objective):
         """What has the bound's value and the objective's gradient: (batch,)."""
 
     def forward(self, vae: Any, batch: Batch) -> Terms:
-        mean, log_scale = vae.encode(batch.encoded)
+        mean, log_scale = vae.encode_batch(batch)
         z = mean + log_scale.exp() * batch.eps.reshape(-1, *batch.eps.shape[-2:])  # (n_draws, batch, z_dim)
         log_prior = vae.prior.log_prob(z)
         log_joint = vae.reconstruction(vae.decode(z), batch) + log_prior

@@ -1,0 +1,137 @@
+"""The posterior of rows with holes, for inference: a Gauss-Newton step or a few from where the encoder puts them.
+
+The encoder's posterior has no correlations, and an incomplete row's has. Here it is N(mean, (root @ root.T)^-1), which
+is exact where the decoder is linear and the noise does not depend on z, whatever is missing; for other models it is what
+importance sampling draws from.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._batch import Cells
+from ._module import MODERATE, VAE
+
+_MAX_STEPS = 3
+_LEAST_STEP = 0.05  # of a difference quotient, in units of z
+
+
+class Refined:
+    """Posteriors of the rows of some `Cells` under `vae`, and draws from them.
+
+    Parameters
+    ----------
+    vae : VAE
+        A trained model.
+    cells : Cells
+        What it made of rows with holes.
+    """
+
+    def __init__(self, vae: VAE, cells: Cells) -> None:
+        self.vae, self.cells = vae, cells
+        self.mean, log_scale = vae.encode_inputs(cells.seen.clamp(-1e30, 1e30))
+        self.step = (log_scale + cells.spread).clamp(*MODERATE).exp().clamp(_LEAST_STEP, 1.0)
+        value = self._log_joint(self.mean)
+        for _ in range(_MAX_STEPS):
+            gradient, root = self._expansion(self.mean)
+            moved = self.mean + torch.cholesky_solve(gradient.unsqueeze(-1), root).squeeze(-1)
+            found = self._log_joint(moved)
+            better = found > value
+            self.mean, value = torch.where(better[:, None], moved, self.mean), torch.where(better, found, value)
+        _, self.root = self._expansion(self.mean)
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Logarithm of each unit's standard deviation: (batch, z_dim)."""
+        return 0.5 * torch.cholesky_inverse(self.root).diagonal(dim1=-2, dim2=-1).log()
+
+    def draw(self, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws z (n_draws, batch, z_dim) made of `eps` (n_draws, 1, z_dim), their raw outputs, and the logarithms of
+        their importance weights p(x, z) / q(z | x) (n_draws, batch)."""
+        eps = eps.expand(-1, len(self.mean), -1)
+        moves = torch.linalg.solve_triangular(self.root.mT, eps.permute(1, 2, 0), upper=True)  # (batch, z_dim, n_draws)
+        z = self.mean + moves.permute(2, 0, 1)
+        log_det = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_q = log_det - 0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1)
+        raw = self.vae.decode(z)
+        return z, raw, self._log_prob(raw) + self.vae.prior.log_prob(z) - log_q
+
+    def _log_prob(self, raw: Tensor) -> Tensor:
+        log_prob = self.vae.likelihood.log_prob(raw, self.cells.x)
+        return torch.where(self.cells.observed, log_prob, 0.0).sum(-1)
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        return self._log_prob(self.vae.decode(z)) + self.vae.prior.log_prob(z)
+
+    def _expansion(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of the log-joint in z, and the Cholesky factor of minus its Hessian, without the second derivative
+        of the decoder: (batch, z_dim) and (batch, z_dim, z_dim)."""
+        slope, curvature = self.vae.likelihood.expansion(self.vae.decode(z), self.cells.x)
+        slope, curvature = (torch.where(self.cells.observed, part, 0.0) for part in (slope, curvature.clamp(min=0)))
+        jacobian = self._jacobian(z)
+        gradient = (jacobian @ slope.unsqueeze(-1)).squeeze(-1) + _gradient(self.vae.prior, z)
+        hessian = (jacobian * curvature.unsqueeze(1)) @ jacobian.mT
+        return gradient, torch.linalg.cholesky(hessian + torch.eye(z.shape[-1]).to(hessian))
+
+    def _jacobian(self, z: Tensor) -> Tensor:
+        """Slopes of the first raw outputs in z, over about a standard deviation of it: (batch, z_dim, n_features)."""
+        moves = torch.diag_embed(self.step).movedim(1, 0)  # (z_dim, batch, z_dim)
+        ahead, behind = (self.vae.decode(z + sign * moves)[..., 0, :] for sign in (1, -1))
+        return ((ahead - behind) / (2 * self.step.T.unsqueeze(-1))).movedim(0, 1)
+
+
+def _gradient(prior: torch.nn.Module, z: Tensor) -> Tensor:
+    """Gradient of the prior's log-density: (batch, z_dim)."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(prior.log_prob(z).sum(), z)  # type: ignore[operator]
+    return gradient
+
+
+def antithetic(eps: Tensor) -> Tensor:
+    """Draws (n_draws, ...) in pairs of opposite signs, whose mean is 0: what is linear in them is then exact."""
+    half = eps[: -(-len(eps) // 2)]
+    return torch.cat([half, -half])
+
+
+def _shares(log_weights: Tensor) -> Tensor:
+    """Importance weights (n_draws, batch) that add up to 1 for each row."""
+    return F.softmax(log_weights.nan_to_num(nan=-1e30, posinf=0.0, neginf=-1e30), dim=0)
+
+
+def _chance_of_background(refined: Refined, log_weights: Tensor) -> Tensor:
+    """Probability that a row comes from the background of the mixture, given its observed cells: (batch,)."""
+    vae, cells = refined.vae, refined.cells
+    log_prob = log_weights.logsumexp(0) - math.log(len(log_weights))
+    background = vae.background.log_prob(cells.x, cells.observed) + math.log(vae.share)
+    return (background - vae.mixed(log_prob, cells.x, cells.observed)).exp()
+
+
+def expected(refined: Refined, eps: Tensor) -> Tensor:
+    """The rows with their holes filled by what is expected there, E[x | observed], as a mean over weighted draws
+    (Mattei & Frellsen, 2019, equation 12): (1, batch, n_features)."""
+    vae, cells = refined.vae, refined.cells
+    _, raw, log_weights = refined.draw(eps)
+    mean = (_shares(log_weights).unsqueeze(-1) * vae.likelihood.mean(raw)).sum(0)
+    if vae.background is not None:
+        chance = _chance_of_background(refined, log_weights).unsqueeze(-1)
+        mean = mean + chance * (vae.background.expected_given(cells.x, cells.observed) - mean)
+    return torch.where(cells.observed, cells.x, mean).unsqueeze(0)
+
+
+def drawn(refined: Refined, eps: Tensor, n_draws: int, rng: torch.Generator) -> Tensor:
+    """The rows with their holes filled by draws of p(x | observed), by sampling and resampling (Mattei & Frellsen,
+    2019, section 4.2): (n_draws, batch, n_features)."""
+    vae, cells = refined.vae, refined.cells
+    _, raw, log_weights = refined.draw(eps)
+    choices = torch.multinomial(_shares(log_weights).T, n_draws, replacement=True, generator=rng).T  # (n_draws, batch)
+    chosen = raw[choices, torch.arange(len(cells.x))]  # (n_draws, batch, n_raw, n_features)
+    x = vae.likelihood.sample(chosen, rng).to(cells.x)
+    if vae.background is not None:
+        strange = torch.rand(n_draws, len(cells.x), 1, generator=rng).to(cells.x) < _chance_of_background(
+            refined, log_weights
+        ).unsqueeze(-1)
+        x = torch.where(strange, vae.background.sample_given(cells.x, cells.observed, n_draws, rng), x)
+    return torch.where(cells.observed, cells.x, x)
