@@ -9,6 +9,7 @@ import torch
 from skorch.callbacks import Callback
 from torch import nn
 
+from ._columns import Categorical, Columns, MarginalBackground, Ordinal
 from ._gaussian import LinearGaussian
 from ._guard import StopTraining
 from ._holes import without_holes
@@ -17,7 +18,7 @@ from ._module import VAE
 from ._random import INIT_STREAM, PRIOR_STREAM, generator, subsample
 from .architectures import ARCHITECTURES, NetworkSpec, check_network, undrawn
 from .callbacks import REPORT_ROWS
-from .likelihoods import LIKELIHOODS
+from .likelihoods import LIKELIHOODS, Bernoulli, Likelihood
 from .objectives import OBJECTIVES
 from .priors import PRIORS
 
@@ -97,11 +98,22 @@ def build_vae(
     if init == "linear" and not architecture.is_linear(hidden_layer_sizes):
         sizes = {"linear_encoder": (n_features, z_dim), "linear_decoder": (z_dim, n_outputs)}
         linear = {name: undrawn(nn.Linear, *size, bias=False) for name, size in sizes.items()}
-        if linear_share and hasattr(likelihood, "set_noise"):
-            linear |= {"background": LinearGaussian(n_features, z_dim), "share": linear_share}
-    if "background" not in linear:
+        background = background_of(likelihood, n_features, z_dim)
+        if linear_share and background is not None:
+            linear |= {"background": background, "share": linear_share}
+    if not isinstance(linear.get("background"), LinearGaussian):
         linear["filler"] = LinearGaussian(n_features, z_dim)
     return VAE(encoder, decoder, likelihood, prior, **linear)
+
+
+def background_of(likelihood, n_features, z_dim):
+    """The density beside the model, where features are real-valued."""
+    if isinstance(likelihood, Columns):
+        n_gaussian = likelihood.sizes[0] if hasattr(likelihood.parts[0], "set_noise") else 0
+        others = [(part, size) for part, size in zip(likelihood.parts, likelihood.sizes, strict=True)][bool(n_gaussian) :]
+        others = Columns(*map(list, zip(*copy.deepcopy(others), strict=True))) if others else Columns([Bernoulli()], [0])
+        return MarginalBackground(n_gaussian, z_dim, others)
+    return LinearGaussian(n_features, z_dim) if hasattr(likelihood, "set_noise") else None
 
 
 def _check_log_prob(likelihood, x):
@@ -162,6 +174,24 @@ def guess_likelihood(X, values=None):
     a first part of it, for zeros and ones. Nothing else is guessed: a Gaussian fits it too, and comparably."""
     binary = np.asarray(X).dtype == bool if values is None else np.all((values == 0) | (values == 1) | np.isnan(values))
     return "bernoulli" if binary else "gaussian"
+
+
+def likelihood_of(table, given):
+    """The likelihood of a table whose columns are of several kinds; `given` holds for numeric columns of which nothing
+    else is said."""
+    named = given if isinstance(given, (str, Likelihood)) and given != "auto" else None
+    known = {"ordinal": Ordinal, "categorical": Categorical, "flag": Bernoulli}
+    parts, sizes = [], []
+    for kind, places in table.groups.items():
+        columns = [table.columns[i] for i in places]
+        widths = [column.n_features if kind == "categorical" else 1 for column in columns]
+        if kind in known:
+            levels = [[len(column.levels) for column in columns]] if kind != "flag" else []
+            parts.append(known[kind](*levels))
+        else:
+            parts.append(resolve("likelihood", columns[0].likelihood or named or "gaussian"))
+        sizes.append(sum(widths))
+    return Columns(parts, sizes)
 
 
 def copies(callbacks):

@@ -20,18 +20,21 @@ from skorch.callbacks import PassthroughScoring
 
 from ._atomic import replace_file
 from ._build import REGISTRIES, build_vae
+from ._columns import Categorical, Columns, Ordinal
 from ._device import device_here
 from ._net import OPTIMIZERS, build_net
 from ._onnx import onnx_graph
 from ._program import own_settings
+from ._table import Column, Table
 from .objectives import Objective
 
-_FORMAT = 2  # to be raised when older versions of skvae could not read what is written
+_FORMAT = 3  # to be raised when older versions of skvae could not read what is written
 _KEY = "skvae"  # of the header's metadata
 _NO_DIGEST = "0" * 64  # stands where the SHA-256 of the file goes while it is computed
 _MAX_HEADER = 100_000_000  # bytes: safetensors reads no longer one
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _CLASSES = {cls.__name__: cls for registry in (*REGISTRIES.values(), OPTIMIZERS) for cls in registry.values()}
+_CLASSES |= {cls.__name__: cls for cls in (Table, Column, Columns, Categorical, Ordinal)}
 
 
 class FileMixin:
@@ -170,6 +173,7 @@ def _net_state(net):
         "recipe": net.recipe_,
         "device": str(net.device),
         "n_steps": net.n_steps_,
+        "gain": net.gain_,
         "history": net.history.to_list(),
         "module": net.module_.state_dict(),
         "average": net.average_.state_dict() if net.ema_decay else None,
@@ -178,7 +182,7 @@ def _net_state(net):
     }
 
 
-def _net_from(*, recipe, device, n_steps, history, module, average, optimizer, best_scores):
+def _net_from(*, recipe, device, n_steps, gain, history, module, average, optimizer, best_scores):
     """The net, on the device where it was if there is such a one here, otherwise on the CPU."""
     if not isinstance(recipe["objective"], Objective):
         raise ValueError(f"it trains {recipe['objective']!r}, which is no objective")
@@ -187,7 +191,7 @@ def _net_from(*, recipe, device, n_steps, history, module, average, optimizer, b
     if net.ema_decay:
         net.average_.load_state_dict(average)
     net.optimizer_.load_state_dict(optimizer)
-    net.n_steps_ = n_steps
+    net.n_steps_, net.gain_ = n_steps, gain
     net.trained_module.eval()
     net.history.extend(history)
     for name, callback in net.callbacks_:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from ._blocks import location_scale, scaled
@@ -89,7 +90,7 @@ def begin(estimator, X, likelihood, seed, one_epoch):
     """A net at its start, and X in its units."""
     device, objective = resolve_device(estimator.device), resolve_objective(estimator.objective, estimator.beta)
     likelihood = resolve("likelihood", likelihood)
-    offset, scale = location_scale(X) if likelihood.standardize else (0.0, 1.0)
+    offset, scale = _units(likelihood, X)
     x = scaled(X, offset, scale)
     split, recipe = split_of(estimator, x, seed, True, one_epoch), recipe_of(estimator, X, likelihood, seed)
     with threads_for(len(x) * X.shape[1] ** 2):
@@ -115,6 +116,20 @@ def begin(estimator, X, likelihood, seed, one_epoch):
     net.given_callbacks_ = list(estimator.callbacks or ())
     split.x, split.others = x.to(net.device), [other.to(device) for other in others]
     return net, split
+
+
+def mean_gain(net, X, gain):
+    """What log-likelihoods of the rows gain beside the Jacobian of the scaling, which holes have no part in, on
+    average."""
+    holes = np.isnan(X) @ np.log(net.scale) if np.ndim(net.scale) and np.isnan(X).any() else 0.0
+    return float(np.mean(gain + holes))
+
+
+def _units(likelihood, X):
+    """Location and scale of the model's units."""
+    if hasattr(likelihood, "location_scale"):
+        return likelihood.location_scale(X)
+    return location_scale(X) if likelihood.standardize else (0.0, 1.0)
 
 
 def weight_decay_of(estimator, n_rows):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._batch import Batch
+from ._columns import Categorical, Ordinal
 from ._module import MAX_INPUT, MAX_Z
 from ._products import LARGE, linear
 from ._stack import Stack
@@ -113,7 +114,8 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def covers(vae: Any) -> bool:
     """Whether the parts of `vae` are known: chains of rectified linear units, terms whose gradients are theirs."""
-    known = type(vae.likelihood) in LIKELIHOODS.values() and type(vae.prior) in PRIORS.values()
+    kinds = {type(part) for part in getattr(vae.likelihood, "parts", [vae.likelihood])}
+    known = kinds <= {*LIKELIHOODS.values(), Categorical, Ordinal} and type(vae.prior) in PRIORS.values()
     return known and _Chain.covers(vae.encoder) and _Chain.covers(vae.decoder) and not _has_hooks(vae)
 
 

@@ -8,9 +8,11 @@ import torch
 
 from ._blocks import BLOCK, PAD, apply, chunk_sizes, scaled_blocks
 from ._module import MODERATE
+from ._input import plain
 from ._program import multiplications
 from ._random import SCORE_STREAM, generator
 from ._refine import Refined, antithetic, drawn, expected
+from ._table import is_frame
 
 
 class InferenceMixin:
@@ -112,4 +114,20 @@ class InferenceMixin:
         return apply(function, blocks, n_rows, finish, multiplications(self.module_, size, self.n_features_in_))
 
     def _in_units_of_X(self, x):
-        return (x * np.float64(self.net_.scale) + self.net_.offset).astype(self._output_dtype)
+        return (x * np.float64(self.net_.scale) + self.net_.offset).astype(self._table.dtype)
+
+    def _given_back(self, features, drawn=False, like=None):
+        """Features in the units of X, in its container."""
+        return self._table.compose(self._table.values_of(features, drawn), like)
+
+    def _filled(self, X, n_draws, rng):
+        """X without holes, in its container: expected, in a list of one, or a list of that many draws."""
+        features, given = self._check_X(X), plain(X)
+        holes = np.isnan(features).any(axis=1)
+        filled = np.repeat(features[np.newaxis], n_draws or 1, axis=0)
+        if holes.any():
+            drawn = self._imputed(features[holes], n_draws, rng)
+            filled[:, holes] = np.where(np.isnan(features[holes]), drawn, features[holes])
+        values = self._table.values(given) if not self._table.is_plain or is_frame(given) else features
+        found = (self._table.values_of(one, n_draws is not None) for one in filled)
+        return [self._table.compose(np.where(np.isnan(values), one, values), given) for one in found]

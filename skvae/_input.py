@@ -36,7 +36,7 @@ def plain(X):
     if isinstance(X, np.ndarray):
         X = np.asarray(X)  # no matrix, whose rows would stay matrices
         X = X if X.dtype.isnative else X.astype(X.dtype.newbyteorder("="))
-    if any(map(_is_date, np.ravel(getattr(X, "dtypes", getattr(X, "dtype", []))))):
+    if any(map(_is_date, np.ravel(getattr(X, "dtype", [])))):
         raise ValueError(_words("Dates or times were passed for X, but numbers are required", _not_numbers(X)))
     return X
 
@@ -89,10 +89,10 @@ def _columns(X):
 
 
 def _is_numeric(values):
-    return values.dtype.kind in "biuf" or (values.dtype.kind in "OSUT" and all(map(_is_number, values.flat)))
+    return values.dtype.kind in "biuf" or (values.dtype.kind in "OSUT" and all(map(is_number, values.flat)))
 
 
-def _is_number(value):
+def is_number(value):
     try:
         float(value)
     except (TypeError, ValueError):

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
+from torch.nn import functional as F
 
 from ._batch import Batch
 from ._device import widest
@@ -143,6 +144,14 @@ class _LinearModel:
     def describe(self, density: LinearGaussian, mean: Tensor) -> None:
         """Make `density` that of mean + y."""
         density.set_model(mean, self.noise.sqrt(), self.directions, self.values)
+
+    def marginal(self, n: int) -> tuple[Tensor, Tensor]:
+        """Principal values and directions of the first `n` features alone."""
+        loadings = self.directions[:n] * (self.values - 1).clamp(min=0).sqrt()
+        left, singular, _ = torch.linalg.svd(loadings, full_matrices=False)
+        directions = loadings.new_zeros(n, len(self.values))
+        directions[:, : left.shape[1]] = left
+        return 1 + F.pad(singular.square(), (0, len(self.values) - len(singular))), directions
 
     def describe_inputs(self, density: LinearGaussian, centre: Tensor, slope: Tensor) -> None:
         """Make `density` that of the encoder's inputs, of which y is a linear function; a feature without slope is
@@ -296,19 +305,36 @@ def linear_start(
         raw[0] += mean
         if observed is not None:
             line = line[0] + torch.where(line[1] == 0, 0, mean / line[1]), line[1]
-        if exact:
+        if hasattr(likelihood, "set_noise"):
             likelihood.set_noise(noise.to(raw), raw)
         if vae.background is not None:
-            model.describe(vae.background, x.mean(0) + mean)
+            _describe_background(vae.background, model, x.mean(0) + mean, raw)
         if vae.filler is not None:
             model.describe_inputs(vae.filler, *line)
         put = partial(model.put_into, vae, line, raw, beta)
         put(shrinkage=1.0 if exact else _best_shrinkage(put, vae, x, beta, seed))
 
 
+def _describe_background(background: Any, model: _LinearModel, mean: Tensor, raw: Tensor) -> None:
+    if isinstance(background, LinearGaussian):
+        return model.describe(background, mean)
+    n = background.n
+    values, vectors = model.marginal(n)
+    background.gaussian.set_model(mean[:n], model.noise[:n].sqrt(), vectors, values)
+    background.raw.copy_(raw[: len(background.raw), n:])
+
+
 def _linearised(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise, bool]:
     """A Gaussian view of `x` around its mean, centred, with the noise that is nearest to a wished one, and whether
     the model is Gaussian."""
+    if hasattr(likelihood, "split"):
+        parts = [_linearised(part, raw[: part.n_raw, some], x[:, some]) for part, some in likelihood.split()]
+        some = [features for _, features in likelihood.split()]
+
+        def nearest(noise: Tensor) -> Tensor:
+            return torch.cat([part[1](noise[own]) for part, own in zip(parts, some, strict=True)])
+
+        return torch.cat([part[0] for part in parts], 1), nearest, False
     if hasattr(likelihood, "set_noise"):
         return x - x.mean(0), likelihood.nearest_noise, True
     scores, curvature = _scores(likelihood, raw, x)

@@ -18,6 +18,8 @@ _FIXED = (
     "hidden_layer_sizes",
     "activation",
     "likelihood",
+    "categorical_features",
+    "marginal",
     "prior",
     "architecture",
     "init",
@@ -52,6 +54,8 @@ def made_with(params, likelihood):
 
 
 def _fingerprint(name, value):
+    if isinstance(value, dict) and name == "likelihood":
+        return repr({column: _fingerprint(name, part) for column, part in value.items()})
     if name in REGISTRIES and isinstance(value, str):
         return _of_named(name, value)
     if isinstance(value, Real):

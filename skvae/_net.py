@@ -91,6 +91,7 @@ class Net(NeuralNet):
         self.input_noise = input_noise
         self.balanced = balanced
         self.interrupted_ = False
+        self.gain_ = 0.0  # nats per row that log-likelihoods of the training rows gain by marginals, and by holes
         self.run_length_ = 1  # epochs that the whole run is meant to have
         self.patience_: dict[str, Any] = {"patience": (0,), "tol": 0.0}
         self.n_steps_ = 0
@@ -191,8 +192,13 @@ class Net(NeuralNet):
 
     @property
     def log_jacobian(self) -> float:
-        """What a log-likelihood in the model's units gains in those of X, in nats per row."""
+        """What a log-likelihood in the model's units gains in those of X, in nats for a complete row."""
         return -float(np.sum(np.log(self.scale)))
+
+    @property
+    def mean_log_jacobian(self) -> float:
+        """The same for the training rows on average, with what marginals add."""
+        return self.log_jacobian + self.gain_
 
     def set_objective(self, objective: nn.Module) -> None:
         """Go on with another objective; the optimizer's state stays."""
@@ -209,7 +215,7 @@ class Net(NeuralNet):
 
     def carry_on(self, former: "Net") -> None:
         """Take over the history of the net that this one replaces, its bounds in this one's units."""
-        shift = former.log_jacobian - self.log_jacobian
+        shift = former.mean_log_jacobian - self.mean_log_jacobian
         rows = ((row, {name: row[name] + shift for name in row.keys() & {"train_bound"}}) for row in former.history)
         self.history[:] = [{**row, **shifted} for row, shifted in rows]
 

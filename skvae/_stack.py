@@ -152,7 +152,13 @@ class Stack:
         for name, _ in list(whole.named_parameters()):
             joined = nn.Parameter(values[f"{prefix}.{name}"].unsqueeze(1))
             joined.grad = self.gradients[f"{prefix}.{name}"].unsqueeze(1) if last is None else None
-            setattr(whole, name, joined)
+            _set(whole, name, joined)
         for name, _ in list(whole.named_buffers()):
-            setattr(whole, name, torch.stack([getattr(one, name) for one in parts]).unsqueeze(1))
+            _set(whole, name, torch.stack([one.get_buffer(name) for one in parts]).unsqueeze(1))
         return whole
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    """Put a parameter or buffer where its dotted name says."""
+    path, _, last = name.rpartition(".")
+    setattr(module.get_submodule(path), last, value)

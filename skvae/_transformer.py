@@ -22,7 +22,7 @@ from ._build import REGISTRIES, SklearnCallbacks, check_nested
 from ._checkpoint import open_checkpoint
 from ._checks import check_monitors
 from ._files import FileMixin
-from ._fitting import begin, go_on, none_held_out, schedule_of, stream_before, weight_decay_of
+from ._fitting import begin, go_on, mean_gain, none_held_out, schedule_of, stream_before, weight_decay_of
 from ._inference import InferenceMixin
 from ._input import advice, plain
 from ._made_with import check_unchanged, made_with
@@ -236,7 +236,9 @@ class VAETransformer(
         "z_dim": [Interval(Integral, 1, None, closed="left")],
         "hidden_layer_sizes": [StrOptions({"auto"}), "array-like", Interval(Integral, 1, None, closed="left")],
         "activation": [StrOptions(set(ACTIVATIONS))],
-        "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood],
+        "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood, dict],
+        "categorical_features": [StrOptions({"from_dtype"}), "array-like", None],
+        "marginal": [StrOptions({"auto", "standardize", "quantile"})],
         "prior": [StrOptions(set(PRIORS)), Prior],
         "objective": [StrOptions(set(OBJECTIVES)), Objective],
         "architecture": [StrOptions(set(ARCHITECTURES)), Architecture],
@@ -270,6 +272,8 @@ class VAETransformer(
         hidden_layer_sizes="auto",
         activation="relu",
         likelihood="auto",
+        categorical_features="from_dtype",
+        marginal="auto",
         prior="standard_normal",
         objective="elbo",
         architecture="mlp",
@@ -299,6 +303,8 @@ class VAETransformer(
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.likelihood = likelihood
+        self.categorical_features = categorical_features
+        self.marginal = marginal
         self.prior = prior
         self.objective = objective
         self.architecture = architecture
@@ -470,7 +476,7 @@ class VAETransformer(
                 f"{self._n_features_out} features as input."
             )
         vae = self.module_
-        return self._decode(lambda z: vae.likelihood.mean(vae.decode(z)), X)
+        return self._given_back(self._decode(lambda z: vae.likelihood.mean(vae.decode(z)), X))
 
     @own_settings()
     def sample(self, n_samples=1, *, noise=False, latents="prior", random_state=None):
@@ -507,7 +513,7 @@ class VAETransformer(
                 z = vae.prior.sample(n_samples, rng).cpu().numpy()
         if not noise:
             return self.inverse_transform(z)
-        return self._decode(lambda z: vae.sample(z, rng), z)
+        return self._given_back(self._decode(lambda z: vae.sample(z, rng), z), drawn=True)
 
     @own_settings()
     def impute(self, X, *, sample=False, n_draws=None, random_state=None):
@@ -529,8 +535,9 @@ class VAETransformer(
 
         Returns
         -------
-        X_imputed : ndarray of shape (n_samples, n_features), or (n_draws, n_samples, n_features)
-            In the units of X; observed cells are as they were.
+        X_imputed : ndarray or DataFrame of shape (n_samples, n_features)
+            As X is; observed cells are as they were. With `n_draws` an array (n_draws, n_samples, n_features), or a
+            list of frames. Missing categories are the most probable ones, or draws of them.
 
         References
         ----------
@@ -553,14 +560,10 @@ class VAETransformer(
         if n_draws is not None and (not sample or n_draws < 1):
             raise ValueError(f"n_draws is the number of draws with sample=True, at least 1. Got {n_draws!r} instead.")
         rng = generator(int(check_random_state(random_state).randint(np.iinfo(np.int32).max))) if sample else None
-        X = self._check_X(X)
-        incomplete = np.isnan(X).any(axis=1)
-        filled = np.repeat(X[np.newaxis], n_draws or 1, axis=0)
-        if incomplete.any():
-            holes = np.isnan(X[incomplete])
-            values = self._imputed(X[incomplete], (n_draws or 1) if sample else None, rng)
-            filled[:, incomplete] = np.where(holes, values, X[incomplete])
-        return filled if n_draws else filled[0]
+        filled = self._filled(X, (n_draws or 1) if sample else None, rng)
+        if n_draws is None:
+            return filled[0]
+        return np.stack(filled) if isinstance(filled[0], np.ndarray) else filled
 
     @own_settings()
     def score_samples(self, X):
@@ -646,14 +649,15 @@ class VAETransformer(
     def _fit(self, X, y, *, fresh, one_epoch=False):
         X = plain(X)
         if fresh:
-            values, likelihood = self._check_first(X, in_chunks=one_epoch)
+            values, gain, likelihood, table = self._check_first(X, in_chunks=one_epoch)
             asked = made_with(self.get_params(deep=False), likelihood)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         else:
             asked = made_with(self.get_params(deep=False), self.likelihood_)
             whose = "partial_fit" if one_epoch else "warm_start"
             check_unchanged(getattr(self, "_made_with", {}), asked, whose, self.device, self.net_.device)
-            values, likelihood, seed = self._check_X(X), self.likelihood_, self.net_.seed
+            (values, loss), likelihood, seed = self._check_rows(X), self.likelihood_, self.net_.seed
+            table, gain = self._table, -loss
         check_monitors(self.callbacks, *none_held_out(self, len(values), fresh, one_epoch))
         former, known = None if fresh else self.net_, values
         stream, start = stream_before(self, values, fresh, one_epoch).take(values)
@@ -665,6 +669,7 @@ class VAETransformer(
             seed = checkpoint.seed
         if fresh:
             net, split = begin(self, known, likelihood, seed, one_epoch)
+            net.gain_ = mean_gain(net, values, gain)
         else:
             net, split = go_on(self, values, asked, one_epoch)
         if one_epoch:
@@ -673,10 +678,10 @@ class VAETransformer(
             net.carry_on(former)
             split = whole(scaled(values, net.offset, net.scale).to(net.device))
         schedule = schedule_of(self, *values.shape, one_epoch)
-        with self._task((net, likelihood, X, values.dtype), schedule.n_epochs, y) as bridge:
+        with self._task((net, likelihood, X, table), schedule.n_epochs, y) as bridge:
             callbacks = [*bridge, *([Report()] if self.verbose else []), *([checkpoint] if checkpoint else [])]
             train(net, split, schedule, callbacks)
-        self._set_fitted(net, likelihood, X, values.dtype)
+        self._set_fitted(net, likelihood, X, table)
         self._made_with = asked
         self._report(known, stream, fresh)
         if net.interrupted_:
@@ -702,16 +707,16 @@ class VAETransformer(
         yield [SklearnCallbacks(context, vars(fitted), **data)]
         context.call_on_fit_task_end(**data, reconstruction_attributes=vars(fitted))
 
-    def _set_fitted(self, net, likelihood, X, dtype):
+    def _set_fitted(self, net, likelihood, X, table):
         is_first = not hasattr(self, "net_") or net is not self.net_
         validate_data(self, X, reset=is_first, skip_check_array=True)
         if is_first:
-            self._output_dtype = "float32" if dtype == np.float32 else "float64"
+            self._table = table
         self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
 
     def _report(self, X, stream, fresh):
         """Attributes that tell how training went, and a warning where the latent space is empty."""
-        history, shift = self.net_.history, self.net_.log_jacobian
+        history, shift = self.net_.history, self.net_.mean_log_jacobian
         self.loss_curve_ = [-row["train_bound"] - shift for row in history if "train_bound" in row]
         self.kl_curve_ = [row["train_kl"] for row in history if "train_kl" in row]
         self.n_iter_ = len(self.loss_curve_)

@@ -4,11 +4,12 @@ import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._build import REGISTRIES, guess_likelihood
+from ._build import REGISTRIES, guess_likelihood, likelihood_of
 from ._checks import check_callbacks, check_net_params, check_optimizer
 from ._component import check_component
 from ._input import advice, plain
 from ._net import OPTIMIZERS
+from ._table import Table, is_frame
 from .likelihoods import LIKELIHOODS
 
 # X keeps these until its blocks are scaled; others become the first.
@@ -22,8 +23,10 @@ class ValidationMixin:
         """All that can be refused without seeing X; scikit-learn calls it before `fit`."""
         super()._validate_params()
         for kind in REGISTRIES:
-            if not isinstance(getattr(self, kind), str):
-                check_component(getattr(self, kind))
+            given = getattr(self, kind)
+            for component in given.values() if isinstance(given, dict) else [given]:
+                if not isinstance(component, str):
+                    check_component(component)
         check_callbacks(self.callbacks)
         net_params = self.net_params or {}
         check_net_params(net_params, self.get_params(deep=False).keys())
@@ -31,26 +34,50 @@ class ValidationMixin:
             check_optimizer(OPTIMIZERS.get(self.optimizer, self.optimizer), self.learning_rate, net_params)
 
     def _check_first(self, X, in_chunks):
-        """Validated X and what `likelihood` stands for; nothing is set on self, so that a refusal loses nothing."""
+        """Validated features of X, what their log-likelihoods gain by it, what `likelihood` stands for, and the table;
+        nothing is set on self, so that a refusal loses nothing."""
         X = plain(X)
+        table = self._table_of(X)
         with advice(X):
-            values = check_array(X, dtype=_DTYPES, ensure_all_finite="allow-nan", input_name="X", estimator=self)
+            values = check_array(X if table is None or table.is_plain else table.values(X), dtype=_DTYPES,
+                                 ensure_all_finite="allow-nan", input_name="X", estimator=self)  # fmt: skip
+        table = Table.of_numbers(values) if table is None else table
+        table.look_at(values, self.marginal)
         likelihood = self.likelihood
-        if self._is_guessed:
+        if not table.is_identity:
+            likelihood = likelihood_of(table, likelihood)
+        elif self._is_guessed:
             likelihood = guess_likelihood(X, None if in_chunks else values)
-        return self._check_values(values, likelihood), likelihood
+        features, gain = table.features(values)
+        return self._check_values(features, likelihood), gain, likelihood, table
+
+    def _table_of(self, X):
+        """What X is, if it may be more than an array of numbers."""
+        wanted, by_column = self.categorical_features, isinstance(self.likelihood, dict)
+        is_default = wanted is None or isinstance(wanted, str)
+        if np.ndim(X) != 2 or (is_default and not by_column and not is_frame(X)):
+            return None
+        return Table.of(X, wanted, self.likelihood if by_column else None)
 
     def _check_X(self, X):
         return self._check_rows(X)[0]
 
     def _check_rows(self, X):
-        """Validated X as the likelihood takes it, and what rows lose by that in the score: nats (n_samples,), or 0."""
+        """Validated features of X as the likelihood takes them, and what rows lose by that in the score: nats
+        (n_samples,), or 0."""
         check_is_fitted(self)
-        X = plain(X)
+        X, table = plain(X), self._table
+        options = {"dtype": _DTYPES, "ensure_all_finite": "allow-nan"}
         with advice(X):
-            X = validate_data(self, X, dtype=_DTYPES, ensure_all_finite="allow-nan", reset=False)
-        nearest = self._check_values(X, self.likelihood_)
-        return nearest, 0.0 if nearest is X else np.nansum(np.log1p(np.abs(X - nearest.astype(np.float64))), axis=1)
+            if table.is_plain:
+                values = validate_data(self, X, **options, reset=False)
+            else:
+                validate_data(self, X, skip_check_array=True, reset=False)
+                values = check_array(table.values(X), **options, input_name="X", estimator=self)
+        features, gain = table.features(values)
+        nearest = self._check_values(features, self.likelihood_)
+        loss = np.nansum(np.log1p(np.abs(features - nearest.astype(np.float64))), axis=1) if nearest is not features else 0
+        return nearest, loss - gain
 
     @property
     def _is_guessed(self):

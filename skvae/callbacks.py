@@ -54,9 +54,9 @@ class Report(Callback):
         if "train_bound" not in row:  # interrupted in mid-epoch
             return
         valid, seconds = row.get("valid_bound"), time.time() - self.start_
-        score = "" if valid is None else f", validation score = {valid + net.log_jacobian:.4f}"
+        score = "" if valid is None else f", validation score = {valid + net.mean_log_jacobian:.4f}"
         print(
-            f"Iteration {self.reported_}, loss = {-row['train_bound'] - net.log_jacobian:.4f}{score}, "
+            f"Iteration {self.reported_}, loss = {-row['train_bound'] - net.mean_log_jacobian:.4f}{score}, "
             f"active units = {_n_active(net, dataset)} of {net.z_dim}, {seconds:.1f} s"
         )
 
