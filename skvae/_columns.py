@@ -264,6 +264,14 @@ class Columns(Likelihood):
                 part.set_noise(variance[some], raw[: part.n_raw, some])
 
 
+def _fix(module: nn.Module) -> None:
+    """Make parameters buffers, which training leaves alone."""
+    for part in module.modules():
+        for name, value in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, value.detach())
+
+
 class MarginalBackground(nn.Module):
     """The linear model of the first features, which are Gaussian, and beside it the others as if they were independent.
 
@@ -274,7 +282,7 @@ class MarginalBackground(nn.Module):
     z_dim : int
         Of the linear model.
     others : Columns
-        Likelihood of the other features, to be started.
+        Likelihood of the other features, built.
     """
 
     raw: Tensor
@@ -282,7 +290,14 @@ class MarginalBackground(nn.Module):
     def __init__(self, n_gaussian: int, z_dim: int, others: Columns) -> None:
         super().__init__()
         self.gaussian, self.others, self.n = LinearGaussian(n_gaussian, z_dim), others, n_gaussian
+        _fix(others)
         self.register_buffer("raw", torch.zeros(others.n_raw, sum(others.sizes)))
+
+    def start(self, likelihood: Columns, raw: Tensor) -> None:
+        """Take over the parts that `likelihood` ends with, at the raw outputs (n_raw, n_features) of its start."""
+        for own, part in zip(self.others.parts[::-1], likelihood.parts[::-1], strict=False):
+            own.load_state_dict(part.state_dict(), strict=False)
+        self.raw.copy_(raw[: len(self.raw), self.n :])
 
     @property
     def noise_scale(self) -> Tensor:
@@ -292,7 +307,7 @@ class MarginalBackground(nn.Module):
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Log-density of each row, or of its observed cells, in nats: (..., n_features) -> (...,)."""
         first = None if observed is None else observed[..., : self.n]
-        others = self.others.log_prob(self.raw, x[..., self.n :])
+        others = self.others.log_prob(self.raw.expand(*x.shape[:-1], *self.raw.shape), x[..., self.n :])
         if observed is not None:
             others = torch.where(observed[..., self.n :], others, 0.0)
         return self.gaussian.log_prob(x[..., : self.n], first) + others.sum(-1)

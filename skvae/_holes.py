@@ -1,6 +1,5 @@
 """Missing cells: NaN in a table, up to where a batch is made; from there on zeros beside a mask of what is observed."""
 
-import torch
 from torch import Tensor
 
 

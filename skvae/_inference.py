@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from ._blocks import BLOCK, PAD, apply, chunk_sizes, scaled_blocks
-from ._module import MODERATE
 from ._input import plain
+from ._module import MODERATE
 from ._program import multiplications
 from ._random import SCORE_STREAM, generator
 from ._refine import Refined, antithetic, drawn, expected
@@ -70,8 +70,10 @@ class InferenceMixin:
     def _log_jacobian(self, X):
         """What log-likelihoods of rows in the model's units gain in those of X: a number, or (n_samples,)."""
         holes, scale = np.isnan(X), np.log(self.net_.scale)
-        return self.net_.log_jacobian + (holes * scale).sum(axis=1) if np.ndim(scale) and holes.any() else (
-            self.net_.log_jacobian
+        return (
+            self.net_.log_jacobian + (holes * scale).sum(axis=1)
+            if np.ndim(scale) and holes.any()
+            else (self.net_.log_jacobian)
         )
 
     def _encode(self, X):

@@ -50,8 +50,10 @@ class _Factors:
     @cached_property
     def variance(self) -> Tensor:
         variance = sum(block.double().square().sum(0) for block in self.y.split(_BLOCK)) / len(self.y)
-        return variance if self.hidden is None else variance + (
-            self.hidden.diagonal() if self.hidden.ndim == 2 else self.hidden
+        return (
+            variance
+            if self.hidden is None
+            else variance + (self.hidden.diagonal() if self.hidden.ndim == 2 else self.hidden)
         )
 
     def __call__(self, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,9 +71,7 @@ class _Factors:
         return torch.from_numpy(singular).double() ** 2 / len(self.y), torch.from_numpy(rows.T.copy()).double()
 
 
-def _fit_noise(
-    factors: _Factors, nearest_noise: Noise, start: Tensor | None = None, tol: float = 1e-4
-) -> Tensor:
+def _fit_noise(factors: _Factors, nearest_noise: Noise, start: Tensor | None = None, tol: float = 1e-4) -> Tensor:
     """Likeliest noise of factor analysis (Barber, 2012, algorithm 21.1), among those that `nearest_noise` allows.
 
     The iteration is extrapolated on the logarithm of the noise (SQUAREM; Varadhan & Roland, 2008, section 3), in leaps
@@ -308,20 +308,20 @@ def linear_start(
         if hasattr(likelihood, "set_noise"):
             likelihood.set_noise(noise.to(raw), raw)
         if vae.background is not None:
-            _describe_background(vae.background, model, x.mean(0) + mean, raw)
+            _describe_background(vae, model, x.mean(0) + mean, raw)
         if vae.filler is not None:
             model.describe_inputs(vae.filler, *line)
         put = partial(model.put_into, vae, line, raw, beta)
         put(shrinkage=1.0 if exact else _best_shrinkage(put, vae, x, beta, seed))
 
 
-def _describe_background(background: Any, model: _LinearModel, mean: Tensor, raw: Tensor) -> None:
+def _describe_background(vae: Any, model: _LinearModel, mean: Tensor, raw: Tensor) -> None:
+    background = vae.background
     if isinstance(background, LinearGaussian):
         return model.describe(background, mean)
-    n = background.n
-    values, vectors = model.marginal(n)
-    background.gaussian.set_model(mean[:n], model.noise[:n].sqrt(), vectors, values)
-    background.raw.copy_(raw[: len(background.raw), n:])
+    values, vectors = model.marginal(background.n)
+    background.gaussian.set_model(mean[: background.n], model.noise[: background.n].sqrt(), vectors, values)
+    background.start(vae.likelihood, raw)
 
 
 def _linearised(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise, bool]:

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from ._input import advice, is_number
+from ._input import is_number
 from ._marginals import fit_knots, from_scores, to_scores
 
 MAX_LEVELS = 255  # of a category, as in HistGradientBoosting
@@ -126,7 +126,7 @@ class Column:
         """What stands in a frame: categories, dates or numbers, with None or NaN where there is none."""
         if self.kind == "categorical":
             return [None if np.isnan(value) else self.levels[int(value)] for value in values]
-        return values
+        return values.tolist()
 
 
 def _nearest(levels, values):
@@ -168,9 +168,9 @@ class Table:
         return cls(container, columns)
 
     @classmethod
-    def of_numbers(cls, values):
-        """The table that a validated array is."""
-        columns = [Column(i, str(values.dtype), "numeric") for i in range(values.shape[1])]
+    def of_numbers(cls, values, dtype):
+        """The table that an array of numbers is, given its validated values."""
+        columns = [Column(i, str(dtype), "numeric") for i in range(values.shape[1])]
         return cls("array", columns, "float32" if values.dtype == np.float32 else "float64")
 
     @property
@@ -200,7 +200,7 @@ class Table:
     @property
     def gives_floats(self):
         """Whether it is an array of numbers that need not be whole."""
-        return self.container == "array" and self.is_plain and not np.issubdtype(self.columns[0].dtype, np.integer)
+        return self.container == "array" and self.is_plain and not self.columns[0].dtype.startswith(("int", "uint"))
 
     @property
     def groups(self):
@@ -368,7 +368,9 @@ def _numbers(column, cells):
     """A column as float64."""
     if column.kind == "categorical":
         codes = {level: float(i) for i, level in enumerate(column.levels)}
-        return np.array([np.nan if _is_missing(c) else codes.get(_plain(c), np.nan) for c in _objects(cells)], dtype=float)
+        return np.array(
+            [np.nan if _is_missing(c) else codes.get(_plain(c), np.nan) for c in _objects(cells)], dtype=float
+        )
     if column.kind == "date":
         return _days(cells)
     if hasattr(cells, "to_numpy") and hasattr(cells, "iloc"):
@@ -386,7 +388,7 @@ def _days(cells):
 
 
 def _dates(values):
-    return (np.nan_to_num(values) * 86_400).round().astype("datetime64[s]")
+    return (np.nan_to_num(values) * 86_400_000).round().astype("datetime64[ms]")
 
 
 def _pandas_series(pandas, column, values):

@@ -41,7 +41,7 @@ class ValidationMixin:
         with advice(X):
             values = check_array(X if table is None or table.is_plain else table.values(X), dtype=_DTYPES,
                                  ensure_all_finite="allow-nan", input_name="X", estimator=self)  # fmt: skip
-        table = Table.of_numbers(values) if table is None else table
+        table = Table.of_numbers(values, np.asarray(X).dtype) if table is None else table
         table.look_at(values, self.marginal)
         likelihood = self.likelihood
         if not table.is_identity:
@@ -76,7 +76,9 @@ class ValidationMixin:
                 values = check_array(table.values(X), **options, input_name="X", estimator=self)
         features, gain = table.features(values)
         nearest = self._check_values(features, self.likelihood_)
-        loss = np.nansum(np.log1p(np.abs(features - nearest.astype(np.float64))), axis=1) if nearest is not features else 0
+        loss = (
+            np.nansum(np.log1p(np.abs(features - nearest.astype(np.float64))), axis=1) if nearest is not features else 0
+        )
         return nearest, loss - gain
 
     @property

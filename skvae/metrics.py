@@ -16,6 +16,7 @@ from ._device import widest
 from ._module import MODERATE
 from ._program import multiplications, own_settings
 from ._random import generator
+from ._refine import Refined
 from .priors import mixture_log_prob
 
 __all__ = [
@@ -234,26 +235,38 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
     if n_draws < 2:
         raise ValueError(f"Invalid value for 'n_draws': {n_draws}. A standard error takes at least two draws.")
     X, excess = estimator._check_rows(X)
-    net, rng = estimator.net_, generator(random_state)
-    vae, device = estimator._scorer(is_far(X, net.offset, net.scale).any())
-    dtype = next(vae.parameters()).dtype
+    rng = generator(random_state)
+    found = estimator._by_holes(X, lambda rows, holes: _moments_of(estimator, rows, holes, n_draws, rng))
+    log_mean, squared_error = found.T
+    value = float((log_mean - excess + estimator._log_jacobian(X)).mean())
+    return Estimate(value, float(np.sqrt(squared_error.sum()) / len(X)))
+
+
+def _moments_of(estimator, X, holes, n_draws, rng):
+    """Log-likelihood of each row, and its squared standard error by the delta method: (n_samples, 2)."""
+    net = estimator.net_
+    vae, device = estimator._model(holes or is_far(X, net.offset, net.scale).any())
+    like = next(vae.parameters())
     n_rows, n_parts = chunk_sizes(n_draws, X.shape[1])
 
     def moments(x):
-        """Log-likelihood, and its squared standard error by the delta method: (batch, 2)."""
-        x = x.to(dtype)
-        eps = (torch.randn(n, len(x), vae.prior.z_dim, generator=rng) for n in _parts(n_draws, n_parts))
-        weights = widest(torch.cat([vae.log_weights(x, part.to(x), MODERATE) for part in eps]))
+        x, observed = x.to(like.dtype), None
+        eps = (torch.randn(n, len(x), vae.prior.z_dim, generator=rng).to(x) for n in _parts(n_draws, n_parts))
+        if holes:
+            refined = Refined(vae, vae.complete(x))
+            x, observed = refined.cells.x, refined.cells.observed
+            log_weights = [refined.draw(part)[2] for part in eps]
+        else:
+            log_weights = [vae.log_weights(x, part, MODERATE) for part in eps]
+        weights = widest(torch.cat(log_weights))
         log_mean = weights.logsumexp(0) - math.log(n_draws)
-        mixed = vae.mixed(log_mean, x)
+        mixed = vae.mixed(log_mean, x, observed)
         slope = (log_mean + math.log1p(-vae.share) - mixed).exp()  # the model's share of the mixture at the row
         spread = slope.square() * (weights - log_mean).exp().var(0)
         return torch.stack([mixed, spread / n_draws], dim=1)
 
     blocks = scaled_blocks(X, net.offset, net.scale, device, n_rows)
-    work = multiplications(vae, n_rows * n_draws // n_parts, X.shape[1])
-    log_mean, squared_error = apply(moments, blocks, len(X), multiplications=work).T
-    return Estimate(float((log_mean - excess).mean()) + net.log_jacobian, float(np.sqrt(squared_error.sum()) / len(X)))
+    return apply(moments, blocks, len(X), multiplications=multiplications(vae, n_rows * n_draws // n_parts, X.shape[1]))
 
 
 def _parts(total, n_parts):

@@ -131,7 +131,7 @@ def test_terms_are_those_of_the_last_members(last, prior, table):
     vaes, rows, eps, _ = members(Gaussian, x, (6,), True, torch.float64, 3, prior)
     expected = [vae(Batch(rows[i], eps[i])) for i, vae in enumerate(vaes)][-last:]
     stack = Stack(vaes, [], [[name for name, _ in vaes[0].named_parameters()]])
-    found = FastELBO(stack, 1.0, last).terms(rows[-last:], eps[-last:])
+    found = FastELBO(stack, 1.0, last).terms(Batch(rows[-last:], eps[-last:]))
     torch.testing.assert_close(found, tuple(torch.stack(parts) for parts in zip(*expected, strict=True)))
 
 

@@ -8,7 +8,8 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_atomic", "_batch", "_component", "_device", "_input", "_optimizers", "_products", "_program", "_random"],
+    ["_atomic", "_batch", "_component", "_device", "_holes", "_input", "_marginals", "_optimizers", "_products"],
+    ["_gaussian", "_program", "_random"],
     [
         "_blocks",
         "_aggregate",
@@ -21,12 +22,14 @@ LAYERS = [
         "_split",
         "_stack",
         "_stream",
+        "_table",
         "likelihoods",
         "priors",
         "objectives",
         "architectures",
         "callbacks",
     ],
+    ["_columns", "_refine"],
     ["_gradient"],
     ["_guard"],
     ["_build"],

@@ -13,7 +13,8 @@ from torch.distributions import MultivariateNormal
 
 from skvae import VAETransformer, _linear
 from skvae._batch import Batch
-from skvae._linear import LinearGaussian, linear_start
+from skvae._gaussian import LinearGaussian
+from skvae._linear import linear_start
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.objectives import ELBO
 
