@@ -109,14 +109,9 @@ def build_vae(
 def background_of(likelihood, n_features, z_dim):
     """The density beside the model, where features are real-valued."""
     if isinstance(likelihood, Columns):
-        n_gaussian = likelihood.sizes[0] if hasattr(likelihood.parts[0], "set_noise") else 0
-        others = [(part, size) for part, size in zip(likelihood.parts, likelihood.sizes, strict=True)][
-            bool(n_gaussian) :
-        ]
-        others = (
-            Columns(*map(list, zip(*copy.deepcopy(others), strict=True))) if others else Columns([Bernoulli()], [0])
-        )
-        return MarginalBackground(n_gaussian, z_dim, others)
+        first = int(hasattr(likelihood.parts[0], "set_noise"))
+        others = Columns(copy.deepcopy(likelihood.parts[first:]), likelihood.sizes[first:])
+        return MarginalBackground(sum(likelihood.sizes[:first]), z_dim, others)
     return LinearGaussian(n_features, z_dim) if hasattr(likelihood, "set_noise") else None
 
 

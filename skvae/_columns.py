@@ -184,7 +184,7 @@ class Columns(Likelihood):
 
     @property
     def n_raw(self) -> int:  # type: ignore[override]
-        return max(part.n_raw for part in self.parts)
+        return max((part.n_raw for part in self.parts), default=1)
 
     kinds: Any
 
@@ -197,7 +197,8 @@ class Columns(Likelihood):
 
     def _join(self, function: Callable[[Any, Tensor, slice], Tensor], raw: Tensor) -> Tensor:
         """What `function` makes of each part's raw outputs, side by side."""
-        return torch.cat([function(part, raw[..., : part.n_raw, some], some) for part, some in self.split()], -1)
+        parts = [function(part, raw[..., : part.n_raw, some], some) for part, some in self.split()]
+        return torch.cat(parts, -1) if parts else raw[..., 0, :]
 
     def _padded(self, raw: Tensor) -> Tensor:
         """Raw outputs of a part, with zeros for those that it lacks."""

@@ -12,8 +12,8 @@ _TO_DENSE = (
     "OneHotEncoder(sparse_output=False) and ColumnTransformer(sparse_threshold=0) give dense data to begin with."
 )
 _TO_NUMBERS = (
-    "Pass a DataFrame, whose text columns are taken for categories and whose dates for numbers, or name such columns in "
-    "`categorical_features`; or drop them."
+    "Pass a DataFrame, whose text columns are taken for categories and whose dates for numbers, or name such columns "
+    "in `categorical_features`; or drop them."
 )
 
 

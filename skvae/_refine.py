@@ -1,8 +1,8 @@
 """The posterior of rows with holes, for inference: a Gauss-Newton step or a few from where the encoder puts them.
 
-The encoder's posterior has no correlations, and an incomplete row's has. Here it is N(mean, (root @ root.T)^-1), which
-is exact where the decoder is linear and the noise does not depend on z, whatever is missing; for other models it is what
-importance sampling draws from.
+The encoder's posterior has no correlations, and an incomplete row's has. Here it is N(mean, (root @ root.T)^-1). That
+is exact where the decoder is linear and the noise does not depend on z, whatever is missing; for other models it is
+what importance sampling draws from.
 """
 
 import math

@@ -56,7 +56,7 @@ class Rows:
                 blocks = [module.complete(block) for block in x.split(_BLOCK)]
             self.fields = {name: torch.cat([getattr(block, name) for block in blocks]) for name in blocks[0]._fields}
 
-    def take(self, rows: Tensor) -> dict[str, Tensor]:
+    def take(self, rows: Tensor) -> dict[str, Any]:
         """The fields of a `Batch` that belong to these rows, whose indices may have any shape."""
         flat = rows.to(self.fields["x"].device).flatten()
         return {name: part.index_select(0, flat).view(*rows.shape, -1) for name, part in self.fields.items()}

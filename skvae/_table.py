@@ -1,8 +1,8 @@
 """The user's table: its columns, and the way from its cells to the model's features and back.
 
-A table of numbers is one feature for each column. In others, a column of categories is a feature for each level, a
-numeric one goes by its marginal: normal scores, levels in their order, or a flag for a value that many rows share beside
-the scores of the rest.
+A table of numbers is one feature for each column. In others, a column of categories is a feature for each level, and
+a numeric one goes by its marginal: normal scores, levels in their order, or a flag for a value that many rows share
+beside the scores of the rest.
 """
 
 import importlib

@@ -77,12 +77,24 @@ class VAETransformer(
         (128,) for fewer than 1000 rows and (128, 64) from there on.
     activation : {"relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh"}, default="relu"
         Nonlinearity of the hidden layers.
-    likelihood : {"auto", "gaussian", "bernoulli", "continuous_bernoulli", "poisson", "negative_binomial"} or \
-            Likelihood, default="auto"
+    likelihood : {"auto", "gaussian", "bernoulli", "continuous_bernoulli", "poisson", "negative_binomial"}, \
+            Likelihood or dict, default="auto"
         Distribution of a feature given z, from `skvae.likelihoods`, or an object of your own class derived from
         `skvae.likelihoods.Likelihood`. "auto" is "gaussian", or "bernoulli" where all values that `fit` sees are 0 or
         1; `partial_fit`, whose first rows need not be like the rest, goes by the dtype: bool. Such a guess refuses no
         row: a value outside [0, 1] counts as the nearer end, and costs ``log(1 + distance)`` nats in the score.
+        A dict of column names (or places in an array) and likelihoods holds for these columns; the others are as with
+        "auto".
+    categorical_features : "from_dtype", array-like of {bool, int, str} or None, default="from_dtype"
+        Which columns hold categories, of 255 levels at most. "from_dtype" takes those of a DataFrame (pandas or
+        polars) whose dtype is category, enum, object, string or bool; or give indices, names or a mask. None takes
+        none. An unknown category counts as missing.
+    marginal : {"auto", "standardize", "quantile"}, default="auto"
+        How numeric columns become features. "standardize" subtracts the mean and divides by the standard deviation.
+        "quantile" goes by each column's distribution: numbers that many rows share are levels in their order
+        (cumulative logits), one number that stands out has a flag of its own, and others become normal scores, with the
+        Jacobian in the score. "auto" is "standardize" for a table of numbers and "quantile" where other columns are
+        beside them.
     prior : {"standard_normal", "mixture", "vamp", "flow"} or Prior, default="standard_normal"
         Distribution of z, from `skvae.priors`, or an object of your own class derived from `skvae.priors.Prior`. All
         but the first are learned; "flow" needs zuko.
@@ -150,7 +162,7 @@ class VAETransformer(
     warm_start : bool, default=False
         Whether `fit` goes on from the last fit, if there is one, with its scaling, networks and optimizer. What the
         model was made with cannot be another than then, and `fit` refuses it: `z_dim`, `hidden_layer_sizes`,
-        `activation`, `likelihood`, `prior`, `architecture`, `init`, `linear_share`, `optimizer`, `weight_decay`,
+        `activation`, `likelihood`, `categorical_features`, `marginal`, `prior`, `architecture`, `init`, `linear_share`, `optimizer`, `weight_decay`,
         `ema_decay`, `device`, `net_params` and `random_state`. The other parameters may change; the learning rate goes
         on from where it is unless `learning_rate` does. The same holds for `partial_fit`.
     random_state : int, RandomState instance or None, default=None

@@ -99,8 +99,8 @@ class Likelihood(Component, ABC):
         """Return `log_prob` of the first member, and the gradient of minus the weighted sum of all.
 
         The first is (batch, n_features), the second of the shape of `raw`. All arguments have a first dimension of
-        members, `weight` is (n_members, batch, 1), or (n_members, batch, n_features) where cells are missing. The gradient in the parameters shared by all rows is left in their
-        ``grad``.
+        members, `weight` is (n_members, batch, 1), or (n_members, batch, n_features) where cells are missing. The
+        gradient in the parameters shared by all rows is left in their ``grad``.
         """
         self.zero_grad(set_to_none=False)
         with torch.enable_grad():
