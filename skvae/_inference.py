@@ -7,12 +7,10 @@ import numpy as np
 import torch
 
 from ._blocks import BLOCK, PAD, apply, chunk_sizes, scaled_blocks
-from ._input import plain
 from ._module import MODERATE
 from ._program import multiplications
 from ._random import SCORE_STREAM, generator
-from ._refine import Refined, antithetic, drawn, expected
-from ._table import is_frame
+from ._refine import Refined, antithetic
 
 
 class InferenceMixin:
@@ -51,21 +49,6 @@ class InferenceMixin:
 
         blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
         return self._apply(incomplete if holes else complete, blocks, len(X), size=n_rows * self.n_draws // n_parts)
-
-    def _imputed(self, X, n_draws, rng):
-        """Rows with holes, whole and in the units of X: expected (1, n_samples, n_features), or that many draws."""
-        vae, device = self._model(True)
-        eps = antithetic(self._draws(next(vae.parameters())))
-        n_rows, _ = chunk_sizes(len(eps), X.shape[1])
-
-        def impute(x):
-            refined = Refined(vae, vae.complete(x.double()))
-            filled = expected(refined, eps) if n_draws is None else drawn(refined, eps, n_draws, rng)
-            return filled.movedim(0, 1)  # (batch, n_draws, n_features)
-
-        blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
-        filled = self._apply(impute, blocks, len(X), self._in_units_of_X, size=n_rows * len(eps))
-        return np.moveaxis(filled, 1, 0)
 
     def _log_jacobian(self, X):
         """What log-likelihoods of rows in the model's units gain in those of X: a number, or (n_samples,)."""
@@ -121,15 +104,3 @@ class InferenceMixin:
     def _given_back(self, features, drawn=False, like=None):
         """Features in the units of X, in its container."""
         return self._table.compose(self._table.values_of(features, drawn), like)
-
-    def _filled(self, X, n_draws, rng):
-        """X without holes, in its container: expected, in a list of one, or a list of that many draws."""
-        features, given = self._check_X(X), plain(X)
-        holes = np.isnan(features).any(axis=1)
-        filled = np.repeat(features[np.newaxis], n_draws or 1, axis=0)
-        if holes.any():
-            drawn = self._imputed(features[holes], n_draws, rng)
-            filled[:, holes] = np.where(np.isnan(features[holes]), drawn, features[holes])
-        values = self._table.values(given) if not self._table.is_plain or is_frame(given) else features
-        found = (self._table.values_of(one, n_draws is not None) for one in filled)
-        return [self._table.compose(np.where(np.isnan(values), one, values), given) for one in found]

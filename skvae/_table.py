@@ -157,7 +157,7 @@ class Table:
     @classmethod
     def of(cls, X, categorical_features="from_dtype", likelihoods=None):
         """The table that a frame is, or an array with text, before its values are looked at."""
-        container = _container(X)
+        container = container_of(X)
         columns = [Column(name, *_kind(cells)) for name, cells in _cells(X)]
         _mark(columns, categorical_features, X)
         for name, likelihood in (likelihoods or {}).items():
@@ -187,6 +187,23 @@ class Table:
         """X as numbers: codes of categories, days, NaN where nothing is known: (n_samples, n_columns), float64."""
         cells = [cells for _, cells in _cells(X)]
         return np.column_stack([_numbers(column, part) for column, part in zip(self.columns, cells, strict=True)])
+
+    def partial(self, given):
+        """Values of rows of which some columns are given, NaN in the others: (n, n_columns), float64."""
+        if isinstance(given, dict):
+            cells = {name: np.atleast_1d(np.asarray(part, dtype=object)) for name, part in given.items()}
+        elif is_frame(given):
+            cells = dict(_cells(given))
+        else:
+            rows = np.atleast_2d(np.asarray(given, dtype=object))
+            if rows.shape[1] != len(self.columns):
+                raise ValueError(f"`given` has {rows.shape[1]} columns, and X had {len(self.columns)}.")
+            cells = {column.name: part for column, part in zip(self.columns, rows.T, strict=True)}
+        known = [_named(self.columns, name) for name in cells]
+        values = np.full((max(map(len, cells.values()), default=1), len(self.columns)), np.nan)
+        for column, part in zip(known, cells.values(), strict=True):
+            values[:, self.columns.index(column)] = _known(column, part)
+        return values
 
     def look_at(self, values, marginal):
         """Choose each column's marginal; "auto" is "standardize" in a table of numbers, and "quantile" in others."""
@@ -279,10 +296,11 @@ def _share(kind, column):
 
 def is_frame(X):
     """Whether X is a DataFrame of a library that is known here."""
-    return _container(X) != "array"
+    return container_of(X) != "array"
 
 
-def _container(X):
+def container_of(X):
+    """What X is: "pandas", "polars" or "array"."""
     for name in ("pandas", "polars"):
         library = sys.modules.get(name)
         if library is not None and isinstance(X, library.DataFrame):
@@ -290,9 +308,14 @@ def _container(X):
     return "array"
 
 
+def missing_cells(X):
+    """Which cells of a frame are missing: (n_samples, n_columns)."""
+    return np.column_stack([[_is_missing(cell) for cell in _objects(cells)] for _, cells in _cells(X)])
+
+
 def _cells(X):
     """Names and columns of X."""
-    container = _container(X)
+    container = container_of(X)
     if container == "pandas":
         return [(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
     if container == "polars":
@@ -313,7 +336,7 @@ def _kind(cells):
 def _mark(columns, wanted, X):
     """Set which columns are categorical, as `categorical_features` says."""
     if isinstance(wanted, str) and wanted == "from_dtype":
-        if _container(X) == "array":  # of which nothing is asked: text is refused, with advice, as numbers are wanted
+        if container_of(X) == "array":  # of which nothing is asked: text is refused, with advice, as numbers are wanted
             for column in columns:
                 column.kind = "numeric"
         return
@@ -376,6 +399,16 @@ def _numbers(column, cells):
     if hasattr(cells, "to_numpy") and hasattr(cells, "iloc"):
         return cells.to_numpy(dtype=float, na_value=np.nan)
     return np.array(cells, dtype=float)
+
+
+def _known(column, cells):
+    """A column that is given as float64, whose categories must be known."""
+    values = _numbers(column, cells)
+    unknown = [cell for cell, value in zip(_objects(cells), values, strict=True) if np.isnan(value)]
+    unknown = [cell for cell in unknown if not _is_missing(cell)]
+    if unknown:
+        raise ValueError(f"`given` has the category {unknown[0]!r} in column {column.name!r}, which fit has not seen.")
+    return values
 
 
 def _days(cells):

@@ -12,24 +12,25 @@ import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import validate_data
 
-from ._aggregate import draw_latents, fit_aggregate, from_arrays, posterior_draws, to_arrays
+from ._aggregate import fit_aggregate, from_arrays, posterior_draws, to_arrays
 from ._blocks import is_far, scaled
 from ._build import REGISTRIES, SklearnCallbacks, check_nested
 from ._checkpoint import open_checkpoint
 from ._checks import check_monitors
 from ._files import FileMixin
 from ._fitting import begin, go_on, mean_gain, none_held_out, schedule_of, stream_before, weight_decay_of
+from ._generation import GenerationMixin
 from ._inference import InferenceMixin
-from ._input import advice, plain
+from ._input import plain
 from ._made_with import check_unchanged, made_with
 from ._net import OPTIMIZERS, train
 from ._portable import portable
 from ._program import own_settings
-from ._random import generator, subsample
+from ._random import subsample
 from ._split import whole
 from ._stream import MAX_KEPT
 from ._validation import ValidationMixin
@@ -49,6 +50,7 @@ except ImportError:  # scikit-learn < 1.9
 
 class VAETransformer(
     ValidationMixin,
+    GenerationMixin,
     InferenceMixin,
     FileMixin,
     CallbackSupportMixin,
@@ -162,9 +164,10 @@ class VAETransformer(
     warm_start : bool, default=False
         Whether `fit` goes on from the last fit, if there is one, with its scaling, networks and optimizer. What the
         model was made with cannot be another than then, and `fit` refuses it: `z_dim`, `hidden_layer_sizes`,
-        `activation`, `likelihood`, `categorical_features`, `marginal`, `prior`, `architecture`, `init`, `linear_share`, `optimizer`, `weight_decay`,
-        `ema_decay`, `device`, `net_params` and `random_state`. The other parameters may change; the learning rate goes
-        on from where it is unless `learning_rate` does. The same holds for `partial_fit`.
+        `activation`, `likelihood`, `categorical_features`, `marginal`, `prior`, `architecture`, `init`,
+        `linear_share`, `optimizer`, `weight_decay`, `ema_decay`, `device`, `net_params` and `random_state`. The
+        other parameters may change; the learning rate goes on from where it is unless `learning_rate` does. The same
+        holds for `partial_fit`.
     random_state : int, RandomState instance or None, default=None
         Decides all that is random in `fit` and `score_samples`. Neither torch's nor, given an int, numpy's global
         stream is read or moved.
@@ -463,119 +466,6 @@ class VAETransformer(
         """
         mean, log_scale = self._encode(self._check_X(X))
         return mean, np.exp(log_scale)
-
-    @own_settings()
-    def inverse_transform(self, X):
-        """Map latent coordinates back to features: E[x | z].
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, z_dim)
-            Latent coordinates.
-
-        Returns
-        -------
-        X_original : ndarray of shape (n_samples, n_features)
-            Means of p(x | z) in the units of X: float32 if `fit` was given float32, else float64.
-        """
-        check_is_fitted(self)
-        X = plain(X)
-        with advice(X):
-            X = check_array(X, dtype=np.float32, input_name="X", estimator=self)
-        if X.shape[1] != self._n_features_out:
-            raise ValueError(
-                f"X has {X.shape[1]} features, but {type(self).__name__}.inverse_transform is expecting "
-                f"{self._n_features_out} features as input."
-            )
-        vae = self.module_
-        return self._given_back(self._decode(lambda z: vae.likelihood.mean(vae.decode(z)), X))
-
-    @own_settings()
-    def sample(self, n_samples=1, *, noise=False, latents="prior", random_state=None):
-        """Draw rows from the model.
-
-        Parameters
-        ----------
-        n_samples : int, default=1
-            Number of rows.
-        noise : bool, default=False
-            Whether to draw x from p(x | z), as the model has it, or return E[x | z].
-        latents : {"prior", "aggregate"}, default="prior"
-            Where z is drawn from: the prior, as the model has it, or `aggregate_`, a Gaussian mixture fitted to the
-            training rows' latent points (Ghosh et al., 2020), which keeps out of parts of the prior without rows.
-        random_state : int, RandomState instance or None, default=None
-            Source of the draws. None takes numpy's global stream.
-
-        Returns
-        -------
-        X : ndarray of shape (n_samples, n_features)
-            Rows in the units of X: float32 if `fit` was given float32, else float64.
-        """
-        check_is_fitted(self)
-        if n_samples < 1:
-            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. The sampling requires at least one sample.")
-        if latents not in ("prior", "aggregate"):
-            raise ValueError(f"latents must be 'prior' or 'aggregate'. Got {latents!r} instead.")
-        random_state = check_random_state(random_state)
-        rng, vae = generator(int(random_state.randint(np.iinfo(np.int32).max))), self.module_
-        if latents == "aggregate":
-            z = draw_latents(self.aggregate_, n_samples, random_state)
-        else:
-            with torch.no_grad():
-                z = vae.prior.sample(n_samples, rng).cpu().numpy()
-        if not noise:
-            return self.inverse_transform(z)
-        return self._given_back(self._decode(lambda z: vae.sample(z, rng), z), drawn=True)
-
-    @own_settings()
-    def impute(self, X, *, sample=False, n_draws=None, random_state=None):
-        """Fill missing cells by what the model makes of the observed ones.
-
-        The posterior of z given the observed cells is explored with `n_draws` importance-weighted draws (the
-        estimator's parameter), as in `score_samples` [1]_.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows, in which NaN stands for a missing cell. Any columns may be missing, whatever was missing in `fit`.
-        sample : bool, default=False
-            Whether to draw from p(missing | observed), or return the mean.
-        n_draws : int, default=None
-            With ``sample=True``, number of draws of each cell. None draws once, and leaves the first dimension out.
-        random_state : int, RandomState instance or None, default=None
-            Source of the draws. None takes numpy's global stream.
-
-        Returns
-        -------
-        X_imputed : ndarray or DataFrame of shape (n_samples, n_features)
-            As X is; observed cells are as they were. With `n_draws` an array (n_draws, n_samples, n_features), or a
-            list of frames. Missing categories are the most probable ones, or draws of them.
-
-        References
-        ----------
-        .. [1] Mattei & Frellsen (2019). "MIWAE: deep generative modelling and imputation of incomplete data sets",
-           section 4. ICML.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> from sklearn.datasets import load_iris
-        >>> from skvae import VAETransformer
-        >>> X = load_iris().data
-        >>> X[::3, 2] = np.nan
-        >>> vae = VAETransformer(z_dim=2, max_iter=20, random_state=0).fit(X)
-        >>> vae.impute(X).shape
-        (150, 4)
-        >>> vae.impute(X, sample=True, n_draws=5, random_state=0).shape
-        (5, 150, 4)
-        """
-        if n_draws is not None and (not sample or n_draws < 1):
-            raise ValueError(f"n_draws is the number of draws with sample=True, at least 1. Got {n_draws!r} instead.")
-        rng = generator(int(check_random_state(random_state).randint(np.iinfo(np.int32).max))) if sample else None
-        filled = self._filled(X, (n_draws or 1) if sample else None, rng)
-        if n_draws is None:
-            return filled[0]
-        return np.stack(filled) if isinstance(filled[0], np.ndarray) else filled
 
     @own_settings()
     def score_samples(self, X):

@@ -35,9 +35,9 @@ LAYERS = [
     ["_build"],
     ["_net"],
     ["_files", "_inference", "_made_with", "_validation"],
-    ["_fitting"],
+    ["_fitting", "_generation"],
     ["_transformer"],
-    ["_load", "metrics", "datasets", "displays._estimator", "displays._figure"],
+    ["_load", "imputation", "metrics", "datasets", "displays._estimator", "displays._figure"],
     ["displays._latent", "displays._paths", "displays._rows", "displays._training"],
     ["displays"],
 ]
