@@ -11,7 +11,7 @@ class Cells(NamedTuple):
 
     Parameters
     ----------
-    x, observed, seen, spread : Tensor
+    x, observed, seen, spread, context : Tensor
         As in a `Batch`.
     """
 
@@ -19,6 +19,7 @@ class Cells(NamedTuple):
     observed: Tensor
     seen: Tensor
     spread: Tensor
+    context: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Batch:
     weight : Tensor of shape (..., batch), default=None
         Weights of the rows, which add up to 1. None: all the same.
     context : Tensor of shape (..., batch, n_context), default=None
-        What is given and not modelled.
+        What is given and not modelled: the decoder sees it beside z, and `seen` ends with it.
     balanced : bool, default=False
         Whether gradients in the raw outputs are to be multiplied by `Likelihood.balance`.
     for_map : bool, default=False

@@ -75,8 +75,9 @@ def _class_with(registry, name, parameter):
 
 
 def build_vae(
-    *, n_features, z_dim, hidden_layer_sizes, activation, architecture, likelihood, prior, init, linear_share, seed
-):
+    *, n_features, z_dim, hidden_layer_sizes, activation, architecture, likelihood, prior, init, linear_share, seed,
+    n_context=0,
+):  # fmt: skip
     """The module of the net: networks of mirrored hidden layers, with linear paths beside them for the linear start."""
     rng = generator(seed, INIT_STREAM)
     encoder, decoder = copy.deepcopy(architecture), copy.deepcopy(architecture)
@@ -85,25 +86,28 @@ def build_vae(
     n_outputs = likelihood.n_raw * n_features
     params = {"activation": activation, "generator": rng}
     specs = [
-        NetworkSpec(n_features, 2 * z_dim, hidden_layer_sizes, **params),
-        NetworkSpec(z_dim, n_outputs, hidden_layer_sizes[::-1], n_raw=likelihood.n_raw, **params),
+        NetworkSpec(n_features + n_context, 2 * z_dim, hidden_layer_sizes, **params),
+        NetworkSpec(z_dim + n_context, n_outputs, hidden_layer_sizes[::-1], n_raw=likelihood.n_raw, **params),
     ]
     for network, spec in zip((encoder, decoder), specs, strict=True):
         network.build(spec)
         check_network(network, spec)
-    prior.build(z_dim, n_features, rng)
+    prior.build(z_dim, n_features + n_context, rng)
     with torch.no_grad():
         encoder.head.weight[z_dim:] *= 0.5  # He's start is meant for log-variances, and these are log-scales
     linear: dict[str, nn.Module | float] = {}
     if init == "linear" and not architecture.is_linear(hidden_layer_sizes):
-        sizes = {"linear_encoder": (n_features, z_dim), "linear_decoder": (z_dim, n_outputs)}
+        sizes = {
+            "linear_encoder": (n_features + n_context, z_dim),
+            "linear_decoder": (z_dim + n_context, n_outputs),
+        }
         linear = {name: undrawn(nn.Linear, *size, bias=False) for name, size in sizes.items()}
         background = background_of(likelihood, n_features, z_dim)
         if linear_share and background is not None:
             linear |= {"background": background, "share": linear_share}
-    if not isinstance(linear.get("background"), LinearGaussian):
+    if n_context or not isinstance(linear.get("background"), LinearGaussian):
         linear["filler"] = LinearGaussian(n_features, z_dim)
-    return VAE(encoder, decoder, likelihood, prior, **linear)
+    return VAE(encoder, decoder, likelihood, prior, **linear, n_context=n_context)
 
 
 def background_of(likelihood, n_features, z_dim):
@@ -129,10 +133,13 @@ def started_vae(recipe, x, rows, kl_weight, near=None):
     """The VAE that `recipe` builds, at its start on the `rows` of `x`, of which `near` is one on most of them."""
     vae, seed, filled = build_vae(**recipe), recipe["seed"], without_holes(x)
     with torch.no_grad():
+        filled, context = vae.parts(filled)
         _check_log_prob(vae.likelihood, filled[:2])
         raw = vae.likelihood.start(filled)  # statistics of single features, as the scaling's are of all rows
-        inputs = vae.likelihood.inputs(filled[torch.from_numpy(subsample(rows.numpy(), REPORT_ROWS, seed))])
-        vae.prior.start(inputs, generator(seed, PRIOR_STREAM))
+        some = torch.from_numpy(subsample(rows.numpy(), REPORT_ROWS, seed))
+        inputs = vae.likelihood.inputs(filled[some])
+        seen = inputs if context is None else torch.cat([inputs, context[some]], -1)
+        vae.prior.start(seen, generator(seed, PRIOR_STREAM))
         if vae.filler is not None:
             vae.filler.mean.copy_(inputs.mean(0))
     if recipe["init"] == "linear":
@@ -149,11 +156,12 @@ def input_noise(vae, x, kl_weight, few):
     """
     if vae.background is None or not kl_weight:
         return None
-    some = without_holes(x[torch.from_numpy(subsample(len(x), REPORT_ROWS, 0))])
+    some, _ = vae.parts(without_holes(x[torch.from_numpy(subsample(len(x), REPORT_ROWS, 0))]))
     n_levels = torch.tensor([len(column.unique()) for column in some.T])
     apart = (some.amax(0) - some.amin(0)) / (n_levels - 1).clamp(min=1) > _FAR_LEVELS
     noise = math.sqrt(kl_weight) * vae.background.noise_scale
-    return noise.clamp(max=_MAX_NOISE_OF_FEW if few else _MAX_NOISE).masked_fill(apart, 0)
+    noise = noise.clamp(max=_MAX_NOISE_OF_FEW if few else _MAX_NOISE).masked_fill(apart, 0)
+    return nn.functional.pad(noise, (0, vae.n_context))
 
 
 def layer_sizes(sizes, n_rows):
@@ -182,6 +190,8 @@ def likelihood_of(table, given):
     known = {"ordinal": Ordinal, "categorical": Categorical, "flag": Bernoulli}
     parts, sizes = [], []
     for kind, places in table.groups.items():
+        if kind == "context":
+            continue
         columns = [table.columns[i] for i in places]
         widths = [column.n_features if kind == "categorical" else 1 for column in columns]
         if kind in known:
@@ -190,7 +200,7 @@ def likelihood_of(table, given):
         else:
             parts.append(resolve("likelihood", columns[0].likelihood or named or "gaussian"))
         sizes.append(sum(widths))
-    return Columns(parts, sizes)
+    return parts[0] if len(parts) == 1 and "gaussian" in table.groups else Columns(parts, sizes)
 
 
 def copies(callbacks):

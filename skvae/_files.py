@@ -126,12 +126,17 @@ class FileMixin:
         NotFittedError
             If the estimator is not fitted.
         ValueError
-            If `part` is neither of the two.
+            If `part` is neither of the two, or the table was no table of numbers.
         ImportError
             If onnx or onnxscript is missing.
         """
         check_is_fitted(self)
         net = self.net_
+        if not self._table.is_identity:
+            raise ValueError(
+                "to_onnx writes models of tables of numbers: this one has categories, dates, marginals or conditions, "
+                "whose way into numbers is not a part of the graph. Use save, or encode the columns before fit."
+            )
         replace_file(path, onnx_graph(self.module_, part, self.n_features_in_, net.z_dim, net.offset, net.scale))
 
 

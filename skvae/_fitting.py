@@ -86,13 +86,14 @@ def go_on(estimator, X, asked, one_epoch):
     return net, split_of(estimator, x, net.seed, False, one_epoch)
 
 
-def begin(estimator, X, likelihood, seed, one_epoch):
+def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
     """A net at its start, and X in its units."""
     device, objective = resolve_device(estimator.device), resolve_objective(estimator.objective, estimator.beta)
     likelihood = resolve("likelihood", likelihood)
-    offset, scale = _units(likelihood, X)
+    offset, scale = _units(likelihood, X, n_context)
     x = scaled(X, offset, scale)
-    split, recipe = split_of(estimator, x, seed, True, one_epoch), recipe_of(estimator, X, likelihood, seed)
+    split = split_of(estimator, x, seed, True, one_epoch)
+    recipe = recipe_of(estimator, X, likelihood, seed, n_context)
     with threads_for(len(x) * X.shape[1] ** 2):
         model, *others = started_models(recipe, x, split.train, objective.kl_weight)
         noise = input_noise(model, x, objective.kl_weight, few=len(x) < CROSS_FIT_ROWS)
@@ -121,12 +122,17 @@ def begin(estimator, X, likelihood, seed, one_epoch):
 def mean_gain(net, X, gain):
     """What log-likelihoods of the rows gain beside the Jacobian of the scaling, which holes have no part in, on
     average."""
-    holes = np.isnan(X) @ np.log(net.scale) if np.ndim(net.scale) and np.isnan(X).any() else 0.0
+    scale = np.log(net.scale)[: net.n_features] if np.ndim(net.scale) else 0.0
+    holes = np.isnan(X[:, : net.n_features]) @ scale if np.ndim(scale) and np.isnan(X).any() else 0.0
     return float(np.mean(gain + holes))
 
 
-def _units(likelihood, X):
-    """Location and scale of the model's units."""
+def _units(likelihood, X, n_context=0):
+    """Location and scale of the model's units; of what is given, the mean and the standard deviation."""
+    if n_context:
+        n = X.shape[1] - n_context
+        units = zip(_units(likelihood, X[:, :n]), location_scale(X[:, n:]), strict=True)
+        return tuple(np.concatenate([np.broadcast_to(first, n), given]) for first, given in units)
     if hasattr(likelihood, "location_scale"):
         return likelihood.location_scale(X)
     return location_scale(X) if likelihood.standardize else (0.0, 1.0)
@@ -138,10 +144,11 @@ def weight_decay_of(estimator, n_rows):
     return (auto if estimator.weight_decay == "auto" else estimator.weight_decay) / n_rows
 
 
-def recipe_of(estimator, X, likelihood, seed):
+def recipe_of(estimator, X, likelihood, seed, n_context):
     """What `build_vae` takes."""
     return {
-        "n_features": X.shape[1],
+        "n_features": X.shape[1] - n_context,
+        "n_context": n_context,
         "z_dim": estimator.z_dim,
         "hidden_layer_sizes": layer_sizes(estimator.hidden_layer_sizes, len(X)),
         "activation": estimator.activation,

@@ -16,6 +16,14 @@ from ._table import is_frame
 _PARTICLES = 20  # for each draw given the same cells
 
 
+def _as_many(values, n_wanted, name, n_samples=None):
+    """`values` of one row, or of as many as there are to be, as that many."""
+    n_samples = n_wanted if n_samples is None else n_samples
+    if len(values) not in (1, n_samples):
+        raise ValueError(f"`{name}` must have one row, or {n_samples} rows as are asked for. Got {len(values)}.")
+    return np.repeat(values, n_wanted, axis=0) if len(values) < n_wanted else values
+
+
 def _stream(random_state):
     """An own stream, from scikit-learn's."""
     return generator(int(check_random_state(random_state).randint(np.iinfo(np.int32).max)))
@@ -25,13 +33,16 @@ class GenerationMixin:
     """`inverse_transform`, `sample` and `impute` for an estimator with a fitted `net_`."""
 
     @own_settings()
-    def inverse_transform(self, X):
+    def inverse_transform(self, X, *, conditions=None):
         """Map latent coordinates back to features: E[x | z].
 
         Parameters
         ----------
         X : array-like of shape (n_samples, z_dim)
             Latent coordinates.
+        conditions : DataFrame, dict or array-like, default=None
+            The columns that are `condition_features`, of one row or of as many as X has: what the rows would be under
+            these. None takes typical ones.
 
         Returns
         -------
@@ -49,7 +60,7 @@ class GenerationMixin:
                 f"{self._n_features_out} features as input."
             )
         vae = self.module_
-        return self._given_back(self._decode(lambda z: vae.likelihood.mean(vae.decode(z)), X))
+        return self._decoded(lambda *z: vae.likelihood.mean(vae.decode(*z)), X, self._conditions(conditions, len(X)))
 
     @own_settings()
     def sample(self, n_samples=1, *, given=None, noise=False, latents="prior", random_state=None):
@@ -62,7 +73,8 @@ class GenerationMixin:
         given : DataFrame, dict or array-like, default=None
             Cells that the rows are to have: some of the columns (a dict by their names, or by their places in an array,
             or an array with NaN elsewhere), of one row or of `n_samples`. The other cells are drawn given these, by
-            sampling and resampling, whatever `noise` is.
+            sampling and resampling, whatever `noise` is. `condition_features` that are not given are those of training
+            rows.
         noise : bool, default=False
             Whether to draw x from p(x | z), as the model has it, or return E[x | z].
         latents : {"prior", "aggregate"}, default="prior"
@@ -90,15 +102,16 @@ class GenerationMixin:
         random_state = check_random_state(random_state)
         rng, vae = _stream(random_state), self.module_
         if given is not None:
-            return self._sample_given(given, n_samples, rng)
+            return self._sample_given(given, n_samples, rng, random_state)
         if latents == "aggregate":
             z = draw_latents(self.aggregate_, n_samples, random_state)
         else:
             with torch.no_grad():
                 z = vae.prior.sample(n_samples, rng).cpu().numpy()
+        context = self._any_conditions(n_samples, random_state)
         if not noise:
-            return self.inverse_transform(z)
-        return self._given_back(self._decode(lambda z: vae.sample(z, rng), z), drawn=True)
+            return self._decoded(lambda *z: vae.likelihood.mean(vae.decode(*z)), z, context)
+        return self._decoded(lambda z, *given: vae.sample(z, rng, *given), z, context, drawn=True)
 
     @own_settings()
     def impute(self, X, *, sample=False, n_draws=None, random_state=None):
@@ -170,12 +183,41 @@ class GenerationMixin:
         n = max(self.n_draws, min(_PARTICLES * n_draws, 20_000))
         return torch.randn(n, 1, self._n_features_out, generator=rng, dtype=torch.float64)
 
-    def _sample_given(self, given, n_samples, rng):
+    def _decoded(self, function, z, context, drawn=False):
+        """What `function` makes of latent coordinates, and of what is given if anything is, in the container of X."""
+        if context is None:
+            return self._given_back(self._decode(function, z), drawn)
+        n, (offset, scale) = context.shape[1], (self.net_.offset, self.net_.scale)
+        both = np.hstack([z, (context - offset[-n:]) / scale[-n:]]).astype(np.float32)
+        features = self._decode(lambda rows: function(rows[:, :-n], rows[:, -n:]), both)
+        return self._given_back(np.hstack([features, context]), drawn)
+
+    def _conditions(self, conditions, n_samples):
+        """What is given for that many rows, in the units of X: (n_samples, n_context), or None."""
+        n = self.module_.n_context
+        if conditions is not None and not n:
+            raise ValueError("`conditions` are for a model with condition_features, and this one has none.")
+        if not n:
+            return None
+        typical = self.net_.offset[-n:]
+        values = self._table.partial({} if conditions is None else conditions)
+        features = self._table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:]
+        return np.where(np.isnan(features), typical, features)
+
+    def _any_conditions(self, n_samples, random_state):
+        """What is given in that many training rows, or None."""
+        known = self._table.conditions
+        return None if known is None else known[random_state.randint(len(known), size=n_samples)]
+
+    def _sample_given(self, given, n_samples, rng, random_state):
         """Draws of what is not given, beside what is, in the container of X."""
         values = self._table.partial(given)
-        if len(values) not in (1, n_samples):
-            raise ValueError(f"`given` must have one row, or n_samples={n_samples} rows. Got {len(values)}.")
-        features = self._check_values(self._table.features(values)[0], self.likelihood_)
+        context = self._any_conditions(n_samples, random_state)
+        values = _as_many(values, n_samples if context is not None else len(values), "given", n_samples)
+        features = self._check_values(self._table.features(values)[0], self.likelihood_, self._table.n_context)
+        if context is not None:
+            own = features[:, -context.shape[1] :]
+            own[...] = np.where(np.isnan(own), context, own)
         if len(values) == n_samples:
             found = self._imputed(features, 1, rng)[0]
         else:

@@ -169,7 +169,7 @@ class FastELBO:
         inputs = self.likelihood.inputs(x) if batch.seen is None else batch.seen
         mean, log_scale = self._encode(inputs, batch.spread)
         scale = log_scale.exp()
-        z = torch.addcmul(mean, scale, batch.eps)
+        z = self._beside(torch.addcmul(mean, scale, batch.eps), batch.context)
         raw = self._decode(z).unflatten(-1, (self.likelihood.n_raw, -1))
         observed = batch.observed
         log_prob, grad_raw = self.likelihood.gradient(raw, x, weight if observed is None else weight * observed)
@@ -178,9 +178,9 @@ class FastELBO:
         kl, kl_mean, kl_log_scale = self._kl_gradient(mean, log_scale, batch.eps, self.beta * weight)
         shared = {name: self.stack.gradients[name].clone() for name in self.shared}  # what the prior has left there
         passed = _first_of_raw(grad_raw) if batch.for_map else grad_raw
-        grad_z = self._backward_decoder(z, grad_raw.flatten(2), passed.flatten(2))
+        grad_z = self._backward_decoder(z, grad_raw.flatten(2), passed.flatten(2))[..., : mean.shape[-1]]
         grad_log_scale = (grad_z * batch.eps).mul_(scale).add_(kl_log_scale)
-        self._backward_encoder(inputs, grad_z.add_(kl_mean), grad_log_scale)
+        self._backward_encoder(inputs, grad_z + kl_mean, grad_log_scale)
         for name, grad in shared.items():
             self.stack.gradients[name].add_(grad)
         return (log_prob if observed is None else log_prob * observed[0]).sum(-1), kl
@@ -191,7 +191,7 @@ class FastELBO:
         x, observed = batch.x, batch.observed
         mean, log_scale = self._encode(self.likelihood.inputs(x) if batch.seen is None else batch.seen, batch.spread)
         z = torch.addcmul(mean, log_scale.exp(), batch.eps)
-        raw = self._decode(z).unflatten(-1, (self.likelihood.n_raw, -1))
+        raw = self._decode(self._beside(z, batch.context)).unflatten(-1, (self.likelihood.n_raw, -1))
         if type(self.priors[0]) is StandardNormal:
             kl = self.priors[0].kl(mean, log_scale)
         else:
@@ -219,6 +219,11 @@ class FastELBO:
         self.encoder.backward(torch.cat([grad_mean, grad_log_scale], dim=-1))
         if self.beside:
             self.linear_encoder.backward(inputs, grad_mean)
+
+    @staticmethod
+    def _beside(z: Tensor, context: Tensor | None) -> Tensor:
+        """What the decoder sees."""
+        return z if context is None else torch.cat([z, context], -1)
 
     def _decode(self, z: Tensor) -> Tensor:
         if not self.beside:

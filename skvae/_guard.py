@@ -68,8 +68,7 @@ class Judge:
         """Log-densities of the rows of each part under the linear model, which does not change."""
         if self.modules[0].background is None:
             return None
-        return [torch.stack([module.background.log_prob(some.x, some.observed) for module, some in self._shares(part)])
-                for part in self.parts]  # fmt: skip
+        return [torch.stack([module.background_of(some) for module, some in self._shares(part)]) for part in self.parts]
 
     def _shares(self, part: Batch) -> list[tuple[Any, Batch]]:
         """The members with their rows of a part."""

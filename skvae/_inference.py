@@ -44,15 +44,18 @@ class InferenceMixin:
 
         def incomplete(x):
             refined = Refined(vae, vae.complete(x.to(like.dtype)))
-            log_prob = mean_of(refined.draw(part)[2] for part in antithetic(eps).tensor_split(n_parts))
-            return vae.mixed(log_prob, refined.cells.x, refined.cells.observed)
+            parts = [refined.draw(part)[2] for part in antithetic(eps).tensor_split(n_parts)]
+            return refined.mixed(torch.cat(parts).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf))
 
         blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
         return self._apply(incomplete if holes else complete, blocks, len(X), size=n_rows * self.n_draws // n_parts)
 
     def _log_jacobian(self, X):
         """What log-likelihoods of rows in the model's units gain in those of X: a number, or (n_samples,)."""
-        holes, scale = np.isnan(X), np.log(self.net_.scale)
+        if not np.ndim(self.net_.scale):
+            return self.net_.log_jacobian
+        scale = np.log(self.net_.scale[: self.net_.n_features])
+        holes = np.isnan(X[:, : len(scale)])
         return (
             self.net_.log_jacobian + (holes * scale).sum(axis=1)
             if np.ndim(scale) and holes.any()
@@ -74,13 +77,12 @@ class InferenceMixin:
             blocks = scaled_blocks(rows, self.net_.offset, self.net_.scale, "cpu" if holes else self.net_.device)
             return self._apply(incomplete if holes else complete, blocks, len(rows))
 
-        exact = self._model(True)[0] if np.isnan(X).any() else None
+        exact = self._model(True)[0] if self.module_.n_context or np.isnan(X).any() else None
         return np.split(self._by_holes(X, encode), 2, axis=1)
 
-    @staticmethod
-    def _by_holes(X, function):
+    def _by_holes(self, X, function):
         """What `function` makes of the complete rows of X, and of those with holes, in the order of X."""
-        incomplete = np.isnan(X).any(axis=1)
+        incomplete = np.isnan(X).any(axis=1) | bool(self.module_.n_context)
         if incomplete.all() or not incomplete.any():
             return function(X, bool(incomplete.all()) and len(X) > 0)
         complete, others = function(X[~incomplete], False), function(X[incomplete], True)
@@ -99,6 +101,10 @@ class InferenceMixin:
         return apply(function, blocks, n_rows, finish, multiplications(self.module_, size, self.n_features_in_))
 
     def _in_units_of_X(self, x):
+        """Features, with or without what is given, in the units of X."""
+        if np.ndim(self.net_.scale) and x.shape[-1] < len(self.net_.scale):
+            n = x.shape[-1]
+            return (x * np.float64(self.net_.scale[:n]) + self.net_.offset[:n]).astype(self._table.dtype)
         return (x * np.float64(self.net_.scale) + self.net_.offset).astype(self._table.dtype)
 
     def _given_back(self, features, drawn=False, like=None):

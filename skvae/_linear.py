@@ -159,18 +159,24 @@ class _LinearModel:
         noise_scale = torch.where(slope == 0, 1.0, self.noise.sqrt() / slope.abs())
         density.set_model(centre, noise_scale, self.directions * slope.sign()[:, None], self.values)
 
-    def put_into(self, vae: Any, line: tuple[Tensor, Tensor], raw: Tensor, beta: float, shrinkage: float = 1.0) -> None:
+    def put_into(
+        self, vae: Any, line: tuple[Tensor, Tensor], raw: Tensor, beta: float, shrinkage: float = 1.0, given: Any = None
+    ) -> None:
         """Set `vae` to the optimum for the weighted bound, whose posterior sees the noise `beta` times larger.
 
-        The loadings are rotated so that the posterior is diagonal. `line` is what `_line` returned.
+        The loadings are rotated so that the posterior is diagonal. `line` is what `_line` returned, and `given`
+        are the coefficients of y on what is given, if anything is.
         """
         signal = ((self.values - beta) * shrinkage).clamp(min=_ALIVE)
         loadings = self.directions * signal.sqrt() * self.noise.sqrt()[:, None]  # (n_features, z_dim)
         weight = (loadings / self.noise[:, None] / (beta + signal)).T  # (z_dim, n_features)
         log_scale = 0.5 * (max(beta, 1e-4) / (beta + signal)).log()
         centre, slope = line
+        of_given = None if given is None else -weight @ given.double()
         weight = weight * slope
         bias = torch.cat([-weight @ centre.double(), log_scale])
+        if of_given is not None:
+            weight, loadings = torch.cat([weight, of_given], 1), torch.cat([loadings, given.double()], 1)
         _set_linear_maps(vae, weight, bias, loadings, raw.flatten())
 
 
@@ -251,14 +257,20 @@ def _some(x: Tensor, n_rows: int, seed: int, rows: Any = None) -> Tensor:
     return x if len(numbers) == len(x) else x[torch.from_numpy(numbers)]
 
 
-def _best_shrinkage(put: Callable[..., None], vae: Any, x: Tensor, beta: float, seed: int) -> float:
+def _best_shrinkage(
+    put: Callable[..., None], vae: Any, x: Tensor, context: Tensor | None, beta: float, seed: int
+) -> float:
     """The expansion holds near the mean only: how far the signal must shrink for the bound itself to be best."""
-    rows = _some(x, _SHRINKAGE_ROWS, seed)
-    eps = torch.randn(len(rows), vae.prior.z_dim, generator=torch.Generator().manual_seed(seed))
+    few = torch.from_numpy(subsample(len(x), _SHRINKAGE_ROWS, seed))
+    eps = torch.randn(len(few), vae.prior.z_dim, generator=torch.Generator().manual_seed(seed))
+    batch = Batch(x[few], eps)
+    if context is not None:
+        seen = torch.cat([vae.likelihood.inputs(x[few]), context[few]], -1)
+        batch = Batch(x[few], eps, seen, context=context[few])
 
     def bound(shrinkage: float) -> float:
         put(shrinkage=shrinkage)
-        log_prob, kl = vae(Batch(rows, eps))
+        log_prob, kl = vae(batch)
         return float((log_prob - beta * kl).mean())
 
     return max(_SHRINKAGES, key=bound)
@@ -287,12 +299,17 @@ def linear_start(
         A model at its start on similar rows, whose noise is then near.
     """
     likelihood, z_dim = vae.likelihood, vae.prior.z_dim
-    x = _some(x, max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // x.shape[1]), seed, rows)
+    x, context = vae.parts(_some(x, max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // x.shape[1]), seed, rows))
     observed = observed_cells(x)
     if observed is not None:
-        x = _some(x, _rows_for_em(x.shape[1], z_dim), seed)
+        few = torch.from_numpy(subsample(len(x), _rows_for_em(x.shape[1], z_dim), seed))
+        x, context = x[few], None if context is None else context[few]
         observed, x = ~x.isnan(), without_holes(x)
     y, nearest_noise, exact = _linearised(likelihood, raw, x)
+    centre, slope = _line(likelihood.inputs(x), y)
+    given = None if context is None else _regression(context, y)  # (n_features, n_context)
+    shift = 0.0 if given is None else context @ given.T
+    y = y - shift if given is not None else y
     if observed is None:
         known = None if near is None or near.background is None else near.background.noise_scale.double().square()
         mean, factors = y.new_zeros(y.shape[1]), _Factors(y, z_dim, seed)
@@ -300,19 +317,27 @@ def linear_start(
     else:
         former = near.completer if near is not None and exact else None
         mean, factors, noise = _complete(y, observed, z_dim, nearest_noise, seed, former)
-    model, line = _LinearModel.fit(factors, noise, z_dim), _line(likelihood.inputs(x), y)
+    model = _LinearModel.fit(factors, noise, z_dim)
     with torch.no_grad():
         raw[0] += mean
         if observed is not None:
-            line = line[0] + torch.where(line[1] == 0, 0, mean / line[1]), line[1]
+            centre = centre + torch.where(slope == 0, 0, mean / slope)
         if hasattr(likelihood, "set_noise"):
             likelihood.set_noise(noise.to(raw), raw)
         if vae.background is not None:
-            _describe_background(vae, model, x.mean(0) + mean, raw)
+            _describe_background(vae, model, (x - shift).mean(0) + mean, raw)
         if vae.filler is not None:
-            model.describe_inputs(vae.filler, *line)
-        put = partial(model.put_into, vae, line, raw, beta)
-        put(shrinkage=1.0 if exact else _best_shrinkage(put, vae, x, beta, seed))
+            model.describe_inputs(vae.filler, centre, slope)
+        if given is not None:
+            vae.regression.copy_(torch.where(slope[:, None] == 0, 0, given / slope[:, None]))
+        put = partial(model.put_into, vae, (centre, slope), raw, beta, given=given)
+        put(shrinkage=1.0 if exact else _best_shrinkage(put, vae, x, context, beta, seed))
+
+
+def _regression(context: Tensor, y: Tensor) -> Tensor:
+    """Coefficients of `y` on what is given, by least squares with a ridge of a thousandth: (n_features, n_context)."""
+    square = (context.T @ context).double() / len(y) + 1e-3 * torch.eye(context.shape[1], dtype=torch.float64)
+    return torch.linalg.solve(square, (context.T @ y).double() / len(y)).T.to(y.dtype)
 
 
 def _describe_background(vae: Any, model: _LinearModel, mean: Tensor, raw: Tensor) -> None:

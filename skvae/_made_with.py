@@ -20,6 +20,7 @@ _FIXED = (
     "likelihood",
     "categorical_features",
     "marginal",
+    "condition_features",
     "prior",
     "architecture",
     "init",

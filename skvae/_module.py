@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ._batch import Batch, Cells
 
@@ -35,7 +36,11 @@ class VAE(nn.Module):
         Weight of the background in the mixture.
     filler : LinearGaussian or None
         The linear model of what the encoder sees, which fills holes; None where the background is that.
+    n_context : int
+        Number of features that are given and not modelled, which rows end with; both networks see them.
     """
+
+    regression: Tensor
 
     encoder: nn.Module  # annotated, since nn.Module's __getattr__ hides types
     decoder: nn.Module
@@ -57,6 +62,7 @@ class VAE(nn.Module):
         background: nn.Module | None = None,
         share: float = 0.0,
         filler: nn.Module | None = None,
+        n_context: int = 0,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -68,6 +74,9 @@ class VAE(nn.Module):
         self.background = background
         self.share = share
         self.filler = filler
+        self.n_context = n_context
+        if n_context:  # of the encoder's inputs on what is given
+            self.register_buffer("regression", torch.zeros(len(self.completer.mean), n_context))
         prior.attach(self.encode_inputs)
 
     @property
@@ -75,12 +84,23 @@ class VAE(nn.Module):
         """The linear model that fills holes in what the encoder sees."""
         return self.background if self.filler is None else self.filler
 
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows as what is modelled and what is given, typical where that is missing."""
+        if not self.n_context:
+            return x, None
+        return x[..., : -self.n_context], x[..., -self.n_context :].nan_to_num(0.0)
+
     def complete(self, x: Tensor) -> Cells:
         """`x` (batch, n_features) for the encoder and for the likelihood, where NaN stands for a missing cell."""
+        x, context = self.parts(x)
         observed = ~x.isnan()
         x = torch.where(observed, x, self.likelihood.stand_in)
-        seen, spread = self.completer.complete(self.likelihood.inputs(x), observed)
-        return Cells(x, observed, seen, spread)
+        inputs = self.likelihood.inputs(x)
+        if context is None:
+            return Cells(x, observed, *self.completer.complete(inputs, observed), None)
+        shift = F.linear(context, self.regression)
+        filled, spread = self.completer.complete(inputs - shift, observed)
+        return Cells(x, observed, torch.cat([filled + shift, context], -1), spread, context)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-scale of q(z | x): two tensors (..., z_dim)."""
@@ -103,19 +123,25 @@ class VAE(nn.Module):
         mean, log_scale = self.encoder(inputs.clamp(-MAX_INPUT, MAX_INPUT)).chunk(2, dim=-1)
         return mean + self.linear_encoder(inputs), log_scale
 
-    def decode(self, z: Tensor) -> Tensor:
+    def beside(self, z: Tensor, context: Tensor | None) -> Tensor:
+        """What the decoder sees: z, and what is given."""
+        return z if context is None else torch.cat([z, context.expand(*z.shape[:-1], -1)], -1)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Raw outputs of the likelihood: (..., n_raw, n_features)."""
+        z = self.beside(z, context)
         if self.linear_decoder is None:
             raw = self.decoder(z)
         else:
             raw = self.decoder(z.clamp(-MAX_Z, MAX_Z)) + self.linear_decoder(z)
         return raw.unflatten(-1, (self.likelihood.n_raw, -1))
 
-    def decode_for_map(self, z: Tensor) -> Tensor:
+    def decode_for_map(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The same, where of each feature's raw outputs only the first has gradients below the decoder's head."""
         linear = self.linear_decoder
         if self.likelihood.n_raw == 1 or linear is None:
-            return self.decode(z)
+            return self.decode(z, context)
+        z = self.beside(z, context)
         hidden = self.decoder.hidden(z.clamp(-MAX_Z, MAX_Z))  # type: ignore[operator]
         raw, rest = (
             (self.decoder.head(h) + linear(latents)).unflatten(-1, (self.likelihood.n_raw, -1))  # type: ignore[operator]
@@ -133,7 +159,8 @@ class VAE(nn.Module):
         the draw z, mean and log-scale of the posterior."""
         mean, log_scale = self.encode_batch(batch)
         z = mean + log_scale.exp() * batch.eps
-        kl, raw = self.prior.kl(mean, log_scale, z), self.decode_for_map(z) if batch.for_map else self.decode(z)
+        decode = self.decode_for_map if batch.for_map else self.decode
+        kl, raw = self.prior.kl(mean, log_scale, z), decode(z, batch.context)
         factors = self.likelihood.balance(raw) if batch.balanced and raw.requires_grad else None
         if factors is not None:
             raw.register_hook(lambda gradient: gradient * factors)
@@ -156,19 +183,38 @@ class VAE(nn.Module):
         log_q = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1) - log_scale.sum(-1)
         return self.likelihood.log_prob(self.decode(z), x).sum(-1) + self.prior.log_prob(z) - log_q
 
-    def mixed(self, log_prob: Tensor, x: Tensor, observed: Tensor | None = None) -> Tensor:
+    def mixed(
+        self, log_prob: Tensor, x: Tensor, observed: Tensor | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """Log-density of rows `x` under the mixture with the background, given that of the model alone: (batch,)."""
-        return log_prob if self.background is None else self.mixture(log_prob, self.background.log_prob(x, observed))
+        if self.background is None:
+            return log_prob
+        return self.mixture(log_prob, self.background_log_prob(x, observed, context))
+
+    def background_log_prob(self, x: Tensor, observed: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        """Log-density of rows, or of their observed cells, under the background: (batch,)."""
+        return self.background.log_prob(x - self.background_shift(context), observed)
+
+    def background_of(self, batch: Batch) -> Tensor:
+        """Log-density of the rows of a batch under the background: (batch,)."""
+        return self.background_log_prob(batch.x, batch.observed, batch.context)
+
+    def background_shift(self, context: Tensor | None) -> Tensor | float:
+        """What is given moves the background's mean by this, where that is Gaussian."""
+        if context is None:
+            return 0.0
+        shift, n = F.linear(context.to(self.regression.dtype), self.regression), getattr(self.background, "n", None)
+        return shift if n is None else torch.cat([shift[..., :n], torch.zeros_like(shift[..., n:])], -1)
 
     def mixture(self, log_prob: Tensor, background: Tensor) -> Tensor:
         """Log-density of the mixture, given those of the model alone and of the background."""
         log_prob = log_prob.to(background.dtype) + math.log1p(-self.share)
         return torch.logaddexp(log_prob, background + math.log(self.share))
 
-    def sample(self, z: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, z: Tensor, generator: torch.Generator, context: Tensor | None = None) -> Tensor:
         """Draw x from p(x | z), or from the background where the mixture wants it: (n, z_dim) -> (n, n_features)."""
-        x = self.likelihood.sample(self.decode(z), generator)
+        x = self.likelihood.sample(self.decode(z, context), generator)
         if self.background is None:
             return x
         drawn = torch.rand(len(z), 1, generator=generator).to(x.device) < self.share
-        return torch.where(drawn, self.background.sample(len(z), generator), x)
+        return torch.where(drawn, self.background.sample(len(z), generator) + self.background_shift(context), x)

@@ -193,7 +193,12 @@ class Net(NeuralNet):
     @property
     def log_jacobian(self) -> float:
         """What a log-likelihood in the model's units gains in those of X, in nats for a complete row."""
-        return -float(np.sum(np.log(self.scale)))
+        return -float(np.sum(np.log(self.scale[: self.n_features] if np.ndim(self.scale) else self.scale)))
+
+    @property
+    def n_features(self) -> int | None:
+        """Number of features that are modelled."""
+        return self.recipe_["vae"].get("n_features")
 
     @property
     def mean_log_jacobian(self) -> float:
@@ -254,7 +259,7 @@ class Net(NeuralNet):
             inner, rows = self.get_dataset(X.dataset), torch.as_tensor(X.indices)
             return Split(inner.x, [inner.train[0][rows]])
         x = _tensor_of(X).to(self.device, torch.float32)
-        n_features = self.recipe_["vae"].get("n_features", x.shape[-1])
+        n_features = self.recipe_["vae"].get("n_features", x.shape[-1]) + self.module_.n_context
         if x.ndim != 2 or x.shape[1] != n_features:
             raise ValueError(
                 f"The net takes rows of shape (n_samples, {n_features}), in the model's units: (X - net_.offset) / "

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._batch import Cells
-from ._module import MODERATE, VAE
+from ._module import FARTHEST, MODERATE, VAE
 
 _MAX_STEPS = 3
 _LEAST_STEP = 0.05  # of a difference quotient, in units of z
@@ -31,7 +31,7 @@ class Refined:
 
     def __init__(self, vae: VAE, cells: Cells) -> None:
         self.vae, self.cells = vae, cells
-        self.mean, log_scale = vae.encode_inputs(cells.seen.clamp(-1e30, 1e30))
+        self.mean, log_scale = vae.encode_inputs(cells.seen.clamp(-FARTHEST, FARTHEST))
         self.step = (log_scale + cells.spread).clamp(*MODERATE).exp().clamp(_LEAST_STEP, 1.0)
         value = self._log_joint(self.mean)
         for _ in range(_MAX_STEPS):
@@ -55,20 +55,28 @@ class Refined:
         z = self.mean + moves.permute(2, 0, 1)
         log_det = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_q = log_det - 0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1)
-        raw = self.vae.decode(z)
+        raw = self._decode(z)
         return z, raw, self._log_prob(raw) + self.vae.prior.log_prob(z) - log_q
+
+    def mixed(self, log_weights: Tensor) -> Tensor:
+        """Log-likelihood of each row under the mixture with the background: (batch,)."""
+        cells, log_prob = self.cells, log_weights.logsumexp(0) - math.log(len(log_weights))
+        return self.vae.mixed(log_prob, cells.x, cells.observed, cells.context)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z, self.cells.context)
 
     def _log_prob(self, raw: Tensor) -> Tensor:
         log_prob = self.vae.likelihood.log_prob(raw, self.cells.x)
         return torch.where(self.cells.observed, log_prob, 0.0).sum(-1)
 
     def _log_joint(self, z: Tensor) -> Tensor:
-        return self._log_prob(self.vae.decode(z)) + self.vae.prior.log_prob(z)
+        return self._log_prob(self._decode(z)) + self.vae.prior.log_prob(z)
 
     def _expansion(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient of the log-joint in z, and the Cholesky factor of minus its Hessian, without the second derivative
         of the decoder: (batch, z_dim) and (batch, z_dim, z_dim)."""
-        slope, curvature = self.vae.likelihood.expansion(self.vae.decode(z), self.cells.x)
+        slope, curvature = self.vae.likelihood.expansion(self._decode(z), self.cells.x)
         slope, curvature = (torch.where(self.cells.observed, part, 0.0) for part in (slope, curvature.clamp(min=0)))
         jacobian = self._jacobian(z)
         gradient = (jacobian @ slope.unsqueeze(-1)).squeeze(-1) + _gradient(self.vae.prior, z)
@@ -78,7 +86,7 @@ class Refined:
     def _jacobian(self, z: Tensor) -> Tensor:
         """Slopes of the first raw outputs in z, over about a standard deviation of it: (batch, z_dim, n_features)."""
         moves = torch.diag_embed(self.step).movedim(1, 0)  # (z_dim, batch, z_dim)
-        ahead, behind = (self.vae.decode(z + sign * moves)[..., 0, :] for sign in (1, -1))
+        ahead, behind = (self._decode(z + sign * moves)[..., 0, :] for sign in (1, -1))
         return ((ahead - behind) / (2 * self.step.T.unsqueeze(-1))).movedim(0, 1)
 
 
@@ -102,11 +110,16 @@ def _shares(log_weights: Tensor) -> Tensor:
 
 
 def _chance_of_background(refined: Refined, log_weights: Tensor) -> Tensor:
-    """Probability that a row comes from the background of the mixture, given its observed cells: (batch,)."""
+    """Probability that a row comes from the background of the mixture, given its observed cells: (batch, 1)."""
     vae, cells = refined.vae, refined.cells
-    log_prob = log_weights.logsumexp(0) - math.log(len(log_weights))
-    background = vae.background.log_prob(cells.x, cells.observed) + math.log(vae.share)
-    return (background - vae.mixed(log_prob, cells.x, cells.observed)).exp()
+    background = vae.background_log_prob(cells.x, cells.observed, cells.context) + math.log(vae.share)
+    return (background - refined.mixed(log_weights)).exp().unsqueeze(-1)
+
+
+def _whole(cells: Cells, x: Tensor) -> Tensor:
+    """Rows whose holes are filled by `x`, with what is given at their end."""
+    filled = torch.where(cells.observed, cells.x, x)
+    return filled if cells.context is None else torch.cat([filled, cells.context.expand(*x.shape[:-1], -1)], -1)
 
 
 def expected(refined: Refined, eps: Tensor) -> Tensor:
@@ -116,9 +129,10 @@ def expected(refined: Refined, eps: Tensor) -> Tensor:
     _, raw, log_weights = refined.draw(eps)
     mean = (_shares(log_weights).unsqueeze(-1) * vae.likelihood.mean(raw)).sum(0)
     if vae.background is not None:
-        chance = _chance_of_background(refined, log_weights).unsqueeze(-1)
-        mean = mean + chance * (vae.background.expected_given(cells.x, cells.observed) - mean)
-    return torch.where(cells.observed, cells.x, mean).unsqueeze(0)
+        shift = vae.background_shift(cells.context)
+        other = vae.background.expected_given(cells.x - shift, cells.observed) + shift
+        mean = mean + _chance_of_background(refined, log_weights) * (other - mean)
+    return _whole(cells, mean).unsqueeze(0)
 
 
 def drawn(refined: Refined, eps: Tensor, n_draws: int, rng: torch.Generator) -> Tensor:
@@ -130,8 +144,8 @@ def drawn(refined: Refined, eps: Tensor, n_draws: int, rng: torch.Generator) -> 
     chosen = raw[choices, torch.arange(len(cells.x))]  # (n_draws, batch, n_raw, n_features)
     x = vae.likelihood.sample(chosen, rng).to(cells.x)
     if vae.background is not None:
-        strange = torch.rand(n_draws, len(cells.x), 1, generator=rng).to(cells.x) < _chance_of_background(
-            refined, log_weights
-        ).unsqueeze(-1)
-        x = torch.where(strange, vae.background.sample_given(cells.x, cells.observed, n_draws, rng), x)
-    return torch.where(cells.observed, cells.x, x)
+        shift = vae.background_shift(cells.context)
+        strange = torch.rand(n_draws, len(cells.x), 1, generator=rng) < _chance_of_background(refined, log_weights)
+        other = vae.background.sample_given(cells.x - shift, cells.observed, n_draws, rng) + shift
+        x = torch.where(strange, other, x)
+    return _whole(cells, x)

@@ -46,15 +46,16 @@ class Split(Dataset):
 
 
 class Rows:
-    """What batches take their rows from: `x` (n_samples, n_features), and where it has holes what `module` makes of
-    them before training."""
+    """What batches take their rows from: `x` (n_samples, n_features), and where it has holes, or features that are
+    given, what `module` makes of them before training."""
 
     def __init__(self, x: Tensor, module: Any) -> None:
         self.fields = {"x": x}
-        if observed_cells(x) is not None:
+        if module.n_context or observed_cells(x) is not None:
             with torch.no_grad():
-                blocks = [module.complete(block) for block in x.split(_BLOCK)]
-            self.fields = {name: torch.cat([getattr(block, name) for block in blocks]) for name in blocks[0]._fields}
+                blocks = [module.complete(block)._asdict() for block in x.split(_BLOCK)]
+            known = [name for name, part in blocks[0].items() if part is not None]
+            self.fields = {name: torch.cat([block[name] for block in blocks]) for name in known}
 
     def take(self, rows: Tensor) -> dict[str, Any]:
         """The fields of a `Batch` that belong to these rows, whose indices may have any shape."""
@@ -157,6 +158,6 @@ def member(batch: Batch, i: int) -> Batch:
     """The rows of member `i`, without those that only fill up."""
     alone = len(batch.x) == 1  # then nothing fills up
     keep = slice(None) if alone or batch.weight is None else slice(0, int(batch.weight[i].count_nonzero()))
-    parts = {name: getattr(batch, name) for name in ("x", "seen", "spread", "observed")}
+    parts = {name: getattr(batch, name) for name in ("x", "seen", "spread", "observed", "context")}
     fields = {name: part[i, keep] for name, part in parts.items() if part is not None}
     return Batch(**fields, eps=batch.eps[..., i, keep, :], balanced=batch.balanced, for_map=batch.for_map)

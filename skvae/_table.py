@@ -12,10 +12,12 @@ import numpy as np
 
 from ._input import is_number
 from ._marginals import fit_knots, from_scores, to_scores
+from ._random import subsample
 
 MAX_LEVELS = 255  # of a category, as in HistGradientBoosting
 _ORDINAL_SHARE = 0.1  # of the rows: fewer distinct numbers than that are levels
 _SPIKE_SHARE = 0.05  # of the rows: a number that more of them share is flagged
+_MAX_CONDITIONS = 2_500
 _NS_PER_DAY = 86_400 * 10**9
 
 
@@ -46,15 +48,18 @@ class Column:
         What the user wants for it.
     ordered : bool, default=False
         Whether a pandas category has an order.
+    given : bool, default=False
+        Whether it is given and not modelled.
     """
 
     def __init__(
         self, name, dtype, kind, *, levels=None, marginal=None, spike=None, knots=None, scores=None, whole=False,
-        low=0.0, high=0.0, likelihood=None, ordered=False,
+        low=0.0, high=0.0, likelihood=None, ordered=False, given=False,
     ):  # fmt: skip
         self.name, self.dtype, self.kind, self.levels, self.marginal = name, dtype, kind, levels, marginal
         self.spike, self.knots, self.scores, self.whole = spike, knots, scores, whole
         self.low, self.high, self.likelihood, self.ordered = low, high, likelihood, ordered
+        self.given = given
 
     @property
     def n_features(self):
@@ -70,7 +75,7 @@ class Column:
         if len(seen):
             self.low, self.high = float(seen.min()), float(seen.max())
             self.whole = bool((seen == np.round(seen)).all())
-        self.marginal = "standardize" if self.likelihood is not None or len(seen) < 2 else marginal
+        self.marginal = "standardize" if self.likelihood is not None or self.given or len(seen) < 2 else marginal
         if self.marginal == "quantile":
             self._choose(seen)
 
@@ -149,19 +154,25 @@ class Table:
         In the order of X.
     dtype : str, default="float64"
         Of an array that is given back.
+    conditions : ndarray of shape (n, n_context), default=None
+        Features that are given, of some of the training rows.
     """
 
-    def __init__(self, container, columns, dtype="float64"):
-        self.container, self.columns, self.dtype = container, columns, dtype
+    def __init__(self, container, columns, dtype="float64", conditions=None):
+        self.container, self.columns, self.dtype, self.conditions = container, columns, dtype, conditions
 
     @classmethod
-    def of(cls, X, categorical_features="from_dtype", likelihoods=None):
+    def of(cls, X, categorical_features="from_dtype", likelihoods=None, conditions=()):
         """The table that a frame is, or an array with text, before its values are looked at."""
         container = container_of(X)
         columns = [Column(name, *_kind(cells)) for name, cells in _cells(X)]
         _mark(columns, categorical_features, X)
         for name, likelihood in (likelihoods or {}).items():
             _named(columns, name).likelihood = likelihood
+        for name in conditions:
+            _named(columns, name).given = True
+        if all(column.given for column in columns):
+            raise ValueError("condition_features names all columns of X: there is nothing left to model.")
         for column, (_, cells) in zip(columns, _cells(X), strict=True):
             if column.kind == "categorical":
                 column.levels, column.ordered = _levels(cells, column)
@@ -176,7 +187,19 @@ class Table:
     @property
     def is_plain(self):
         """Whether each column is a number and all go by one likelihood."""
-        return all(column.kind == "numeric" and column.likelihood is None for column in self.columns)
+        return self._is_of_numbers and not any(column.given for column in self.columns)
+
+    @property
+    def _is_of_numbers(self):
+        """Whether what is modelled are numbers that go by one likelihood."""
+        return all(
+            column.kind == "numeric" and column.likelihood is None for column in self.columns if not column.given
+        )
+
+    @property
+    def n_context(self):
+        """Number of features that are given."""
+        return sum(column.n_features for column in self.columns if column.given)
 
     @property
     def is_identity(self):
@@ -208,11 +231,16 @@ class Table:
     def look_at(self, values, marginal):
         """Choose each column's marginal; "auto" is "standardize" in a table of numbers, and "quantile" in others."""
         if marginal == "auto":
-            marginal = "standardize" if self.is_plain else "quantile"
+            marginal = "standardize" if self._is_of_numbers else "quantile"
         if self.gives_floats and marginal == "standardize":
             return  # nothing of it would be used
         for column, part in zip(self.columns, values.T, strict=True):
             column.look_at(part.astype(float), marginal)
+
+    def keep_conditions(self, features):
+        """Keep what is given in some of the rows, to draw from."""
+        if self.n_context:
+            self.conditions = np.array(features[subsample(len(features), _MAX_CONDITIONS, 0), -self.n_context :])
 
     @property
     def gives_floats(self):
@@ -223,8 +251,11 @@ class Table:
     def groups(self):
         """Lists of columns that share a likelihood, in the order of their features: Gaussian ones first."""
         kinds = {"gaussian": [], "ordinal": [], "flag": [], "categorical": []}
+        context = [i for i, column in enumerate(self.columns) if column.given]
         for i, column in enumerate(self.columns):
             own = column.likelihood
+            if column.given:
+                continue
             if own is not None and not (isinstance(own, str) and own == "gaussian"):
                 kinds.setdefault(own if isinstance(own, str) else f"own {i}", []).append(i)
             elif column.marginal == "spike":
@@ -232,7 +263,7 @@ class Table:
                 kinds["flag"].append(i)
             else:
                 kinds[{"ordinal": "ordinal", "categorical": "categorical"}.get(column.marginal, "gaussian")].append(i)
-        return {kind: places for kind, places in kinds.items() if places}
+        return {kind: places for kind, places in (kinds | {"context": context}).items() if places}
 
     def features(self, values):
         """What the model sees of values, before scaling, and what each row's log-likelihood gains by it: arrays
@@ -259,7 +290,7 @@ class Table:
         parts, end = [[] for _ in self.columns], 0
         for kind, places in self.groups.items():
             for i in places:
-                width = self.columns[i].n_features if kind == "categorical" else 1
+                width = self.columns[i].n_features if kind in ("categorical", "context") else 1
                 parts[i].append(features[:, end : end + width])
                 end += width
         return [np.concatenate(part, axis=1) for part in parts]

@@ -97,6 +97,9 @@ class VAETransformer(
         (cumulative logits), one number that stands out has a flag of its own, and others become normal scores, with the
         Jacobian in the score. "auto" is "standardize" for a table of numbers and "quantile" where other columns are
         beside them.
+    condition_features : array-like of {int, str}, default=None
+        Columns that are given and not modelled, such as the batch of a measurement: the encoder and the decoder see
+        them, the score is that of the other columns given these, and latent coordinates say what they do not.
     prior : {"standard_normal", "mixture", "vamp", "flow"} or Prior, default="standard_normal"
         Distribution of z, from `skvae.priors`, or an object of your own class derived from `skvae.priors.Prior`. All
         but the first are learned; "flow" needs zuko.
@@ -164,8 +167,8 @@ class VAETransformer(
     warm_start : bool, default=False
         Whether `fit` goes on from the last fit, if there is one, with its scaling, networks and optimizer. What the
         model was made with cannot be another than then, and `fit` refuses it: `z_dim`, `hidden_layer_sizes`,
-        `activation`, `likelihood`, `categorical_features`, `marginal`, `prior`, `architecture`, `init`,
-        `linear_share`, `optimizer`, `weight_decay`, `ema_decay`, `device`, `net_params` and `random_state`. The
+        `activation`, `likelihood`, `categorical_features`, `marginal`, `condition_features`, `prior`, `architecture`,
+        `init`, `linear_share`, `optimizer`, `weight_decay`, `ema_decay`, `device`, `net_params` and `random_state`. The
         other parameters may change; the learning rate goes on from where it is unless `learning_rate` does. The same
         holds for `partial_fit`.
     random_state : int, RandomState instance or None, default=None
@@ -254,6 +257,7 @@ class VAETransformer(
         "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood, dict],
         "categorical_features": [StrOptions({"from_dtype"}), "array-like", None],
         "marginal": [StrOptions({"auto", "standardize", "quantile"})],
+        "condition_features": ["array-like", None],
         "prior": [StrOptions(set(PRIORS)), Prior],
         "objective": [StrOptions(set(OBJECTIVES)), Objective],
         "architecture": [StrOptions(set(ARCHITECTURES)), Architecture],
@@ -289,6 +293,7 @@ class VAETransformer(
         likelihood="auto",
         categorical_features="from_dtype",
         marginal="auto",
+        condition_features=None,
         prior="standard_normal",
         objective="elbo",
         architecture="mlp",
@@ -320,6 +325,7 @@ class VAETransformer(
         self.likelihood = likelihood
         self.categorical_features = categorical_features
         self.marginal = marginal
+        self.condition_features = condition_features
         self.prior = prior
         self.objective = objective
         self.architecture = architecture
@@ -552,6 +558,7 @@ class VAETransformer(
         X = plain(X)
         if fresh:
             values, gain, likelihood, table = self._check_first(X, in_chunks=one_epoch)
+            table.keep_conditions(values)
             asked = made_with(self.get_params(deep=False), likelihood)
             seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         else:
@@ -570,7 +577,7 @@ class VAETransformer(
             checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, former)
             seed = checkpoint.seed
         if fresh:
-            net, split = begin(self, known, likelihood, seed, one_epoch)
+            net, split = begin(self, known, likelihood, seed, one_epoch, table.n_context)
             net.gain_ = mean_gain(net, values, gain)
         else:
             net, split = go_on(self, values, asked, one_epoch)

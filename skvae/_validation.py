@@ -49,15 +49,15 @@ class ValidationMixin:
         elif self._is_guessed:
             likelihood = guess_likelihood(X, None if in_chunks else values)
         features, gain = table.features(values)
-        return self._check_values(features, likelihood), gain, likelihood, table
+        return self._check_values(features, likelihood, table.n_context), gain, likelihood, table
 
     def _table_of(self, X):
         """What X is, if it may be more than an array of numbers."""
-        wanted, by_column = self.categorical_features, isinstance(self.likelihood, dict)
-        is_default = wanted is None or isinstance(wanted, str)
+        wanted, given, by_column = self.categorical_features, self.condition_features, isinstance(self.likelihood, dict)
+        is_default = (wanted is None or isinstance(wanted, str)) and given is None
         if np.ndim(X) != 2 or (is_default and not by_column and not is_frame(X)):
             return None
-        return Table.of(X, wanted, self.likelihood if by_column else None)
+        return Table.of(X, wanted, self.likelihood if by_column else None, [] if given is None else given)
 
     def _check_X(self, X):
         return self._check_rows(X)[0]
@@ -75,7 +75,7 @@ class ValidationMixin:
                 validate_data(self, X, skip_check_array=True, reset=False)
                 values = check_array(table.values(X), **options, input_name="X", estimator=self)
         features, gain = table.features(values)
-        nearest = self._check_values(features, self.likelihood_)
+        nearest = self._check_values(features, self.likelihood_, table.n_context)
         loss = (
             np.nansum(np.log1p(np.abs(features - nearest.astype(np.float64))), axis=1) if nearest is not features else 0
         )
@@ -85,11 +85,14 @@ class ValidationMixin:
     def _is_guessed(self):
         return isinstance(self.likelihood, str) and self.likelihood == "auto"
 
-    def _check_values(self, X, likelihood):
+    def _check_values(self, X, likelihood, n_context=0):
         """X as the likelihood takes it, which refuses rows only where the user has asked for it."""
         is_name = isinstance(likelihood, str)
         name = likelihood if is_name else type(likelihood).__name__
         likelihood = LIKELIHOODS[name]() if is_name else likelihood
+        if n_context:
+            modelled = self._check_values(X[:, :-n_context], likelihood)
+            return X if np.shares_memory(modelled, X) else np.hstack([modelled, X[:, -n_context:]])
         if not self._is_guessed:
             likelihood.check(X, f"{type(self).__name__} (likelihood={name!r})")
         return likelihood.nearest(X)

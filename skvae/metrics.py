@@ -250,17 +250,15 @@ def _moments_of(estimator, X, holes, n_draws, rng):
     n_rows, n_parts = chunk_sizes(n_draws, X.shape[1])
 
     def moments(x):
-        x, observed = x.to(like.dtype), None
+        x = x.to(like.dtype)
         eps = (torch.randn(n, len(x), vae.prior.z_dim, generator=rng).to(x) for n in _parts(n_draws, n_parts))
         if holes:
             refined = Refined(vae, vae.complete(x))
-            x, observed = refined.cells.x, refined.cells.observed
-            log_weights = [refined.draw(part)[2] for part in eps]
+            weights = torch.cat([refined.draw(part)[2] for part in eps])
         else:
-            log_weights = [vae.log_weights(x, part, MODERATE) for part in eps]
-        weights = widest(torch.cat(log_weights))
+            weights = widest(torch.cat([vae.log_weights(x, part, MODERATE) for part in eps]))
         log_mean = weights.logsumexp(0) - math.log(n_draws)
-        mixed = vae.mixed(log_mean, x, observed)
+        mixed = refined.mixed(weights) if holes else vae.mixed(log_mean, x)
         slope = (log_mean + math.log1p(-vae.share) - mixed).exp()  # the model's share of the mixture at the row
         spread = slope.square() * (weights - log_mean).exp().var(0)
         return torch.stack([mixed, spread / n_draws], dim=1)

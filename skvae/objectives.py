@@ -158,7 +158,7 @@ class _ImportanceWeighted(Objective):
         mean, log_scale = vae.encode_batch(batch)
         z = mean + log_scale.exp() * batch.eps.reshape(-1, *batch.eps.shape[-2:])  # (n_draws, batch, z_dim)
         log_prior = vae.prior.log_prob(z)
-        log_joint = vae.reconstruction(vae.decode(z), batch) + log_prior
+        log_joint = vae.reconstruction(vae.decode(z, batch.context), batch) + log_prior
         log_weights = self._log_weights(log_joint, (mean, log_scale), z)
         bound = log_weights.logsumexp(0) - math.log(len(log_weights))
         with torch.no_grad():
