@@ -193,7 +193,8 @@ class VAE(nn.Module):
 
     def background_log_prob(self, x: Tensor, observed: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """Log-density of rows, or of their observed cells, under the background: (batch,)."""
-        return self.background.log_prob(x - self.background_shift(context), observed)
+        x = x - self.background_shift(context)
+        return self.background.log_prob(x) if observed is None else self.background.log_prob(x, observed)
 
     def background_of(self, batch: Batch) -> Tensor:
         """Log-density of the rows of a batch under the background: (batch,)."""

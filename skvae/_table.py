@@ -7,6 +7,8 @@ beside the scores of the rest.
 
 import importlib
 import sys
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +23,7 @@ _MAX_CONDITIONS = 2_500
 _NS_PER_DAY = 86_400 * 10**9
 
 
+@dataclass(eq=False)
 class Column:
     """A column of the table.
 
@@ -52,14 +55,20 @@ class Column:
         Whether it is given and not modelled.
     """
 
-    def __init__(
-        self, name, dtype, kind, *, levels=None, marginal=None, spike=None, knots=None, scores=None, whole=False,
-        low=0.0, high=0.0, likelihood=None, ordered=False, given=False,
-    ):  # fmt: skip
-        self.name, self.dtype, self.kind, self.levels, self.marginal = name, dtype, kind, levels, marginal
-        self.spike, self.knots, self.scores, self.whole = spike, knots, scores, whole
-        self.low, self.high, self.likelihood, self.ordered = low, high, likelihood, ordered
-        self.given = given
+    name: Any
+    dtype: str
+    kind: str
+    levels: list | None = None
+    marginal: str | None = None
+    spike: float | None = None
+    knots: Any = None
+    scores: Any = None
+    whole: bool = False
+    low: float = 0.0
+    high: float = 0.0
+    likelihood: Any = None
+    ordered: bool = False
+    given: bool = False
 
     @property
     def n_features(self):
@@ -143,6 +152,7 @@ def _nearest(levels, values):
     return place - (values - levels[place - 1] <= levels[place] - values)
 
 
+@dataclass(eq=False)
 class Table:
     """Columns, and what holds them.
 
@@ -158,8 +168,10 @@ class Table:
         Features that are given, of some of the training rows.
     """
 
-    def __init__(self, container, columns, dtype="float64", conditions=None):
-        self.container, self.columns, self.dtype, self.conditions = container, columns, dtype, conditions
+    container: str
+    columns: list
+    dtype: str = "float64"
+    conditions: Any = None
 
     @classmethod
     def of(cls, X, categorical_features="from_dtype", likelihoods=None, conditions=()):
@@ -167,6 +179,9 @@ class Table:
         container = container_of(X)
         columns = [Column(name, *_kind(cells)) for name, cells in _cells(X)]
         _mark(columns, categorical_features, X)
+        if isinstance(categorical_features, str) and all(_is_bool(column) for column in columns):
+            for column in columns:  # a table of bits, as an array of them
+                column.kind = "numeric"
         for name, likelihood in (likelihoods or {}).items():
             _named(columns, name).likelihood = likelihood
         for name in conditions:
@@ -354,6 +369,10 @@ def _cells(X):
     return list(enumerate(np.asarray(X).T))
 
 
+def _is_bool(column):
+    return column.dtype.lower().startswith("bool")
+
+
 def _kind(cells):
     """dtype and kind of a column."""
     name = str(cells.dtype)
@@ -467,6 +486,8 @@ def _pandas_series(pandas, column, values):
         return (dates.dt.tz_localize("UTC") if zone else dates).astype(column.dtype)
     if np.isnan(values).any() and not column.dtype.startswith(("float", "Float", "Int", "UInt")):
         return pandas.Series(values)
+    if _is_bool(column):
+        return pandas.Series(values >= 0.5).astype(column.dtype)
     is_whole = column.dtype.lower().startswith(("int", "uint"))
     return pandas.Series(np.round(values) if is_whole else values).astype(column.dtype)
 
@@ -482,6 +503,8 @@ def _polars_series(polars, column, values):
     if column.kind == "date":
         series = polars.Series(_dates(values)).set(polars.Series(holes), None)
         return series.cast(polars.Date) if column.dtype == "Date" else series.cast(polars.Datetime("us"))
+    if _is_bool(column):
+        return polars.Series(values >= 0.5)
     is_whole = "Int" in column.dtype
     series = polars.Series(np.round(values) if is_whole else values)
     if is_whole:

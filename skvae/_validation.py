@@ -55,7 +55,7 @@ class ValidationMixin:
         """What X is, if it may be more than an array of numbers."""
         wanted, given, by_column = self.categorical_features, self.condition_features, isinstance(self.likelihood, dict)
         is_default = (wanted is None or isinstance(wanted, str)) and given is None
-        if np.ndim(X) != 2 or (is_default and not by_column and not is_frame(X)):
+        if not is_frame(X) and ((is_default and not by_column) or np.ndim(X) != 2):
             return None
         return Table.of(X, wanted, self.likelihood if by_column else None, [] if given is None else given)
 
