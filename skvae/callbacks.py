@@ -147,8 +147,11 @@ class SampleGrid(Callback):
         from matplotlib.image import imsave
 
         n_rows, n_columns = self.shape
-        mean = module.likelihood.mean(module.decode(z[: n_rows * n_columns]))
-        flat = mean.cpu().numpy() * net.scale + net.offset
+        z = z[: n_rows * n_columns]
+        typical = z.new_zeros(1, module.n_context) if module.n_context else None
+        mean = module.likelihood.mean(module.decode(z, typical)).cpu().numpy()
+        offset, scale = (part[: mean.shape[1]] if np.ndim(part) else part for part in (net.offset, net.scale))
+        flat = mean * scale + offset
         side = math.isqrt(flat.shape[1])
         height, width = self.image_shape or (side, side)
         images = np.zeros((n_rows * n_columns, height, width))  # black where the batch has too few rows

@@ -287,7 +287,7 @@ def reconstruction_error(estimator, X):
     Returns
     -------
     error : float
-        Mean over rows and features, in squared units of X.
+        Mean over rows and features, or their observed cells, in squared units of X.
 
     Examples
     --------
@@ -298,7 +298,12 @@ def reconstruction_error(estimator, X):
     >>> print(f"{reconstruction_error(PCA(2).fit(X), X):.4f}")
     0.0253
     """
-    return float(mean_squared_error(X, estimator.inverse_transform(estimator.transform(X))))
+    rows = X, estimator.inverse_transform(estimator.transform(X))
+    X, reconstruction = (np.asarray(part, dtype=np.float64) for part in rows)
+    observed = ~np.isnan(X)
+    if observed.all():
+        return float(mean_squared_error(X, reconstruction))
+    return float(mean_squared_error(X[observed], reconstruction[observed]))
 
 
 @own_settings()

@@ -260,7 +260,7 @@ def test_samples_of_images_with_noise(images):
 
 def test_samples_of_a_table_stand_beside_the_data(flowers):
     display = SampleGridDisplay.from_estimator(flowers, IRIS.data, random_state=0)
-    samples, X = flowers.sample(1000, noise=True, random_state=0), IRIS.data.to_numpy()
+    samples, X = flowers.sample(1000, noise=True, random_state=0).to_numpy(), IRIS.data.to_numpy()
     np.testing.assert_array_equal(display.samples, samples)
     for j, ax in enumerate(display.axes_):
         bars = ax.containers[0]
@@ -286,7 +286,7 @@ def test_reconstructions_stand_below_their_images(images):
 
 def test_reconstructions_of_a_table(flowers):
     display = ReconstructionDisplay.from_estimator(flowers, IRIS.data)
-    reconstruction = flowers.inverse_transform(flowers.transform(IRIS.data))
+    reconstruction = flowers.inverse_transform(flowers.transform(IRIS.data)).to_numpy()
     for j, scatter in enumerate(display.scatters_):
         np.testing.assert_array_equal(scatter.get_offsets(), np.c_[IRIS.data.to_numpy()[:, j], reconstruction[:, j]])
 
@@ -349,7 +349,7 @@ def test_interpolation_leads_from_one_reconstruction_to_the_other(images):
 def test_interpolation_of_a_table(flowers):
     X = IRIS.data
     display = InterpolationDisplay.from_estimator(flowers, X[:2], X[-2:])
-    ends = flowers.inverse_transform(flowers.transform(X[-2:]))
+    ends = flowers.inverse_transform(flowers.transform(X[-2:])).to_numpy()
     for (i, j), line in np.ndenumerate(display.lines_):
         assert line.get_ydata()[-1] == pytest.approx(ends[i, j], abs=1e-5)  # float32
 
@@ -376,7 +376,7 @@ def test_manifold_decodes_the_quantiles_of_the_prior(plane):
 def test_manifold_of_a_table_is_a_map_of_each_feature(flowers):
     display = ManifoldDisplay.from_estimator(flowers, features=["petal width (cm)", 0], n_steps=4)
     first, second = np.meshgrid(*[norm.ppf([0.125, 0.375, 0.625, 0.875])] * 2)
-    rows = flowers.inverse_transform(np.c_[first.ravel(), second.ravel()]).reshape(4, 4, 4)
+    rows = flowers.inverse_transform(np.c_[first.ravel(), second.ravel()]).to_numpy().reshape(4, 4, 4)
     assert len(display.images_) == 2
     for image, j in zip(display.images_, [3, 0], strict=True):
         np.testing.assert_array_equal(image.get_array(), rows[..., j])

@@ -13,6 +13,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._program import own_settings
+from .._table import is_frame
 from ..priors import StandardNormal
 
 _MAX_PANELS = 64
@@ -77,8 +78,20 @@ def check_units(units, vae):
 
 
 def validated(estimator, X):
-    """X as an array, with the features that the estimator was fitted to."""
-    return validate_data(estimator, X, reset=False, dtype=np.float64)
+    """X as an array of numbers, with the features that the estimator was fitted to."""
+    if is_frame(X):
+        validate_data(estimator, X, reset=False, skip_check_array=True)
+        return as_numbers(estimator, X)
+    return validate_data(estimator, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")
+
+
+def as_numbers(estimator, X):
+    """Rows as an array: of a frame's categories their places, of its dates days."""
+    if not is_frame(X):
+        return np.asarray(X)
+    if isinstance(estimator, Pipeline):
+        return np.asarray(X, dtype=np.float64)
+    return estimator._table.values(X)
 
 
 def aggregate(vae, X):
@@ -89,7 +102,8 @@ def aggregate(vae, X):
 
 def decode(estimator, Z):
     """E[x | z] for latent points of any leading shape."""
-    return np.asarray(estimator.inverse_transform(Z.reshape(-1, Z.shape[-1]))).reshape(*Z.shape[:-1], -1)
+    rows = estimator.inverse_transform(Z.reshape(-1, Z.shape[-1]))
+    return as_numbers(estimator, rows).reshape(*Z.shape[:-1], -1)
 
 
 @own_settings()

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ._estimator import decode, select, split, validated
+from ._estimator import as_numbers, decode, select, split, validated
 from ._figure import COLORS, image_panel, label_edges, label_images, legend, panels, set_title, show_images
 
 
@@ -105,7 +105,7 @@ class SampleGridDisplay:
         n_samples = (1000 if is_table else 64) if n_samples == "auto" else n_samples
         X = None if X is None else validated(estimator, X)[:, columns]
         samples = vae.sample(n_samples, noise=is_table if noise == "auto" else noise, random_state=random_state)
-        samples = np.asarray(head.inverse_transform(samples))[:, columns]
+        samples = as_numbers(estimator, head.inverse_transform(samples))[:, columns]
         return cls(samples=samples, X=X, image_shape=image_shape, feature_names=names).plot(ax, **kwargs)
 
     def plot(self, ax=None, *, im_kw=None, hist_kw=None):
