@@ -12,8 +12,9 @@ _TO_DENSE = (
     "OneHotEncoder(sparse_output=False) and ColumnTransformer(sparse_threshold=0) give dense data to begin with."
 )
 _TO_NUMBERS = (
-    "Pass a DataFrame, whose text columns are taken for categories and whose dates for numbers, or name such columns "
-    "in `categorical_features`; or drop them."
+    "Encode them before, as by OneHotEncoder(sparse_output=False), or fit to a DataFrame: its text and bool columns "
+    "are taken for categories, and its datetime columns for numbers; in an array, name the columns that are categories "
+    "in `categorical_features`."
 )
 
 
@@ -37,7 +38,7 @@ def plain(X):
         X = np.asarray(X)  # no matrix, whose rows would stay matrices
         X = X if X.dtype.isnative else X.astype(X.dtype.newbyteorder("="))
     if any(map(_is_date, np.ravel(getattr(X, "dtype", [])))):
-        raise ValueError(_words("Dates or times were passed for X, but numbers are required", _not_numbers(X)))
+        raise ValueError(words("Dates or times were passed for X, but numbers are required", _not_numbers(X)))
     return X
 
 
@@ -62,10 +63,11 @@ def advice(X):
         if not columns:
             raise
         kind = ValueError if hasattr(X, "columns") else type(error)
-        raise kind(_words(error, columns)) from error
+        raise kind(words(error, columns)) from error
 
 
-def _words(problem, columns):
+def words(problem, columns):
+    """A message that names the columns and what to do."""
     names = ", ".join(map(repr, columns[:_MAX_NAMES])) + (", ..." if len(columns) > _MAX_NAMES else "")
     return f"{str(problem).strip()}. Columns of X that are not numbers: {names}. {_TO_NUMBERS}"
 

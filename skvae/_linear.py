@@ -29,7 +29,7 @@ _ALIVE = 1e-3  # least signal-to-noise ratio of a unit: without any, its gradien
 _SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 _SHRINKAGE_ROWS = 1_000
 _BLOCK = 4_096
-_MAX_EM, _EM_TOL = 100, 1e-3  # steps; nats per row
+_MAX_EM, _EM_TOL = 100, 2e-4  # steps; nats per row
 _EM_ELEMENTS = 2_000_000
 
 Noise = Callable[[Tensor], Tensor]  # from wished noise variances (n_features,) to the nearest that the model can have
@@ -193,7 +193,7 @@ class _Complete(NamedTuple):
 
 def _complete(y: Tensor, observed: Tensor, z_dim: int, nearest_noise: Noise, seed: int, near: Any) -> _Complete:
     """Likeliest factor analysis of the `observed` cells of `y` (n_samples, n_features): EM, whose second step is that
-    of complete rows (Little & Rubin, 2019, section 11.2). It ends when a row gains less than 1e-3 nats."""
+    of complete rows (Little & Rubin, 2019, section 11.2). It ends when a row gains less than 2e-4 nats."""
     model = _first_guess(y, observed, z_dim, nearest_noise) if near is None else copy.deepcopy(near)
     former, noise = torch.tensor(math.inf), widest(model.noise_scale).square()
     for _ in range(_MAX_EM):

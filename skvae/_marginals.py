@@ -13,6 +13,7 @@ def fit_knots(values):
     n_knots = int(np.clip(n // _ROWS_PER_KNOT, 4, _MAX_KNOTS))
     scores = np.linspace(*norm.ppf([0.5 / n, 1 - 0.5 / n]), n_knots)
     knots = np.quantile(values, norm.cdf(scores))
+    knots[[0, -1]] = values.min(), values.max()
     span = max(knots[-1] - knots[0], np.finfo(float).tiny)
     return knots + _LEAST_SLOPE * span * (scores - scores[0]), scores
 

@@ -6,13 +6,14 @@ beside the scores of the rest.
 """
 
 import importlib
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ._input import is_number
+from ._input import is_number, words
 from ._marginals import fit_knots, from_scores, to_scores
 from ._random import subsample
 
@@ -20,6 +21,8 @@ MAX_LEVELS = 255  # of a category, as in HistGradientBoosting
 _ORDINAL_SHARE = 0.1  # of the rows: fewer distinct numbers than that are levels
 _SPIKE_SHARE = 0.05  # of the rows: a number that more of them share is flagged
 _MAX_CONDITIONS = 2_500
+_NUMBERS = ("int", "uint", "float", "double", "decimal", "null", "sparse")
+_CATEGORIES = (str, bool, np.bool_, int, float, np.number)
 _NS_PER_DAY = 86_400 * 10**9
 
 
@@ -114,8 +117,8 @@ class Column:
         scores, log_slope = to_scores(np.where(flag == 1, np.nan, values), self.knots, self.scores)
         return (np.column_stack([scores, flag]) if self.marginal == "spike" else scores[:, None]), log_slope
 
-    def decode(self, features):
-        """Values (n_samples,) of features as the model draws or expects them."""
+    def decode(self, features, drawn):
+        """Values (n_samples,) of features, as the model draws or expects them."""
         if self.marginal == "standardize":
             values = features[:, 0]
         elif self.marginal == "ordinal":
@@ -127,13 +130,14 @@ class Column:
             values = from_scores(features[:, 0], self.knots, self.scores)
             if self.marginal == "spike":
                 values = np.where(features[:, 1] > 0.5, self.spike, values)
-        return self.rounded(values)
+        return self.rounded(values, drawn)
 
-    def rounded(self, values):
-        """Whole numbers where all numbers seen were whole, within their range; dates to the second."""
-        if self.kind == "categorical" or not (self.whole or self.kind == "date"):
+    def rounded(self, values, drawn):
+        """Draws of whole numbers whole and in their range, and what has to be whole; dates to the second."""
+        is_whole = self.whole and (drawn or "int" in self.dtype.lower() or self.kind == "date")
+        if self.kind == "categorical" or not (is_whole or self.kind == "date"):
             return values
-        unit = 1 if self.whole else 86_400
+        unit = 1 if is_whole else 86_400
         return np.clip(np.round(values * unit) / unit, self.low, self.high)
 
     def cells(self, values):
@@ -178,6 +182,10 @@ class Table:
         """The table that a frame is, or an array with text, before its values are looked at."""
         container = container_of(X)
         columns = [Column(name, *_kind(cells)) for name, cells in _cells(X)]
+        if strange := [column.name for column in columns if column.kind == "unknown"]:
+            raise ValueError(
+                words("X has cells that are neither numbers, text nor dates with a time zone or none", strange)
+            )
         _mark(columns, categorical_features, X)
         if isinstance(categorical_features, str) and all(_is_bool(column) for column in columns):
             for column in columns:  # a table of bits, as an array of them
@@ -296,7 +304,9 @@ class Table:
         array."""
         if self.is_identity and self.container == "array" and (self.gives_floats or not drawn):
             return features
-        return np.column_stack([c.decode(part) for c, part in zip(self.columns, self._parts(features), strict=True)])
+        return np.column_stack(
+            [c.decode(part, drawn) for c, part in zip(self.columns, self._parts(features), strict=True)]
+        )
 
     def _parts(self, features):
         """The features of each column."""
@@ -378,9 +388,17 @@ def _kind(cells):
     name = str(cells.dtype)
     lower = name.lower()
     if lower.startswith(("category", "categorical", "enum", "str", "bool", "object", "large_string")):
-        numeric = lower == "object" and all(is_number(cell) for cell in np.asarray(cells))
-        return name, "numeric" if numeric else "categorical"
-    return name, "date" if lower.startswith("date") else "numeric"
+        return name, _kind_of_objects(cells) if lower == "object" else "categorical"
+    if lower.startswith("date"):
+        return name, "date"
+    return name, "numeric" if lower.startswith(_NUMBERS) else "unknown"
+
+
+def _kind_of_objects(cells):
+    cells = [cell for cell in _objects(cells) if not _is_missing(cell)]
+    if all(is_number(cell) and not isinstance(cell, bool) for cell in cells):
+        return "numeric"
+    return "categorical" if all(isinstance(cell, _CATEGORIES) for cell in cells) else "unknown"
 
 
 def _mark(columns, wanted, X):
@@ -462,6 +480,10 @@ def _known(column, cells):
 
 
 def _days(cells):
+    if getattr(getattr(cells, "dt", None), "tz", None) is not None:  # pandas
+        cells = cells.dt.tz_convert("UTC").dt.tz_localize(None)
+    elif getattr(getattr(cells, "dtype", None), "time_zone", None):  # polars
+        cells = cells.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     dates = np.asarray(cells.to_numpy() if hasattr(cells, "to_numpy") else cells)
     if dates.dtype.kind != "M":
         dates = np.array([np.datetime64("NaT") if _is_missing(cell) else np.datetime64(cell.replace(tzinfo=None), "ns")
@@ -502,7 +524,11 @@ def _polars_series(polars, column, values):
         return series.cast(polars.Categorical) if column.dtype.startswith("Categorical") else series
     if column.kind == "date":
         series = polars.Series(_dates(values)).set(polars.Series(holes), None)
-        return series.cast(polars.Date) if column.dtype == "Date" else series.cast(polars.Datetime("us"))
+        if column.dtype == "Date":
+            return series.cast(polars.Date)
+        zone = re.search(r"time_zone='([^']+)'", column.dtype)
+        series = series.cast(polars.Datetime("us"))
+        return series.dt.replace_time_zone("UTC").dt.convert_time_zone(zone[1]) if zone else series
     if _is_bool(column):
         return polars.Series(values >= 0.5)
     is_whole = "Int" in column.dtype

@@ -54,7 +54,7 @@ def numbers(X, likelihood):
     vae = VAETransformer(2, likelihood=likelihood, **SMALL).fit(X)
     Z = np.asarray(vae.transform(X))
     streamed = VAETransformer(2, likelihood=likelihood, **SMALL).partial_fit(X)
-    return [Z, vae.score_samples(X), vae.inverse_transform(Z[::-1]), streamed.transform(X)]
+    return [Z, vae.score_samples(X), np.asarray(vae.inverse_transform(Z[::-1])), streamed.transform(X)]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -102,12 +102,14 @@ def test_columns_that_are_not_numbers_are_named(kind, method, table, n_steps):
     vae = VAETransformer(2, **SMALL).fit(X)
     n_steps.clear()
     message = r"Columns of X that are not numbers: 'c', 'e'\. Encode them .*OneHotEncoder\(sparse_output=False\)"
+    if method == "fit" and kind not in ("duration", "day", "period"):
+        return  # which are categories and dates
     with pytest.raises(ValueError, match=message):
         getattr(vae, method)(X.assign(c=NOT_NUMBERS[kind], e=NOT_NUMBERS[kind]))
     assert n_steps == []
 
 
-@pytest.mark.parametrize("value", ["red", datetime.date(2020, 1, 1), datetime.datetime(2020, 1, 1)])
+@pytest.mark.parametrize("value", [datetime.time(12), datetime.timedelta(1)])
 def test_columns_of_polars_are_named(value, table):
     X = pl.DataFrame(table(), schema=NAMES)
     for frame in (X.with_columns(c=pl.lit(value)), pl.DataFrame({"c": [value] * 60})):

@@ -631,7 +631,7 @@ def test_a_scoring_callback_may_predict(table):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16, 64])
 @pytest.mark.parametrize("n_rows", [1, 2, 3, 5, 16, 17, 33, 64, 65])
 def test_no_batch_has_one_row_where_others_have_more(n_rows, batch_size):
-    net = SimpleNamespace(batch_size=batch_size)
+    net = SimpleNamespace(batch_size=batch_size, module_=SimpleNamespace(n_context=0))
     sizes = TrainBatches(net, whole(torch.zeros(n_rows, 1))).sizes
     assert sum(sizes) == n_rows
     assert max(sizes) <= batch_size + 1

@@ -1,0 +1,202 @@
+"""Missing cells: exact where the model is linear, for any mask; and never a part of what they do not touch."""
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.stats import multivariate_normal
+from sklearn.datasets import load_breast_cancer, load_wine
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from skvae import VAETransformer
+from skvae._batch import Batch
+from skvae._gradient import FastELBO
+from skvae._holes import without_holes
+from skvae._stack import Stack
+from skvae.likelihoods import Gaussian
+from skvae.metrics import log_likelihood, reconstruction_error
+from skvae.objectives import ELBO
+
+LINEAR = {"hidden_layer_sizes": (), "likelihood": Gaussian("feature"), "random_state": 0}
+SMALL = {"hidden_layer_sizes": 8, "max_iter": 3, "random_state": 0}
+
+
+def holed(X, share, seed=0):
+    return np.where(np.random.default_rng(seed).random(X.shape) < share, np.nan, X)
+
+
+def exact(vae):
+    """Mean and covariance of the linear model, in the units of X."""
+    head, likelihood, scale = vae.module_.decoder.head, vae.module_.likelihood, vae.net_.scale
+    loadings = head.weight.detach().double().numpy() * scale[:, None]
+    noise = (2 * likelihood.log_noise.detach().double()).exp().numpy() + likelihood.floor.double().numpy()
+    mean = head.bias.detach().double().numpy() * scale + vae.net_.offset
+    return mean, loadings @ loadings.T + np.diag(noise * scale**2)
+
+
+def conditional(mean, covariance, row):
+    """Log-density of the observed cells, and mean and covariance of the others given these."""
+    o = ~np.isnan(row)
+    gain = np.linalg.solve(covariance[np.ix_(o, o)], covariance[o]).T
+    expected = mean + gain @ (row[o] - mean[o])
+    spread = covariance - gain @ covariance[o]
+    score = multivariate_normal.logpdf(row[o], mean[o], covariance[np.ix_(o, o)]) if o.any() else 0.0
+    return score, np.where(o, row, expected), spread
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("trained", [False, True])
+def test_score_and_imputation_of_the_linear_model_are_exact(share, trained):
+    X = holed(load_wine().data[:, :8], share)
+    options = {} if trained else {"max_iter": 1, "learning_rate": 1e-12, "early_stopping": False}
+    vae = VAETransformer(3, **LINEAR, **options).fit(X)
+    rows = X[np.isnan(X).any(axis=1)][:60]
+    scores, filled, _ = zip(*(conditional(*exact(vae), row) for row in rows), strict=True)
+    np.testing.assert_allclose(vae.score_samples(rows), scores, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(vae.impute(rows), filled, rtol=1e-5, atol=1e-5 * X[:1].size)
+
+
+def test_draws_have_the_conditional_covariance():
+    X = load_wine().data[:, :5]
+    vae = VAETransformer(2, **LINEAR).fit(X)
+    row = np.where([True, False, True, False, True], X[0], np.nan)
+    _, mean, covariance = conditional(*exact(vae), row)
+    draws = vae.sample(20_000, given=row, random_state=0)
+    error = np.sqrt(np.diag(covariance) / 20_000)
+    assert (draws[:, [0, 2, 4]] == row[[0, 2, 4]]).all()
+    assert np.all(np.abs(draws.mean(axis=0) - mean)[[1, 3]] < 6 * error[[1, 3]])  # resampled draws are not independent
+    np.testing.assert_allclose(np.cov(draws[:, [1, 3]].T), covariance[np.ix_([1, 3], [1, 3])], rtol=0.1, atol=0.01)
+
+
+def test_start_is_the_likeliest_factor_analysis_of_what_is_observed():
+    rng = np.random.default_rng(0)
+    X = holed(rng.normal(size=(300, 1)) @ rng.normal(size=(1, 4)) + 0.5 * rng.normal(size=(300, 4)), 0.3)
+    X = (X - np.nanmean(X, axis=0)) / np.nanstd(X, axis=0)
+    vae = VAETransformer(1, **LINEAR, max_iter=1, learning_rate=1e-12, early_stopping=False).fit(X)
+
+    def loss(parameters):
+        mean, loadings, log_noise = parameters.reshape(3, 4)
+        covariance = np.outer(loadings, loadings) + np.diag(np.exp(log_noise))
+        return -np.mean([conditional(mean, covariance, row)[0] for row in X])
+
+    X = X[~np.isnan(X).all(axis=1)]
+    start = np.concatenate([np.zeros(4), np.full(4, 0.5), np.full(4, -1.0)])
+    best = minimize(loss, start, method="L-BFGS-B", options={"maxiter": 60}).fun
+    found = loss_of(vae, X)
+    assert best - 1e-6 < found < best + 2e-3  # EM ends when a row gains less than 2e-4 nats
+
+
+def loss_of(vae, X):
+    return -np.mean([conditional(*exact(vae), row)[0] for row in X])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("load", [load_wine, load_breast_cancer])
+def test_never_below_factor_analysis_of_what_is_observed(load, share):
+    """The promise, under holes: a default fit beside the linear model by EM, on rows that neither has seen."""
+    X = StandardScaler().fit_transform(load().data)  # for the reference's sake
+    for seed in range(2):
+        rows = np.random.default_rng(seed).permutation(len(X))
+        train, test = (holed(X[part], share, seed) for part in (rows[::2], rows[1::2]))
+        start = {"max_iter": 1, "learning_rate": 1e-12, "early_stopping": False}
+        linear = VAETransformer(3, **LINEAR | {"random_state": seed}, **start).fit(train)
+        seen = test[~np.isnan(test).all(axis=1)]
+        assert VAETransformer(3, random_state=seed).fit(train).score(seen) > -loss_of(linear, seen)
+
+
+def test_rows_know_nothing_of_their_neighbours():
+    X = holed(load_wine().data, 0.2)
+    vae = VAETransformer(2, **SMALL).fit(X)
+    scores, Z, filled = vae.score_samples(X), vae.transform(X), vae.impute(X)
+    order = np.random.default_rng(0).permutation(len(X))
+    for some in (order, order[:7]):
+        np.testing.assert_array_equal(vae.score_samples(X[some]), scores[some])
+        np.testing.assert_array_equal(vae.transform(X[some]), Z[some])
+        np.testing.assert_array_equal(vae.impute(X[some]), filled[some])
+    assert np.array_equal(filled[~np.isnan(X)], X[~np.isnan(X)])
+
+
+def test_columns_and_rows_without_a_value():
+    X = load_wine().data.copy()
+    X[:, 3], X[5] = np.nan, np.nan
+    vae = VAETransformer(2, **SMALL).fit(X)
+    assert np.isfinite(vae.transform(X)).all()
+    assert np.isfinite(vae.impute(X)).all()
+    assert vae.score_samples(X)[5] == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(vae.posterior(X[[5]]), [np.zeros((1, 2)), np.ones((1, 2))], atol=1e-6)
+    with pytest.raises(ValueError, match="infinity"):
+        vae.transform(np.where(np.isnan(X), np.inf, X))
+
+
+@pytest.mark.parametrize("make", [np.ma.masked_invalid, lambda X: pd.DataFrame(X).astype("Float64"), list])
+def test_holes_have_several_names(make):
+    X = holed(load_wine().data, 0.2)
+    vae = VAETransformer(2, **SMALL).fit(X)
+    np.testing.assert_array_equal(VAETransformer(2, **SMALL).fit(make(X)).score_samples(make(X)), vae.score_samples(X))
+
+
+def test_chunks_and_pickles_keep_the_bits():
+    X = holed(load_wine().data, 0.2)
+    vae = VAETransformer(2, early_stopping=False, **SMALL).fit(X)
+    steps = VAETransformer(2, early_stopping=False, **SMALL, likelihood="gaussian")
+    for _ in range(3):
+        steps.partial_fit(X)
+    for other in (steps, pickle.loads(pickle.dumps(vae))):
+        np.testing.assert_array_equal(other.score_samples(X), vae.score_samples(X))
+
+
+@pytest.mark.filterwarnings("ignore:No latent unit is active")  # after three epochs
+@pytest.mark.parametrize("likelihood", ["bernoulli", "poisson", "negative_binomial", "continuous_bernoulli"])
+def test_every_likelihood_has_holes(likelihood):
+    X = (load_breast_cancer().data[:200, :6] > 14).astype(float) * (1 if "bern" in likelihood else 3)
+    vae = VAETransformer(2, likelihood=likelihood, **SMALL).fit(holed(X, 0.3))
+    assert np.isfinite(vae.impute(holed(X, 0.3, 1))).all()
+    assert np.isfinite(vae.score(holed(X, 0.3, 1)))
+    draws = vae.impute(holed(X, 0.3, 1), sample=True, n_draws=3, random_state=0)
+    assert draws.shape == (3, *X.shape)
+
+
+def test_gradient_with_holes_is_that_of_autograd():
+    X = holed(load_wine().data, 0.3)
+    x = torch.from_numpy((X - np.nanmean(X, axis=0)) / np.nanstd(X, axis=0))
+    vae = VAETransformer(2, hidden_layer_sizes=6, max_iter=1, random_state=0).fit(X).module_.double().train()
+    vae.requires_grad_()
+    cells = vae.complete(x)
+    eps = torch.randn(len(x), 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    value, *_ = ELBO()(vae, Batch(**{k: v for k, v in cells._asdict().items() if v is not None}, eps=eps))
+    vae.zero_grad()
+    value.mean().neg().backward()
+    expected = {name: part.grad.clone() for name, part in vae.named_parameters()}
+    stack = Stack([vae], [], [[name for name, _ in vae.named_parameters()]])
+    fields = {name: part.unsqueeze(0) for name, part in cells._asdict().items() if part is not None}
+    weight = torch.full((1, len(x)), 1 / len(x), dtype=torch.float64)
+    FastELBO(stack, 1.0).gradient(Batch(**fields, eps=eps.unsqueeze(0), weight=weight))
+    for name, grad in expected.items():
+        torch.testing.assert_close(stack.gradients[name][0], grad, rtol=1e-8, atol=1e-10)
+
+
+def test_metrics_count_observed_cells():
+    X = holed(load_wine().data, 0.2)
+    vae = VAETransformer(2, **SMALL).fit(X)
+    estimate = log_likelihood(vae, X, 500)
+    assert abs(estimate.value - vae.score(X)) < 5 * estimate.standard_error + 0.05  # other draws, of which 100
+    error = np.nanmean((vae.inverse_transform(vae.transform(X)) - X) ** 2)
+    assert reconstruction_error(vae, X) == pytest.approx(error)
+
+
+def test_what_fills_holes_has_the_moments_of_what_is_seen():
+    x = holed(load_wine().data, 0.3)
+    filled = without_holes(torch.from_numpy(x)).numpy()
+    n_holes, spread = np.isnan(x).sum(0), np.nanstd(x, axis=0)  # as many values come again
+    assert np.all(np.abs(filled.mean(axis=0) - np.nanmean(x, axis=0)) < 4 * spread * np.sqrt(n_holes) / len(x))
+    assert np.array_equal(filled[~np.isnan(x)], x[~np.isnan(x)])
+
+
+def test_holes_pass_through_a_pipeline():
+    X = holed(load_wine().data, 0.2)
+    pipeline = make_pipeline(StandardScaler(), VAETransformer(2, **SMALL)).fit(X)
+    assert np.isfinite(pipeline.score(X))

@@ -1,0 +1,337 @@
+"""Tables of several kinds of columns: what goes in comes out, and probabilities are probabilities."""
+
+import itertools
+import pickle
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+
+from skvae import VAETransformer, load
+from skvae._columns import Categorical, Columns, Ordinal
+from skvae._marginals import fit_knots, from_scores, to_scores
+from skvae._table import Table
+from skvae.likelihoods import Gaussian
+
+SMALL = {"z_dim": 2, "hidden_layer_sizes": 8, "max_iter": 3, "random_state": 0}
+
+
+def mixed(n=200, seed=0, holes=True):
+    rng = np.random.default_rng(seed)
+    days = pd.to_timedelta(rng.integers(0, 900, n), unit="D")
+    frame = pd.DataFrame(
+        {
+            "size": rng.normal(size=n),
+            "visits": rng.integers(0, 300, n),
+            "kind": pd.Categorical(rng.choice(list("xyz"), n), categories=["z", "y", "x"], ordered=True),
+            "text": rng.choice(["u", "v"], n).astype(object),
+            "flag": rng.random(n) < 0.3,
+            "day": pd.Timestamp("2020-01-01") + days,
+            "zoned": (pd.Timestamp("2020-01-01") + days).tz_localize("Europe/Berlin"),
+            "rain": np.where(rng.random(n) < 0.5, 0, rng.gamma(2, size=n)),
+            "stars": pd.array(rng.integers(0, 5, n), dtype="Int64"),
+            "single": rng.random(n).astype(np.float32),
+        }
+    )
+    if holes:
+        for step, name in enumerate(["size", "kind", "text", "day", "zoned", "rain", "stars", "single"], 7):
+            frame.loc[frame.index[::step], name] = None
+    return frame
+
+
+def of_polars(n=200, seed=0):
+    frame = mixed(n, seed)
+    return pl.DataFrame(
+        {
+            "size": frame["size"].to_numpy(),
+            "visits": frame["visits"].to_numpy(),
+            "kind": pl.Series([None if pd.isna(x) else x for x in frame["kind"]], dtype=pl.Enum(["z", "y", "x"])),
+            "word": pl.Series([None if pd.isna(x) else x for x in frame["text"]], dtype=pl.Categorical),
+            "text": [None if pd.isna(x) else x for x in frame["text"]],
+            "flag": frame["flag"].to_numpy(),
+            "day": [None if pd.isna(x) else x.date() for x in frame["day"]],
+            "small": pl.Series(frame["visits"].to_numpy() % 7, dtype=pl.Int8),
+        }
+    )
+
+
+def same(left, right, where):
+    """Whether frames agree in the cells of `where`."""
+    pairs = ((list(left[name]), list(right[name])) for name in left.columns)
+    return all(
+        all(a == b for a, b, counts in zip(*cells, column, strict=True) if counts)
+        for cells, column in zip(pairs, where.T, strict=True)
+    )
+
+
+def missing(frame):
+    """Which cells of a frame are missing."""
+    return np.column_stack([[pd.isna(cell) for cell in frame[name]] for name in frame.columns])
+
+
+@pytest.mark.parametrize("make", [mixed, of_polars])
+def test_frames_come_back_with_their_columns_dtypes_and_cells(make):
+    frame = make()
+    dtypes = list(frame.dtypes)
+    vae = VAETransformer(**SMALL).fit(frame)
+    filled = vae.impute(frame)
+    assert same(filled, frame, ~missing(frame))
+    for rows in (filled, vae.sample(7, noise=True, random_state=0), vae.inverse_transform(vae.transform(frame))):
+        assert type(rows) is type(frame)
+        assert list(rows.columns) == list(frame.columns)
+        assert list(rows.dtypes) == dtypes
+        assert not missing(rows).any()
+    draws = vae.sample(300, noise=True, random_state=0)
+    visits = np.asarray(draws["visits"])
+    assert visits.min() >= np.asarray(frame["visits"]).min()
+    assert visits.max() <= np.asarray(frame["visits"]).max()
+    assert set(draws["text"]) <= {"u", "v"}
+
+
+def test_an_index_is_kept_where_rows_are():
+    frame = mixed().set_index(pd.Index(range(500, 700)))
+    vae = VAETransformer(**SMALL).set_output(transform="pandas").fit(frame)
+    assert vae.impute(frame).index.equals(frame.index)
+    assert vae.transform(frame).index.equals(frame.index)
+
+
+def test_files_and_pickles_keep_tables(tmp_path):
+    frame = mixed()
+    vae = VAETransformer(**SMALL).fit(frame)
+    vae.save(tmp_path / "vae.safetensors")
+    for kept in (pickle.loads(pickle.dumps(vae)), load(tmp_path / "vae.safetensors")):
+        np.testing.assert_array_equal(kept.score_samples(frame), vae.score_samples(frame))
+        draws = [one.sample(5, noise=True, random_state=0) for one in (kept, vae)]
+        pd.testing.assert_frame_equal(*draws)
+    with pytest.raises(ValueError, match="tables of numbers"):
+        vae.to_onnx(tmp_path / "vae.onnx")
+
+
+def test_kinds_and_marginals_are_found():
+    table = VAETransformer(**SMALL).fit(mixed())._table
+    found = {column.name: (column.kind, column.marginal) for column in table.columns}
+    assert found["size"] == found["visits"] == ("numeric", "quantile")
+    assert found["kind"] == found["text"] == found["flag"] == ("categorical", "categorical")
+    assert found["day"] == found["zoned"] == ("date", "quantile")
+    assert found["rain"] == ("numeric", "spike")
+    assert found["stars"] == ("numeric", "ordinal")
+
+
+def test_a_table_of_numbers_is_as_its_array():
+    frame = load_iris(as_frame=True).data
+    vae, other = (VAETransformer(**SMALL).fit(X) for X in (frame, frame.to_numpy()))
+    np.testing.assert_array_equal(vae.score_samples(frame), other.score_samples(frame.to_numpy()))
+    np.testing.assert_array_equal(vae.sample(5, random_state=0), other.sample(5, random_state=0))
+    assert isinstance(vae.sample(5, random_state=0), pd.DataFrame)
+
+
+def test_probabilities_of_categories_add_up_to_one():
+    frame = mixed(400, holes=False)[["kind", "text", "flag"]]
+    frame["text"] = np.where(frame["kind"] == "x", "u", frame["text"])  # something to be learned
+    vae = VAETransformer(z_dim=2, random_state=0, n_draws=400).fit(frame)
+    cells = list(itertools.product("zyx", "uv", [False, True]))
+    every = pd.DataFrame(cells, columns=frame.columns)
+    probabilities = np.exp(vae.score_samples(every))
+    assert probabilities.sum() == pytest.approx(1, abs=0.03)  # each is an estimate from 400 draws
+    counts = frame.astype(str).value_counts(normalize=True)
+    shares = np.array([counts.get(tuple(map(str, row)), 0.0) for row in cells])
+    assert np.abs(probabilities - shares).max() < 0.05  # 0.025 is two standard errors of a share of 400 rows
+
+
+def test_a_category_that_is_unknown_counts_as_missing():
+    frame = mixed(holes=False)
+    vae = VAETransformer(**SMALL).fit(frame)
+    strange, holed = frame.head(4).copy(), frame.head(4).copy()
+    strange["text"], holed["text"] = "w", None
+    np.testing.assert_array_equal(vae.score_samples(strange), vae.score_samples(holed))
+
+
+def test_what_is_given_is_met_in_every_row():
+    frame = mixed(300)
+    frame["text"] = np.where(frame["size"] > 0, "u", "v")
+    vae = VAETransformer(z_dim=2, random_state=0).fit(frame)
+    draws = vae.sample(200, given={"text": "u", "stars": 3}, random_state=0)
+    assert (draws["text"] == "u").all()
+    assert (draws["stars"] == 3).all()
+    assert (draws["size"] > 0).mean() > 0.75  # in half of the rows it is
+    rows = pd.DataFrame({"text": ["u", "v"]})
+    assert list(vae.sample(2, given=rows, random_state=0)["text"]) == ["u", "v"]
+    for given, words in (({"text": "w"}, "'w'"), ({"nothing": 1}, "no column 'nothing'"), ({"size": [1, 2, 3]}, "3")):
+        with pytest.raises(ValueError, match=words):
+            vae.sample(2, given=given)
+
+
+def test_bad_tables_are_refused_in_words_that_help():
+    frame = mixed()
+    with pytest.raises(ValueError, match="cardinality <= 255 but actually has a cardinality of 300"):
+        VAETransformer().fit(pd.DataFrame({"name": [f"n{i}" for i in range(300)], "x": np.arange(300.0)}))
+    with pytest.raises(ValueError, match="no column 'nothing'"):
+        VAETransformer(likelihood={"nothing": "poisson"}).fit(frame)
+    with pytest.raises(ValueError, match="all columns"):
+        VAETransformer(condition_features=["x"]).fit(pd.DataFrame({"x": np.arange(9.0)}))
+    with pytest.raises(ValueError, match=r"DataFrame.*categorical_features"):
+        VAETransformer().fit(np.array([["x", 1.0], ["y", 2.0]], dtype=object))
+    vae = VAETransformer(**SMALL).fit(frame)
+    with pytest.raises(ValueError, match="feature names should match"):
+        vae.transform(frame[frame.columns[::-1]])
+    with pytest.raises(ValueError, match="infinity"):
+        vae.transform(frame.assign(size=np.inf))
+
+
+@pytest.mark.parametrize("which", [[0], [True, False], np.array([0])])
+def test_arrays_have_categories_that_are_named(which):
+    X = np.array([["a", 1.0], ["b", 2.0], ["a", 3.0], [None, 4.5]] * 20, dtype=object)
+    vae = VAETransformer(**SMALL, categorical_features=which).fit(X)
+    filled = vae.impute(X)
+    assert set(filled[:, 0]) <= {"a", "b"}
+    assert list(filled[:, 1]) == list(X[:, 1])
+
+
+def test_columns_have_likelihoods_of_their_own():
+    frame = mixed(holes=False)
+    vae = VAETransformer(**SMALL, likelihood={"visits": "poisson", "size": Gaussian("feature")}).fit(frame)
+    assert {type(part).__name__ for part in vae.likelihood_.parts} >= {"Poisson", "Gaussian", "Categorical"}
+    assert vae.sample(50, noise=True, random_state=0)["visits"].dtype == frame["visits"].dtype
+    with pytest.raises(ValueError, match="Negative values"):
+        VAETransformer(**SMALL, likelihood={"size": "poisson"}).fit(frame)
+
+
+def test_tables_in_searches_and_pipelines():
+    frame = mixed(120)
+    search = GridSearchCV(VAETransformer(**SMALL), {"z_dim": [1, 2], "marginal": ["quantile", "standardize"]}, cv=2)
+    assert np.isfinite(search.fit(frame).cv_results_["mean_test_score"]).all()
+    assert make_pipeline(clone(search.best_estimator_)).fit_transform(frame).shape[0] == 120
+
+
+def test_given_columns_are_not_modelled_and_not_in_the_code():
+    """With a linear model it is exact: what is given shifts the rows, and the score is that of the residuals."""
+    rng = np.random.default_rng(0)
+    batch, loadings, shifts = rng.integers(0, 3, 600), rng.normal(size=(2, 5)), 2 * rng.normal(size=(3, 5))
+    X = rng.normal(size=(600, 2)) @ loadings + shifts[batch] + 0.3 * rng.normal(size=(600, 5))
+    rows = np.column_stack([X, batch])
+    options = {"hidden_layer_sizes": (), "likelihood": Gaussian("feature"), "early_stopping": False}
+    options |= {"max_iter": 1, "learning_rate": 1e-12, "random_state": 0}
+    vae = VAETransformer(2, condition_features=[5], categorical_features=[5], **options).fit(rows)
+    means = np.stack([X[batch == i].mean(axis=0) for i in range(3)])
+    other = VAETransformer(2, **options).fit(X - means[batch])
+    assert vae.score(rows) == pytest.approx(other.score(X - means[batch]), abs=1e-3)  # a ridge of a thousandth
+    Z = vae.transform(rows)
+    between = np.var([Z[batch == i].mean(axis=0) for i in range(3)], axis=0)
+    assert np.all(between < 1e-3 * Z.var(axis=0))
+    drawn = vae.sample(2000, given={5: 1}, random_state=0)
+    assert (drawn[:, 5] == 1).all()
+    error = X.std(axis=0) / np.sqrt(2000)
+    assert np.all(np.abs(drawn[:, :5].mean(axis=0) - means[1]) < 5 * error)
+    moved = vae.inverse_transform(Z[:3], conditions={5: 2}) - vae.inverse_transform(Z[:3], conditions={5: 0})
+    np.testing.assert_allclose(moved[:, :5], np.tile(means[2] - means[0], (3, 1)), atol=0.02)
+    with pytest.raises(ValueError, match="has none"):
+        other.inverse_transform(Z[:3], conditions={5: 1})
+
+
+# Marginals and likelihoods
+
+
+def test_the_jacobian_of_normal_scores_is_their_slope():
+    rng = np.random.default_rng(0)
+    values = rng.gamma(1, size=1000)
+    knots, scores = fit_knots(values)
+    x = np.concatenate([rng.gamma(1, size=200), [-1.0, 50.0]])
+    z, log_slope = to_scores(x, knots, scores)
+    step = 1e-7
+    numerical = (to_scores(x + step, knots, scores)[0] - z) / step
+    near = np.abs(x[:, None] - knots).min(axis=1) > 2 * step  # at a knot there are two slopes
+    np.testing.assert_allclose(np.exp(log_slope)[near], numerical[near], rtol=1e-4)
+    inside = (x >= knots[0]) & (x <= knots[-1])
+    np.testing.assert_allclose(from_scores(z, knots, scores)[inside], x[inside], rtol=1e-9)
+    assert abs(to_scores(values, knots, scores)[0].std() - 1) < 0.02
+
+
+def built(likelihood, n_features, x):
+    likelihood.build(n_features)
+    likelihood.double()
+    likelihood.start(x)
+    return likelihood
+
+
+def examples():
+    rng = torch.Generator().manual_seed(0)
+    levels = torch.randint(0, 4, (50, 2), generator=rng).double()
+    bits = torch.cat(
+        [torch.eye(3, dtype=torch.float64)[levels[:, 0].long() % 3], torch.eye(4).double()[levels[:, 1].long()]], 1
+    )
+    normal = torch.randn(50, 3, generator=rng, dtype=torch.float64)
+    ordinal, categorical, gaussian = Ordinal([4, 4]), Categorical([3, 4]), Gaussian()
+    whole = Columns([Gaussian(), Ordinal([4, 4]), Categorical([3, 4])], [3, 2, 7])
+    cases = [(ordinal, levels), (categorical, bits), (gaussian, normal), (whole, torch.cat([normal, levels, bits], 1))]
+    return [(built(likelihood, x.shape[1], x), x) for likelihood, x in cases]
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_gradients_and_expansions_are_those_of_autograd(case):
+    likelihood, x = examples()[case]
+    rng = torch.Generator().manual_seed(1)
+    raw = torch.randn(50, likelihood.n_raw, x.shape[1], generator=rng, dtype=torch.float64)
+    weight = torch.rand(1, 50, 1, generator=rng, dtype=torch.float64).expand(1, 50, x.shape[1])
+    point = raw.clone().requires_grad_()
+    log_prob = likelihood.log_prob(point, x)
+    (expected,) = torch.autograd.grad((log_prob * weight[0]).sum().neg(), point, create_graph=True)
+    found, grad = likelihood.gradient(raw.unsqueeze(0), x.unsqueeze(0), weight)
+    torch.testing.assert_close(found, log_prob.detach())
+    torch.testing.assert_close(grad[0], expected.detach(), rtol=1e-6, atol=1e-8)
+    slope, curvature = likelihood.expansion(raw, x)
+    (first,) = torch.autograd.grad(likelihood.log_prob(point, x).sum(), point)
+    torch.testing.assert_close(slope, first[:, 0], rtol=1e-6, atol=1e-8)
+    assert (curvature >= 0).all()
+
+
+def test_levels_have_probabilities_that_add_up_and_draws_follow_them():
+    (ordinal, _), (categorical, _), *_ = examples()
+    rng = torch.Generator().manual_seed(2)
+    raw = torch.randn(1, 2, 2, generator=rng, dtype=torch.float64)
+    levels = torch.arange(4).double()[:, None].expand(4, 2)
+    chances = ordinal.log_prob(raw.expand(4, 2, 2), levels).exp()
+    torch.testing.assert_close(chances.sum(0), torch.ones(2).double())
+    draws = ordinal.sample(raw.expand(40_000, 2, 2), rng)
+    shares = torch.stack([(draws == level).double().mean(0) for level in range(4)])
+    assert (shares - chances).abs().max() < 5 * 0.5 / 200  # five standard errors of a share of 40,000
+    logits = torch.randn(1, 1, 7, generator=rng, dtype=torch.float64)
+    drawn = categorical.sample(logits.expand(40_000, 1, 7), rng)
+    assert (drawn[:, :3].sum(1) == 1).all()
+    assert (drawn[:, 3:].sum(1) == 1).all()
+    assert (drawn.mean(0) - categorical.mean(logits)[0]).abs().max() < 5 * 0.5 / 200
+
+
+def test_the_start_of_levels_is_their_share():
+    _, x = examples()[0]
+    ordinal = built(Ordinal([4, 4]), 2, x)
+    counts = torch.stack([(x == level).double().sum(0) for level in range(4)]) + 0.5
+    found = ordinal.log_prob(torch.zeros(4, 2, 2).double(), torch.arange(4).double()[:, None].expand(4, 2)).exp()
+    torch.testing.assert_close(found, counts / counts.sum(0))
+
+
+def test_a_column_of_one_level_or_none():
+    frame = mixed()
+    frame["one"], frame["none"], frame["nan"] = "a", pd.Series([None] * len(frame), dtype=object), np.nan
+    vae = VAETransformer(**SMALL).fit(frame)
+    assert np.isfinite(vae.score(frame))
+    assert set(vae.sample(9, noise=True, random_state=0)["one"]) == {"a"}
+
+
+def test_tables_know_their_features():
+    frame = mixed()
+    table = Table.of(frame)
+    values = table.values(frame)
+    table.look_at(values, "auto")
+    features, gain = table.features(values)
+    assert features.shape == (200, sum(column.n_features for column in table.columns))
+    assert gain.shape == (200,)
+    back = table.values_of(features, drawn=True)
+    seen = ~np.isnan(values)
+    assert np.isnan(features).any()
+    np.testing.assert_allclose(back[seen], values[seen], rtol=1e-6, atol=1e-6)
