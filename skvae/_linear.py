@@ -29,7 +29,7 @@ _ALIVE = 1e-3  # least signal-to-noise ratio of a unit: without any, its gradien
 _SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 _SHRINKAGE_ROWS = 1_000
 _BLOCK = 4_096
-_MAX_EM, _EM_TOL = 100, 2e-4  # steps; nats per row
+_MAX_EM, _EM_TOL = 100, 5e-5  # steps; nats per row
 _EM_ELEMENTS = 2_000_000
 
 Noise = Callable[[Tensor], Tensor]  # from wished noise variances (n_features,) to the nearest that the model can have
@@ -193,7 +193,7 @@ class _Complete(NamedTuple):
 
 def _complete(y: Tensor, observed: Tensor, z_dim: int, nearest_noise: Noise, seed: int, near: Any) -> _Complete:
     """Likeliest factor analysis of the `observed` cells of `y` (n_samples, n_features): EM, whose second step is that
-    of complete rows (Little & Rubin, 2019, section 11.2). It ends when a row gains less than 2e-4 nats."""
+    of complete rows (Little & Rubin, 2019, section 11.2). It ends when a row gains less than 5e-5 nats."""
     model = _first_guess(y, observed, z_dim, nearest_noise) if near is None else copy.deepcopy(near)
     former, noise = torch.tensor(math.inf), widest(model.noise_scale).square()
     for _ in range(_MAX_EM):
@@ -319,8 +319,8 @@ def linear_start(
         mean, factors, noise = _complete(y, observed, z_dim, nearest_noise, seed, former)
     model = _LinearModel.fit(factors, noise, z_dim)
     with torch.no_grad():
-        raw[0] += mean
         if observed is not None:
+            raw[0] += mean + _means_of_real(likelihood, x)
             centre = centre + torch.where(slope == 0, 0, mean / slope)
         if hasattr(likelihood, "set_noise"):
             likelihood.set_noise(noise.to(raw), raw)
@@ -332,6 +332,13 @@ def linear_start(
             vae.regression.copy_(torch.where(slope[:, None] == 0, 0, given / slope[:, None]))
         put = partial(model.put_into, vae, (centre, slope), raw, beta, given=given)
         put(shrinkage=1.0 if exact else _best_shrinkage(put, vae, x, context, beta, seed))
+
+
+def _means_of_real(likelihood: Any, x: Tensor) -> Tensor:
+    """Means of the features whose first raw output is their mean, and 0 of others, whose start is at the mean."""
+    if hasattr(likelihood, "split"):
+        return torch.cat([_means_of_real(part, x[:, some]) for part, some in likelihood.split()])
+    return x.mean(0) if hasattr(likelihood, "set_noise") else x.new_zeros(x.shape[1])
 
 
 def _regression(context: Tensor, y: Tensor) -> Tensor:

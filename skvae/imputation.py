@@ -148,7 +148,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         return _side_by_side(limited, kept, flags, self._flag_names(self._names(None)))
 
     def get_feature_names_out(self, input_features=None):
-        """Names of the columns that `transform` returns.
+        """Return the names of the columns that `transform` gives.
 
         Parameters
         ----------

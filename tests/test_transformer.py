@@ -38,7 +38,7 @@ def outputs(vae, X):
     """All that depends on the fitted model, as arrays to be compared bit by bit."""
     Z = vae.transform(X)
     draws = [vae.sample(5, noise=noise, random_state=1) for noise in (False, True)]
-    return [Z, *vae.posterior(X), vae.score_samples(X), vae.inverse_transform(Z), *draws]
+    return [Z, *vae.posterior(X), vae.score_samples(X), *map(np.asarray, [vae.inverse_transform(Z), *draws])]
 
 
 def assert_same_bits(left, right):
