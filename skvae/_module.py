@@ -97,7 +97,8 @@ class VAE(nn.Module):
         x = torch.where(observed, x, self.likelihood.stand_in)
         inputs = self.likelihood.inputs(x)
         if context is None:
-            return Cells(x, observed, *self.completer.complete(inputs, observed), None)
+            filled, spread = self.completer.complete(inputs, observed)
+            return Cells(x, observed, filled, spread, None)
         shift = F.linear(context, self.regression)
         filled, spread = self.completer.complete(inputs - shift, observed)
         return Cells(x, observed, torch.cat([filled + shift, context], -1), spread, context)
