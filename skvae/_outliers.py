@@ -17,10 +17,34 @@ from ._transformer import VAETransformer
 from .likelihoods import Gaussian
 
 MAX_ROWS = 10_000  # training rows that neighbours are sought among, and that scores are measured by
-WEIGHTS = np.array([0.25, 0.25, 0.5])  # of likelihood, code and neighbours: the model and the rows count the same
+WEIGHTS = np.array([0.2, 0.2, 0.4, 0.2])  # of likelihood, code, nearest rows and nearest rows of the ordinary ones
 AUTO_OFFSET = -3.0
+_ORDINARY = 0.9  # share of the rows; outliers among the others are not each other's neighbours there
 _BEST = 0.99  # quantile of the likelihoods from which they are counted: not their maximum, which one row decides
 _FARTHEST = 1e100  # standard deviations: the squares are finite
+
+
+def _unit(parts):
+    """Mean of each part over the rows, or 1 where they lack nothing."""
+    mean = parts.mean(axis=0)
+    return np.where(mean > 0, mean, 1.0)
+
+
+class _Nearby:
+    """Rows that neighbours are sought among."""
+
+    def __init__(self, rows, n_neighbors):
+        self.rows = rows
+        self.search = NearestNeighbors(n_neighbors=min(n_neighbors + 1, len(rows))).fit(rows)
+
+    def squared_distances(self, x):
+        """Mean squared distance of each row of x to the nearest ones other than itself: (n_samples,)."""
+        places = self.search.kneighbors(x, return_distance=False)
+        # from the differences, so that a row is at zero from itself
+        squares = np.sort([np.square(x - self.rows[place]).sum(axis=1) for place in places.T], axis=0)
+        if len(squares) == 1:
+            return squares[0]
+        return np.where(squares[0] == 0, squares[1:].mean(axis=0), squares[:-1].mean(axis=0))
 
 
 class VAEOutlierDetector(OutlierMixin, BaseEstimator):
@@ -29,12 +53,14 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
     A row is strange if the model finds it unlikely, if its place in latent space is far from where the prior has its
     mass, or if there are no training rows near it. The first two are what a density knows: they hold up where outliers
     are among the training rows. The third is exact where there are enough rows, and sees gaps that a smooth density
-    closes. A row's strangeness is a weighted mean of three shortfalls, each in units of its mean over the training
+    closes. A row's strangeness is a weighted mean of four shortfalls, each in units of its mean over the training
     rows:
 
-    - its log-likelihood, counted down from the best hundredth of the training rows (a quarter);
-    - the squared norm of its code, twice the nats that the normal prior takes off (a quarter);
-    - its mean squared distance to the nearest training rows, with all features standardised (half).
+    - its log-likelihood, counted down from the best hundredth of the training rows (a fifth);
+    - the squared norm of its code, twice the nats that the normal prior takes off (a fifth);
+    - its mean squared distance to the nearest training rows, with all features standardised (two fifths);
+    - the same where the tenth of the training rows that is strangest by the first two is left out (a fifth), so that a
+      few outliers of one kind do not vouch for each other.
 
     The score is minus that: about -1 for the average training row, and -3 for a row three times as strange.
 
@@ -130,14 +156,10 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         self.estimator_ = self._model(seed).fit(X)
         self._scaler = StandardScaler().fit(X)
         rows = X[subsample(len(X), MAX_ROWS, seed)]
-        self._rows = self._standardized(rows)
-        self._neighbors = NearestNeighbors(n_neighbors=min(self.n_neighbors + 1, len(rows))).fit(self._rows)
-        parts = self._parts(rows)
-        self._best = np.array([np.quantile(parts[:, 0], 1 - _BEST), 0.0, 0.0])
-        mean = (parts - self._best).mean(axis=0)
-        self._unit = np.where(mean > 0, mean, 1.0)
         self._center = np.nanmean(rows, axis=0)
-        self.offset_ = self._offset(self._scores(parts))
+        parts = self._measure(rows)
+        self._unit = _unit(parts)
+        self.offset_ = self._offset(-parts / self._unit @ WEIGHTS)
         return self
 
     def score_samples(self, X):
@@ -153,7 +175,7 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         scores : ndarray of shape (n_samples,)
             High is ordinary. The mean over the training rows is about -1.
         """
-        return self._scores(self._parts(self._check(X)))
+        return -self._parts(self._check(X)) / self._unit @ WEIGHTS
 
     def decision_function(self, X):
         """`score_samples` less `offset_`: negative for outliers.
@@ -215,6 +237,17 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         X[:, column] = self.estimator_.inverse_transform(self.estimator_.transform(X))[:, column]
         return X
 
+    def _measure(self, rows):
+        """Set what shortfalls are counted from; those of the training rows."""
+        self._best = 0.0
+        of_model = self._of_model(rows)
+        self._best = np.quantile(of_model[:, 0], 1 - _BEST)
+        of_model[:, 0] -= self._best
+        strangeness = (of_model / _unit(of_model)).sum(axis=1)
+        x, ordinary = self._standardized(rows), strangeness <= np.quantile(strangeness, _ORDINARY)
+        self._nearby = [_Nearby(part, self.n_neighbors) for part in (x, x[ordinary])]
+        return self._parts(rows)
+
     def _offset(self, scores):
         if self.contamination == "auto":
             return AUTO_OFFSET
@@ -241,20 +274,15 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         x = self._scaler.transform(X.astype(np.float64))
         return np.clip(np.where(np.isnan(x), 0.0, x), -_FARTHEST, _FARTHEST)
 
+    def _of_model(self, X):
+        """Shortfall of the log-likelihood, in nats, and squared norm of the code: (n_samples, 2)."""
+        nats = -self.estimator_.score_samples(X) - self._best
+        return np.column_stack([nats, np.square(self.estimator_.transform(X).astype(np.float64)).sum(axis=1)])
+
     def _parts(self, X):
-        """What is strange of each row: nats, squared norm of the code, mean squared distance; (n_samples, 3)."""
-        code = self.estimator_.transform(X).astype(np.float64)
-        nats = -self.estimator_.score_samples(X)
-        return np.column_stack([nats, np.square(code).sum(axis=1), self._distances(self._standardized(X))])
-
-    def _distances(self, x):
-        """Mean squared distance to the nearest training rows; from the differences, so that equal rows are at zero."""
-        places = self._neighbors.kneighbors(x, return_distance=False)
-        squares = np.sort([np.square(x - self._rows[place]).sum(axis=1) for place in places.T], axis=0)
-        return np.where(squares[0] == 0, squares[1:].mean(axis=0), squares[:-1].mean(axis=0))
-
-    def _scores(self, parts):
-        return -((parts - self._best) / self._unit) @ WEIGHTS
+        """All four shortfalls of each row, in units of their own: (n_samples, 4)."""
+        x = self._standardized(X)
+        return np.column_stack([self._of_model(X), *(nearby.squared_distances(x) for nearby in self._nearby)])
 
     def __sklearn_is_fitted__(self):
         return hasattr(self, "offset_")
