@@ -3,8 +3,7 @@
 `semi`: trained on half of the ordinary rows, tested on the other half and all outliers. `unsup`: trained and tested on
 all rows, outliers included. Tables are npz files with X and y (1 is an outlier) of a local folder, as ADBench has them;
 larger ones are cut to 5000 rows, drawn anew for each seed, with at least 30 outliers. Every method has one setting for
-all tables, ours its default; that was chosen by every other table in alphabetical order ("chosen on"), and the rest
-were looked at afterwards. pyod's are run where it is installed. Rows are written as they come: two Pythons may fill one
+all tables, ours its default; its weights were chosen on every other table in alphabetical order. pyod's are run where it is installed. Rows are written as they come: two Pythons may fill one
 file.
 """
 
@@ -188,11 +187,13 @@ def summarise(out):
     names = sorted(results.table.unique())
     show("All tables", results)
     show("Tables the setting was chosen on", results[results.table.isin(names[::2])])
-    show("Tables held out", results[results.table.isin(names[1::2])])
+    show("The other tables", results[results.table.isin(names[1::2])])
     values = results.groupby(["protocol", "table", "method"])[["auc", "ap", "seconds"]].mean().unstack("method")
     for measure, factor in (("auc", 100), ("ap", 100), ("seconds", 1)):
         print(f"\n{measure}, means over seeds\n{(factor * values[measure]).round(1).to_string()}")
-    print(f"\nseeds: {sorted(results.seed.unique())}; measured {results.date.max()}, {results.machine.iloc[-1]}")
+    print(
+        f"\nseeds: {sorted(map(int, results.seed.unique()))}; measured {results.date.max()}, {results.machine.iloc[-1]}"
+    )
 
 
 def parse(argv=None):
