@@ -3,8 +3,8 @@
 `semi`: trained on half of the ordinary rows, tested on the other half and all outliers. `unsup`: trained and tested on
 all rows, outliers included. Tables are npz files with X and y (1 is an outlier) of a local folder, as ADBench has them;
 larger ones are cut to 5000 rows, drawn anew for each seed, with at least 30 outliers. Every method has one setting for
-all tables, ours its default; its weights were chosen on every other table in alphabetical order. pyod's are run where it is installed. Rows are written as they come: two Pythons may fill one
-file.
+all tables, ours its default; its weights were chosen on every other table in alphabetical order. pyod's are run where
+it is installed. Rows are written as they come: two Pythons may fill one file.
 """
 
 import argparse
