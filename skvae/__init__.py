@@ -2,7 +2,17 @@
 
 from . import architectures, callbacks, likelihoods, objectives, priors
 from ._load import load
+from ._outliers import VAEOutlierDetector
 from ._transformer import VAETransformer
 
-__all__ = ["VAETransformer", "architectures", "callbacks", "likelihoods", "load", "objectives", "priors"]
+__all__ = [
+    "VAEOutlierDetector",
+    "VAETransformer",
+    "architectures",
+    "callbacks",
+    "likelihoods",
+    "load",
+    "objectives",
+    "priors",
+]
 __version__ = "0.1.0"

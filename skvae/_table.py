@@ -365,8 +365,20 @@ def container_of(X):
 
 
 def missing_cells(X):
-    """Which cells of a frame are missing: (n_samples, n_columns)."""
+    """Which cells of an array of numbers or of a frame are missing: (n_samples, n_columns)."""
+    if not is_frame(X):
+        return np.isnan(X)
     return np.column_stack([[_is_missing(cell) for cell in _objects(cells)] for _, cells in _cells(X)])
+
+
+def without_column(X, place):
+    """X with one column missing."""
+    if not is_frame(X):
+        return np.where(np.arange(X.shape[1]) == place, np.nan, X)
+    library, name = importlib.import_module(container_of(X)), X.columns[place]
+    if hasattr(X, "iloc"):
+        return X.assign(**{name: library.Series(None, index=X.index, dtype=object)})
+    return X.with_columns(library.lit(None).alias(name))
 
 
 def _cells(X):

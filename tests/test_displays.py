@@ -422,7 +422,8 @@ def axes_of(display):
 
 
 def test_every_display_is_tested():
-    assert {display.__name__ for display in PANELS} == set(displays.__all__)
+    of_detectors = {"ExplanationDisplay"}  # in test_outliers.py
+    assert {display.__name__ for display in PANELS} == set(displays.__all__) - of_detectors
 
 
 @pytest.mark.parametrize("display", PANELS)

@@ -37,8 +37,8 @@ LAYERS = [
     ["_files", "_inference", "_made_with", "_validation"],
     ["_fitting", "_generation"],
     ["_transformer"],
-    ["_load", "imputation", "metrics", "datasets", "displays._estimator", "displays._figure"],
-    ["displays._latent", "displays._paths", "displays._rows", "displays._training"],
+    ["_load", "_outliers", "imputation", "metrics", "datasets", "displays._estimator", "displays._figure"],
+    ["displays._latent", "displays._outliers", "displays._paths", "displays._rows", "displays._training"],
     ["displays"],
 ]
 LEVELS = {module: level for level, modules in enumerate(LAYERS) for module in modules}

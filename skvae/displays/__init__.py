@@ -4,12 +4,14 @@ Rows of X are shown as images where `image_shape` is given, and as a table, with
 """
 
 from ._latent import LatentDisplay
+from ._outliers import ExplanationDisplay
 from ._paths import InterpolationDisplay, ManifoldDisplay, TraversalDisplay
 from ._rows import ReconstructionDisplay, SampleGridDisplay
 from ._training import CollapseDisplay, LearningCurveDisplay
 
 __all__ = [
     "CollapseDisplay",
+    "ExplanationDisplay",
     "InterpolationDisplay",
     "LatentDisplay",
     "LearningCurveDisplay",

@@ -1,0 +1,263 @@
+"""The outlier detector: scikit-learn's checks, its score by hand, and what planted outliers look like."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skvae import VAEOutlierDetector, VAETransformer, _outliers
+from skvae.displays import ExplanationDisplay
+from skvae.likelihoods import Gaussian
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 5}
+X = load_iris().data
+
+
+def detector(vae=None, **params):
+    vae = VAETransformer(2, likelihood=Gaussian(noise="feature"), **SMALL | (vae or {}))
+    return VAEOutlierDetector(vae, **{"random_state": 0} | params)
+
+
+@pytest.fixture(scope="module")
+def line():
+    """Rows near a line in five columns, and a detector of them."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, 1)) * [1, 2, -1, 3, 1] + 0.1 * rng.normal(size=(400, 5))
+    return rows, detector({"max_iter": 30}).fit(rows)
+
+
+@parametrize_with_checks([detector(), VAEOutlierDetector(VAETransformer(**SMALL), contamination=0.1, random_state=0)])
+def test_sklearn_check(estimator, check):
+    check(estimator)
+
+
+def test_score_by_hand(line):
+    """Four shortfalls in units of their means."""
+    rows, fitted = line
+    new = np.vstack([rows[:3] + 0.5, rows[3:6]])
+    model, scaler = fitted.estimator_, StandardScaler().fit(rows)
+    best = np.quantile(model.score_samples(rows), 0.99)
+    of_model = [lambda x: best - model.score_samples(x), lambda x: (model.transform(x) ** 2).sum(1)]
+    strangeness = sum(part(rows) / part(rows).mean() for part in of_model)
+
+    def squares(x, among):
+        """Of rows that are training rows themselves, without themselves."""
+        distances = NearestNeighbors(n_neighbors=6).fit(scaler.transform(among)).kneighbors(scaler.transform(x))[0] ** 2
+        own = distances[:, 0] < 1e-12
+        return np.where(own, distances[:, 1:].mean(1), distances[:, :-1].mean(1))
+
+    ordinary = rows[np.argsort(strangeness)[:360]]
+    parts = [*of_model, lambda x: squares(x, rows), lambda x: squares(x, ordinary)]
+    expected = sum(-w * part(new) / part(rows).mean() for w, part in zip((0.2, 0.2, 0.4, 0.2), parts, strict=True))
+    np.testing.assert_allclose(fitted.score_samples(new), expected, rtol=1e-4)
+    assert fitted.score_samples(rows).mean() == pytest.approx(-1)
+
+
+def test_planted_rows_are_found(line):
+    """Columns that are ordinary one by one, but not together."""
+    rows, fitted = line
+    broken = rows[:100] * [1, 1, 1, 1, -1]
+    broken = broken[np.abs(broken[:, 4]) > 0.5]
+    scores = fitted.score_samples(np.vstack([rows, broken]))
+    assert roc_auc_score(np.arange(len(scores)) < len(rows), scores) > 0.99
+    assert (fitted.predict(broken) == -1).all()
+
+
+def test_outliers_among_the_training_rows_are_found():
+    """A clump of equal rows, whose nearest neighbours are each other."""
+    rng = np.random.default_rng(0)
+    rows = np.vstack([rng.normal(size=(300, 4)), 6 + 1e-3 * rng.normal(size=(12, 4))])
+    scores = detector({"max_iter": 20}).fit(rows).score_samples(rows)
+    assert roc_auc_score(np.arange(312) < 300, scores) > 0.99
+
+
+def test_explanation_names_the_column(line):
+    rows, fitted = line
+    for column in range(5):
+        broken = rows[:20].copy()
+        broken[:, column] += 3 * rows.std(axis=0)[column]
+        nats = fitted.explain(broken)
+        assert nats.shape == (20, 5)
+        assert (nats.argmax(axis=1) == column).all()
+
+
+def test_explanation_is_the_gain_in_nats(line):
+    """By what the model expects of the column where it does not see it."""
+    rows, fitted = line
+    model, changed = fitted.estimator_, rows[:5].copy()
+    changed[:, 1] = np.nan
+    changed = model.impute(changed)
+    gain = model.score_samples(changed) - model.score_samples(rows[:5])
+    np.testing.assert_allclose(fitted.explain(rows[:5])[:, 1], gain, rtol=1e-6)
+
+
+def test_frames_with_holes_and_categories_are_taken():
+    rng = np.random.default_rng(0)
+    size = rng.normal(size=300)
+    frame = pd.DataFrame({"size": size, "kind": np.where(size > 0, "big", "small"), "other": rng.normal(size=300)})
+    frame.loc[::9, "other"] = None
+    fitted = VAEOutlierDetector(random_state=0).fit(frame)
+    strange = frame.head(40).assign(kind=lambda part: np.where(part["size"] > 0, "small", "big"))
+    assert roc_auc_score([0] * 40 + [1] * 40, -fitted.score_samples(pd.concat([frame.head(40), strange]))) > 0.8
+    nats = fitted.explain(strange)
+    assert (nats[:, [0, 1]].max(axis=1) > nats[:, 2]).mean() > 0.8
+    assert (nats[::9, 2] == 0).all()
+
+
+def test_same_seed_same_scores():
+    first, second = (detector().fit(X).score_samples(X) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, detector(random_state=1).fit(X).score_samples(X))
+
+
+def test_seed_of_the_model_is_kept():
+    scores = [detector({"random_state": 5}, random_state=seed).fit(X).score_samples(X) for seed in (0, 1)]
+    assert np.array_equal(*scores)
+
+
+def test_given_model_is_not_touched():
+    given = detector()
+    given.fit(X)
+    assert given.estimator.random_state is None
+    assert not hasattr(given.estimator, "net_")
+
+
+def test_default_model():
+    fitted = VAEOutlierDetector(random_state=0).fit(X)
+    assert fitted.estimator_.likelihood.noise == "feature"
+    assert fitted.offset_ == -3
+    assert roc_auc_score(np.r_[np.ones(150), np.zeros(5)], fitted.score_samples(np.vstack([X, X[:5] + 3]))) == 1
+
+
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5])
+def test_contamination_is_the_share_of_outliers(share):
+    assert (detector(contamination=share).fit_predict(X) == -1).sum() == share * len(X)
+
+
+@pytest.mark.parametrize(
+    "table",
+    {
+        "unit interval": MinMaxScaler().fit_transform(X),
+        "constant column": np.column_stack([X, np.full(150, 3.0)]),
+        "all rows twice": np.vstack([X, X]),
+        "few values": X.round(),
+        "integers": (10 * X).astype(np.int16),
+        "bytes": (10 * X).astype(np.uint8),
+        "bits": (X > 2.5).astype(int),
+        "float32": X.astype(np.float32),
+        "one column": X[:, :1],
+        "fewer rows than neighbours": X[:3],
+        "equal rows": np.ones((10, 3)),
+        "a fill value": np.where(np.arange(150)[:, None] == 7, 1e20, X),
+    }.values(),
+    ids=lambda table: f"{table.shape}{table.dtype}",
+)
+def test_tables_of_all_kinds(table):
+    scores = detector().fit(table).score_samples(table)
+    assert scores.shape == (len(table),)
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("far", [1e6, 1e20, 1e36])
+def test_far_rows_are_outliers(far):
+    fitted = detector().fit(X)
+    assert fitted.predict([[far, 3, 1, 0], [5, 3, -far, 0]]).tolist() == [-1, -1]
+    assert not np.isnan(fitted.score_samples([[far, 3, 1, 0]])).any()
+
+
+def test_many_rows_are_thinned(monkeypatch):
+    monkeypatch.setattr(_outliers, "MAX_ROWS", 100)
+    fitted = detector().fit(X)
+    assert [len(nearby.rows) for nearby in fitted._nearby] == [100, 90]
+    assert fitted.score_samples(X).mean() == pytest.approx(-1, abs=0.2)
+
+
+def test_names_of_columns():
+    frame = load_iris(as_frame=True).data
+    fitted = detector().fit(frame)
+    assert list(fitted.feature_names_in_) == list(frame)
+    with pytest.raises(ValueError, match="feature names should match"):
+        fitted.predict(frame.rename(columns=str.upper))
+    np.testing.assert_array_equal(fitted.score_samples(frame), detector().fit(X).score_samples(X))
+
+
+REFUSED = [
+    (np.full((10, 2), np.nan), "Input X contains NaN"),
+    (np.ones((1, 2)), "minimum of 2 is required"),
+    (pd.DataFrame({"name": ["a", "b", "c"]}), "Columns of X that are not numbers: 'name'"),
+]
+
+
+@pytest.mark.parametrize(("table", "words"), REFUSED)
+def test_bad_rows_are_refused_before_training(table, words):
+    with pytest.raises(ValueError, match=words):
+        detector().fit(table)
+
+
+@pytest.mark.parametrize("params", [{"contamination": 0.6}, {"contamination": 0.0}, {"n_neighbors": 0}])
+def test_bad_parameters_are_refused(params):
+    with pytest.raises(ValueError, match=f"The '{next(iter(params))}' parameter of VAEOutlierDetector must be"):
+        detector(**params).fit(X)
+
+
+@pytest.mark.parametrize("method", ["score_samples", "decision_function", "predict", "explain"])
+def test_not_fitted(method):
+    with pytest.raises(NotFittedError):
+        getattr(detector(), method)(X)
+
+
+def test_wrong_number_of_columns():
+    with pytest.raises(ValueError, match="X has 3 features, but VAEOutlierDetector is expecting 4 features"):
+        detector().fit(X).predict(X[:, :3])
+
+
+@pytest.fixture
+def _figures():
+    """Draw into memory, and leave no figure open."""
+    backend = plt.get_backend()
+    plt.switch_backend("Agg")
+    yield
+    plt.close("all")
+    plt.switch_backend(backend)
+
+
+@pytest.mark.usefixtures("_figures")
+def test_display_draws_the_largest_losses(line):
+    rows, fitted = line
+    broken = rows[:3] + 5 * np.eye(5)[2]
+    shown = ExplanationDisplay.from_estimator(fitted, broken, n_features=3)
+    assert len(shown.axes_) == 3
+    for ax, bars, nats in zip(shown.axes_, shown.bars_, shown.nats, strict=True):
+        assert ax.get_yticklabels()[0].get_text() == "x2"
+        assert [bar.get_width() for bar in bars] == sorted(nats)[:-4:-1]
+        assert ax.get_title().startswith("score -")
+
+
+@pytest.mark.usefixtures("_figures")
+def test_display_draws_again(line):
+    rows, fitted = line
+    figure, axes = plt.subplots(2)
+    first = ExplanationDisplay.from_estimator(fitted, rows[:2], ax=axes, bar_kw={"color": "k"})
+    assert first.figure_ is figure
+    again = ExplanationDisplay(nats=first.nats, feature_names=first.feature_names).plot()
+    assert again.figure_ is not figure
+    assert again.axes_[0].get_title() == ""
+
+
+@pytest.mark.usefixtures("_figures")
+def test_display_names_the_columns_and_checks():
+    frame = load_iris(as_frame=True).data
+    shown = ExplanationDisplay.from_estimator(detector().fit(frame), frame.iloc[:1])
+    assert {label.get_text() for label in shown.axes_[0].get_yticklabels()} == set(frame)
+    with pytest.raises(ValueError, match="Expected ax to have 2 axes, got 1"):
+        shown.from_estimator(detector().fit(X), X[:2], ax=plt.subplots()[1])
+    with pytest.raises(NotFittedError):
+        ExplanationDisplay.from_estimator(detector(), X)
