@@ -198,7 +198,8 @@ class Table:
             raise ValueError("condition_features names all columns of X: there is nothing left to model.")
         for column, (_, cells) in zip(columns, _cells(X), strict=True):
             if column.kind == "categorical":
-                column.levels, column.ordered = _levels(cells, column)
+                levels, column.ordered = _levels(cells, column)
+                column.levels = levels or [None]  # of a column without any value, what stands there
         return cls(container, columns)
 
     @classmethod
@@ -512,7 +513,7 @@ def _pandas_series(pandas, column, values):
     if column.kind == "categorical":
         cells = pandas.Series(column.cells(values), dtype=object)
         if column.dtype == "category":
-            return cells.astype(pandas.CategoricalDtype(column.levels, column.ordered))
+            return cells.astype(pandas.CategoricalDtype([x for x in column.levels if x is not None], column.ordered))
         return cells.astype(column.dtype) if not cells.isna().any() or column.dtype != "bool" else cells
     if column.kind == "date":
         dates = pandas.Series(_dates(values)).where(~np.isnan(values))
