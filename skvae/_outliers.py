@@ -6,11 +6,11 @@ from typing import ClassVar
 import numpy as np
 from sklearn.base import BaseEstimator, OutlierMixin, _fit_context, clone
 from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import _safe_indexing, check_random_state, get_tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ._blocks import location_scale
 from ._input import advice, plain
 from ._random import subsample
 from ._table import is_frame, missing_cells, without_column
@@ -155,7 +155,7 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         X = self._check(X, reset=True)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         self.estimator_ = self._model(seed).fit(X)
-        self._scaler = StandardScaler().fit(self.estimator_._check_X(X))
+        self._center, self._spread = location_scale(self.estimator_._check_X(X))
         rows = _safe_indexing(X, subsample(len(X), MAX_ROWS, seed))
         parts = self._measure(rows)
         self._unit = _unit(parts)
@@ -269,7 +269,7 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
 
     def _standardized(self, X):
         """X in standard deviations; what is missing stands at its column's mean."""
-        x = self._scaler.transform(self.estimator_._check_X(X).astype(np.float64))
+        x = (self.estimator_._check_X(X) - self._center) / self._spread
         return np.clip(np.where(np.isnan(x), 0.0, x), -_FARTHEST, _FARTHEST)
 
     def _of_model(self, X):

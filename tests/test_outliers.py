@@ -190,9 +190,9 @@ def test_names_of_columns():
 
 
 REFUSED = [
-    (np.full((10, 2), np.nan), "Input X contains NaN"),
+    (np.full((10, 2), np.inf), "Input X contains infinity"),
     (np.ones((1, 2)), "minimum of 2 is required"),
-    (pd.DataFrame({"name": ["a", "b", "c"]}), "Columns of X that are not numbers: 'name'"),
+    (np.array([["a"], ["b"], ["c"]]), "Columns of X that are not numbers: 0"),
 ]
 
 
