@@ -40,7 +40,7 @@ for name, guess in guesses.items():
 # 95 % quantile.
 draws = vae.impute(holed, sample=True, n_draws=200, random_state=0)
 low, high = np.quantile(draws, [0.05, 0.95], axis=0)
-inside = ((low <= X) & (X <= high))[hidden].mean()
+inside = ((low <= X) & (high >= X))[hidden].mean()
 print(f"hidden values within their 90 % intervals: {inside:.0%}")
 
 columns = [list(data).index(name) for name in ("flavanoids", "proline")]
