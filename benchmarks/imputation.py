@@ -1,21 +1,32 @@
-"""How near to the hidden cells of real tables are the values that a method fills in?
+"""How near to the truth are imputed cells, and do the draws know how far off they are?
 
-    python benchmarks/imputation.py                              # everything, into benchmarks/results/imputation.csv
-    python benchmarks/imputation.py --methods skvae,knn --resume # some methods' rows that are not there yet
-    python benchmarks/imputation.py --part coverage              # do 90 % intervals cover 90 %?
-    python benchmarks/imputation.py --part speed                 # 10,000 rows of 20 columns
+    python benchmarks/imputation.py                              # everything, into benchmarks/results
+    python benchmarks/imputation.py --methods skvae              # one method's rows; those of others stay as they are
+    python benchmarks/imputation.py --part imputation --methods skvae,knn --tables iris,wine --seeds 0 --resume
     python benchmarks/imputation.py --summary                    # only the means, from what is there
 
-A row per (table, seed, method), after the protocol of Jolicoeur-Martineau et al. (2024), "Generating and imputing
-tabular data via diffusion and flow-based gradient-boosted trees": four fifths of a table, at most 2000 rows, scaled to
-[0, 1]; a fifth of its cells hidden at random; five draws of each.
+Parts, each with a CSV of its name:
 
-- `avg` and `min`: mean absolute error of the five draws, and of the best of the five for each cell;
-- `mse`: mean squared error of the single best guess, in variances of the column;
-- `seconds` of fit and all fillings together.
+- `imputation`, a row per (table, seed, method), the protocol of the ForestDiffusion benchmark: four fifths of the rows,
+  of which a fifth of the cells goes missing at random; a class that the table has stays complete, as one more column.
+  Five imputations each; a method that has but one counts it as all five. Per missing cell, in units of the column's
+  range: `min_mae`, the error of the best of the five; `avg_mae`, their mean error; `mae`, the error of the method's
+  point (its own, or else the mean of the draws). `mse` is the squared error of the point, in units of the column's
+  variance. `w_train` is the 1-Wasserstein distance (L1) between the completed rows and the true ones, of which at most
+  1,000 count, mean over the draws. `seconds` are those of all the method does: point and draws.
+- `coverage`: the share of missing cells between the 5 % and 95 % quantiles of a method's `--draws` (100), at 10, 30 and
+  50 % missing. Ours only, unless others are named.
+- `imputation_time`: seconds of one point imputation of a non-linear factor model's 10,000 x 20 cells, 20 % missing.
 
-A method that draws nothing has its guess for all five. `missforest` is IterativeImputer with ExtraTreesRegressor of 50
-trees. Tables: three of scikit-learn's, and those of the folder of shared data where it is beside the repository.
+Tables: iris, wine and breast_cancer of scikit-learn, and those of a folder beside the repository (skipped where it is
+not). Of a table at most 2,000 rows count, the same for all methods: the forests take minutes. Rivals: `iterative` is
+IterativeImputer, `iterative_draws` the same with sample_posterior, both within the range of each column; `knn` is
+KNNImputer of standardised columns; `missforest` IterativeImputer with 50 extremely randomised trees of all columns, in
+five rounds, once; `miceforest` that package with five data sets and rounds; `miwae` hyperimpute's, with ten latents and
+128 hidden units instead of its one and one. A method whose package is missing is skipped with a word:
+
+    pip install miceforest "lightgbm<4.6" POT             # newer LightGBMs break miceforest 6.0.5
+    pip install --no-deps hyperimpute && pip install "loguru==0.6.0" optuna pydantic
 """
 
 import argparse
@@ -27,130 +38,275 @@ import numpy as np
 import pandas as pd
 import torch
 from record import Results
-from sklearn.datasets import make_low_rank_matrix
 from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer
 from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import minmax_scale
-from tables import ALL_SOURCES, load
+from sklearn.preprocessing import StandardScaler
+from tables import FOLDER_SOURCES, load_all
 from threadpoolctl import threadpool_limits
 
-from skvae import VAETransformer
-
 HERE = Path(__file__).parent
-TABLES = ["iris", "wine", "breast_cancer", *(name for name in ALL_SOURCES if name.startswith("uci_"))]
-MAX_ROWS, N_DRAWS, SHARE = 2000, 5, 0.2
-SHARES = 0.1, 0.3, 0.5
+TABLES = ("iris", "wine", "breast_cancer", *FOLDER_SOURCES)
+MAX_ROWS, MAX_TRANSPORT = 2000, 1000
+MISSING, N_DRAWS = 0.2, 5
+SHARES = (0.1, 0.3, 0.5)
+MEASURES = ("min_mae", "avg_mae", "mae", "mse", "w_train", "seconds")
+FILES = {
+    "imputation": (("table", "seed", "method"), ("n", "p", *MEASURES)),
+    "coverage": (("table", "share", "seed", "method"), ("n", "p", "covered", "seconds")),
+    "imputation_time": (("method",), ("n", "p", "mse", "seconds")),
+}
 
 
-def by_vae(X, seed):
-    vae = VAETransformer(random_state=seed).fit(X)
-    return vae.impute(X), vae.impute(X, sample=True, n_draws=N_DRAWS, random_state=seed)
+# Methods: each takes (X with NaN, seed, so many draws) and returns a point and the draws, or None where it has but one
 
 
-def by_chained_regressions(X, seed):
-    guess = IterativeImputer(random_state=seed).fit_transform(X)
-    draws = (IterativeImputer(sample_posterior=True, random_state=10 * seed + k) for k in range(N_DRAWS))
-    return guess, np.stack([model.fit_transform(X) for model in draws])
+def in_range(X, seed, **params):
+    """An IterativeImputer whose values stay within those seen."""
+    limits = {"min_value": np.nanmin(X, axis=0), "max_value": np.nanmax(X, axis=0)}
+    return IterativeImputer(random_state=seed, **limits, **params)
 
 
-def by_neighbours(X, seed):
-    guess = KNNImputer().fit_transform(X)
-    return guess, guess[None]
+def by_iteration(X, seed, n_draws):
+    return in_range(X, seed).fit_transform(X), None
 
 
-def by_forest(X, seed):
-    trees = ExtraTreesRegressor(50, random_state=seed, n_jobs=1)
-    guess = IterativeImputer(trees, random_state=seed).fit_transform(X)
-    return guess, guess[None]
+def by_iterated_draws(X, seed, n_draws):
+    seeds = np.random.SeedSequence(seed).generate_state(n_draws)
+    draws = np.stack([in_range(X, int(s), sample_posterior=True).fit_transform(X) for s in seeds])
+    return draws.mean(axis=0), draws
 
 
-METHODS = {"skvae": by_vae, "iterative": by_chained_regressions, "knn": by_neighbours, "missforest": by_forest}
+def by_neighbours(X, seed, n_draws):
+    scaler = StandardScaler().fit(X)
+    return scaler.inverse_transform(KNNImputer().fit_transform(scaler.transform(X))), None
 
 
-def hidden(X, share, seed):
-    """X scaled to [0, 1], and the same with a share of its cells hidden, none of its columns whole."""
-    X = minmax_scale(X)
-    mask = np.random.default_rng(seed).random(X.shape) < share
-    mask[mask.sum(axis=1) == X.shape[1], 0] = False  # other methods take no row without a value
-    return X, np.where(mask, np.nan, X)
+def by_forests(X, seed, n_draws):
+    trees = ExtraTreesRegressor(50, random_state=seed)
+    return in_range(X, seed, estimator=trees, max_iter=5).fit_transform(X), None
 
 
-def measure(X, holed, method, seed):
+def by_miceforest(X, seed, n_draws):
+    import miceforest
+
+    frame = pd.DataFrame(X, columns=[f"x{i}" for i in range(X.shape[1])])
+    kernel = miceforest.ImputationKernel(frame, num_datasets=n_draws, random_state=seed)
+    kernel.mice(5, num_threads=1)
+    draws = np.stack([kernel.complete_data(i).to_numpy() for i in range(n_draws)])
+    return draws.mean(axis=0), draws
+
+
+def by_miwae(X, seed, n_draws):
+    from hyperimpute.plugins.imputers.plugin_miwae import MIWAEPlugin
+
+    scaler = StandardScaler().fit(X)
+    frame = pd.DataFrame(scaler.transform(X))
+    model = MIWAEPlugin(n_epochs=500, batch_size=64, latent_size=10, n_hidden=128, random_state=seed).fit(frame)
+    draws = np.stack([scaler.inverse_transform(np.asarray(model.transform(frame))) for _ in range(n_draws)])
+    return draws.mean(axis=0), draws
+
+
+def by_vae(X, seed, n_draws):
+    from skvae import VAETransformer
+
+    model = VAETransformer(random_state=seed).fit(X)
+    draws = model.impute(X, sample=True, n_draws=n_draws, random_state=seed) if n_draws > 1 else None
+    return model.impute(X), draws
+
+
+METHODS = {
+    "iterative": by_iteration,
+    "iterative_draws": by_iterated_draws,
+    "knn": by_neighbours,
+    "missforest": by_forests,
+    "miceforest": by_miceforest,
+    "miwae": by_miwae,
+    "skvae": by_vae,
+}
+OURS = ["skvae"]
+
+
+def imputed(method, X, seed, n_draws):
+    """Point, draws and seconds; the measured cells are the same ones in all that a method returns."""
     start = time.perf_counter()
-    guess, draws = METHODS[method](holed, seed)
-    seconds, mask = time.perf_counter() - start, np.isnan(holed)
-    errors = np.abs(draws - X)[:, mask]
-    squares = ((guess - X) / np.maximum(X.std(axis=0), 1e-12))[mask] ** 2
-    return {"avg": errors.mean(), "min": errors.min(axis=0).mean(), "mse": squares.mean(), "seconds": seconds}
+    point, draws = METHODS[method](X.copy(), seed, n_draws)
+    seconds = time.perf_counter() - start
+    return point, np.repeat(point[None], n_draws, axis=0) if draws is None else draws, seconds
 
 
-def rows_of(name, seed):
-    X = load(name).X
-    return train_test_split(X, test_size=0.2, random_state=seed)[0][:MAX_ROWS]
+# Data
 
 
-def accuracy(args):
-    results = Results(args.out / "imputation.csv", ("table", "seed", "method"), ("n", "p", *MEASURES), args.resume)
-    for name in args.tables or TABLES:
-        for seed in args.seeds:
-            X, holed = hidden(rows_of(name, seed), SHARE, seed)
+def training_rows(table, seed):
+    """Four fifths of the rows, with the class, if any, as the last column; how many columns may have holes."""
+    X = table.X if table.y is None else np.column_stack([table.X, table.y])
+    rows = np.random.default_rng(0).permutation(len(X))[:MAX_ROWS]
+    classes = None if table.y is None else table.y[rows]
+    train, _ = train_test_split(X[rows], test_size=0.2, random_state=seed, stratify=classes)
+    return train, table.X.shape[1]
+
+
+def hide(X, n_columns, share, seed):
+    """X with so many of its first columns' cells missing, and which these are; no row is left without a value."""
+    hidden = np.zeros(X.shape, bool)
+    hidden[:, :n_columns] = np.random.default_rng(seed).random((len(X), n_columns)) < share
+    kept = ~hidden.all(axis=1)
+    X, hidden = X[kept], hidden[kept]
+    return X, np.where(hidden, np.nan, X), hidden
+
+
+def factors(n, p, n_factors=5):
+    """Rows of a non-linear factor model with noise."""
+    rng = np.random.default_rng(0)
+    z = np.tanh(rng.normal(size=(n, n_factors)) @ rng.normal(size=(n_factors, 2 * n_factors)))
+    return z @ rng.normal(size=(2 * n_factors, p)) + 0.5 * rng.normal(size=(n, p))
+
+
+# Parts
+
+
+def transport(true, completed):
+    """The 1-Wasserstein distance of the rows, L1; empty where the package POT is missing."""
+    try:
+        import ot
+    except ImportError:
+        return ""
+    rows = slice(MAX_TRANSPORT)
+    return float(ot.emd2([], [], ot.dist(true[rows], completed[rows], metric="cityblock"), numItermax=1_000_000))
+
+
+def measure_errors(table, seed, method):
+    """One row of imputation.csv."""
+    X, seen, hidden = hide(*training_rows(table, seed), MISSING, seed)
+    spread = np.ptp(X, axis=0) + (np.ptp(X, axis=0) == 0)
+    point, draws, seconds = imputed(method, seen, seed, N_DRAWS)
+    errors = (np.abs(draws - X) / spread)[:, hidden]
+    distinct = draws[:1] if (draws == draws[0]).all() else draws
+    distances = [transport(X / spread, np.where(hidden, draw, X) / spread) for draw in distinct]
+    return {
+        "n": len(X),
+        "p": X.shape[1],
+        "min_mae": float(errors.min(axis=0).mean()),
+        "avg_mae": float(errors.mean()),
+        "mae": float((np.abs(point - X) / spread)[hidden].mean()),
+        "mse": squared_error(X, point, hidden),
+        "w_train": "" if "" in distances else float(np.mean(distances)),
+        "seconds": seconds,
+    }
+
+
+def squared_error(X, point, hidden):
+    scale = X.std(axis=0)
+    return float(np.square((point - X) / np.where(scale > 0, scale, 1))[hidden].mean())
+
+
+def tables(args):
+    return load_all(args.tables or TABLES)
+
+
+def run_errors(args, results):
+    for seed in args.seeds:
+        for table in tables(args):
             for method in args.methods or METHODS:
-                if results.lacks(name, seed, method):
-                    row = {key: float(value) for key, value in measure(X, holed, method, seed).items()}
-                    results.add(name, seed, method, n=len(X), p=X.shape[1], **row)
+                if results.lacks(table.name, seed, method):
+                    attempt(results, (table.name, seed, method), measure_errors, table, seed, method)
 
 
-MEASURES = ("avg", "min", "mse", "seconds")
+def measure_coverage(table, share, seed, method, n_draws):
+    """One row of coverage.csv."""
+    X, seen, hidden = hide(*training_rows(table, seed), share, seed)
+    _, draws, seconds = imputed(method, seen, seed, n_draws)
+    low, high = np.quantile(draws[:, hidden], [0.05, 0.95], axis=0)
+    covered = float(((low <= X[hidden]) & (X[hidden] <= high)).mean())
+    return {"n": len(X), "p": X.shape[1], "covered": covered, "seconds": seconds}
 
 
-def coverage(args):
-    """Share of hidden cells within the 5 % and 95 % quantiles of 100 draws, on rows that were trained on."""
-    results = Results(args.out / "coverage.csv", ("table", "seed", "missing"), ("covered",), args.resume)
-    for name in args.tables or TABLES:
-        for seed in args.seeds:
+def run_coverage(args, results):
+    for seed in args.seeds:
+        for table in tables(args):
             for share in SHARES:
-                if results.lacks(name, seed, share):
-                    X, holed = hidden(rows_of(name, seed), share, seed)
-                    vae = VAETransformer(random_state=seed).fit(holed)
-                    draws = vae.impute(holed, sample=True, n_draws=100, random_state=seed)
-                    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
-                    inside = ((low <= X) & (high >= X))[np.isnan(holed)]
-                    results.add(name, seed, share, covered=float(inside.mean()))
+                for method in args.methods or OURS:
+                    key = table.name, share, seed, method
+                    if results.lacks(*key):
+                        attempt(results, key, measure_coverage, table, share, seed, method, args.draws)
 
 
-def speed(args):
-    results = Results(args.out / "imputation.csv", ("table", "seed", "method"), ("n", "p", *MEASURES), args.resume)
-    X = make_low_rank_matrix(10_000, 20, effective_rank=5, random_state=0)
-    X, holed = hidden(X + 0.1 * X.std() * np.random.default_rng(0).normal(size=X.shape), SHARE, 0)
-    for method in args.methods or ("skvae", "missforest"):
-        if results.lacks("10000x20", 0, method):
-            row = {key: float(value) for key, value in measure(X, holed, method, 0).items()}
-            results.add("10000x20", 0, method, n=len(X), p=20, **row)
+def measure_time(method):
+    """The row of imputation_time.csv."""
+    X, seen, hidden = hide(factors(10_000, 20), 20, MISSING, 0)
+    point, _, seconds = imputed(method, seen, 0, 1)
+    return {"n": len(X), "p": X.shape[1], "mse": squared_error(X, point, hidden), "seconds": seconds}
 
 
-PARTS = {"accuracy": accuracy, "coverage": coverage, "speed": speed}
+def run_time(args, results):
+    for method in args.methods or METHODS:
+        if results.lacks(method):
+            attempt(results, (method,), measure_time, method)
+
+
+def attempt(results, key, measure, *what):
+    """Add the row, unless a package is missing."""
+    try:
+        results.add(*key, **measure(*what))
+    except ImportError as error:
+        print(f"{' '.join(map(str, key))}: skipped ({error})")
+
+
+PARTS = {"imputation": run_errors, "coverage": run_coverage, "imputation_time": run_time}
+
+
+# The command
+
+
+def show(title, frame):
+    print(f"\n{title}\n{frame.to_string(float_format='%.3f', na_rep='')}")
 
 
 def summarise(folder):
-    """Print the means over tables and seeds, for the tables that all methods have rows of."""
-    results = pd.read_csv(folder / "imputation.csv")
+    """Print the means of what is there."""
+    found = {name: pd.read_csv(folder / f"{name}.csv") for name in PARTS if (folder / f"{name}.csv").exists()}
+    if "imputation" in found:
+        summarise_errors(found["imputation"])
+    if "coverage" in found:
+        means = found["coverage"].pivot_table(index=["method", "table"], columns="share", values="covered")
+        show("Share of the missing cells within 90 % intervals, by share missing", means)
+        show("Its mean over the tables", means.groupby("method").mean())
+    if "imputation_time" in found:
+        show("10,000 x 20", found["imputation_time"].set_index("method")[["mse", "seconds"]])
+
+
+def summarise_errors(errors):
+    order = [method for method in METHODS if method in set(errors.method)]
     for name in MEASURES:
-        means = results.pivot_table(index="table", columns="method", values=name)
-        print(
-            f"\n{name}\n{pd.concat([means, means.dropna().mean().to_frame('mean').T]).to_string(float_format='%.3f')}"
-        )
-    if (folder / "coverage.csv").exists():
-        print(pd.read_csv(folder / "coverage.csv").pivot_table(index="table", columns="missing", values="covered"))
+        show(f"{name}, mean over the seeds", errors.pivot_table(index="table", columns="method", values=name)[order])
+    cells = errors.pivot_table(index=["table", "seed"], columns="method", values=list(MEASURES)).dropna()
+    show(
+        f"Means over the {len(cells.index.unique('table'))} tables, {len(cells)} cells, that all methods have",
+        cells.groupby("table").mean().mean().unstack(0).loc[order, list(MEASURES)],
+    )
+
+
+def among(known):
+    """A parser of comma-separated names of those."""
+
+    def names(text):
+        if unknown := set(text.split(",")) - set(known):
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not among {', '.join(known)}")
+        return text.split(",")
+
+    return names
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, default="accuracy")
-    for name, known in (("tables", TABLES), ("methods", METHODS)):
-        parser.add_argument(f"--{name}", type=lambda text: text.split(","), help=f"of {', '.join(known)}")
+    parser.add_argument("--part", choices=PARTS, action="append", help="which part; may be repeated; default: all")
+    parser.add_argument("--tables", type=among(TABLES), help=f"of {', '.join(TABLES)}")
+    parser.add_argument("--methods", type=among(METHODS), help=f"of {', '.join(METHODS)}")
     parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--draws", type=int, default=100, help="for the intervals of `coverage`")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--threads", type=int, default=1, help="of BLAS and torch")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
@@ -160,11 +316,12 @@ def parse(argv=None):
 
 def main():
     args = parse()
-    warnings.simplefilter("ignore")  # of convergence, which IterativeImputer often lacks
+    warnings.simplefilter("ignore", ConvergenceWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(args.threads)
     threadpool_limits(args.threads)
-    if not args.summary:
-        PARTS[args.part](args)
+    for part in () if args.summary else args.part or PARTS:
+        PARTS[part](args, Results(args.out / f"{part}.csv", *FILES[part], keep=args.resume))
     summarise(args.out)
 
 

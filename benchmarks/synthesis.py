@@ -146,18 +146,21 @@ def column_types(frame, words):
     return {"columns": {name: {"sdtype": "categorical" if name in words else "numerical"} for name in frame}}
 
 
-def shape_and_trends(real, fake, words):
+def quality(real, fake, words, **thresholds):
+    """Scores of sdmetrics' quality report: column shapes, column pair trends."""
     from sdmetrics.reports.single_table import QualityReport
 
     report = QualityReport()
+    vars(report).update(thresholds)
     report.generate(real, fake, column_types(real, words), verbose=False)
-    scores = report.get_properties().set_index("Property")["Score"]
-    pairs = report.get_details("Column Pair Trends")["Score"]
-    return {
-        "shape": float(scores["Column Shapes"]),
-        "trend": float(scores["Column Pair Trends"]),
-        "trend_all": float(pairs.mean()),
-    }
+    return report.get_properties().set_index("Property")["Score"].astype(float)
+
+
+def shape_and_trends(real, fake, words):
+    scores = quality(real, fake, words)
+    of_all_pairs = quality(real, fake, words, real_correlation_threshold=0, real_association_threshold=0)
+    trends = {"trend": scores["Column Pair Trends"], "trend_all": of_all_pairs["Column Pair Trends"]}
+    return {"shape": scores["Column Shapes"], **trends}
 
 
 def two_sample_test(real, fake):
@@ -224,9 +227,8 @@ def summarise(folder):
     for name in MEASURES:
         means = results.pivot_table(index="method", columns="table", values=name)
         order = [method for method in METHODS if method in means.index]
-        print(
-            f"\n{name}\n{means.loc[order, [t for t in TABLES if t in means]].to_string(float_format='%.3f', na_rep='')}"
-        )
+        means = means.loc[order, [table for table in TABLES if table in means]]
+        print(f"\n{name}\n{means.to_string(float_format='%.3f', na_rep='')}")
 
 
 def among(known):

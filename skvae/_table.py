@@ -309,6 +309,13 @@ class Table:
             [c.decode(part, drawn) for c, part in zip(self.columns, self._parts(features), strict=True)]
         )
 
+    def by_column(self, features):
+        """Features of what is modelled, or something of each of them, by column; none for columns that are given."""
+        empty = np.empty((len(features), 0))
+        context = np.full((len(features), self.n_context), np.nan)
+        parts = self._parts(np.hstack([features, context]))
+        return [empty if column.given else part for column, part in zip(self.columns, parts, strict=True)]
+
     def _parts(self, features):
         """The features of each column."""
         if self.is_identity:

@@ -18,6 +18,7 @@ from skvae._columns import Categorical, Columns, Ordinal
 from skvae._marginals import fit_knots, from_scores, to_scores
 from skvae._table import Table
 from skvae.likelihoods import Gaussian
+from skvae.metrics import column_gains
 
 SMALL = {"z_dim": 2, "hidden_layer_sizes": 8, "max_iter": 3, "random_state": 0}
 
@@ -335,3 +336,14 @@ def test_tables_know_their_features():
     seen = ~np.isnan(values)
     assert np.isnan(features).any()
     np.testing.assert_allclose(back[seen], values[seen], rtol=1e-6, atol=1e-6)
+
+
+def test_gains_say_which_columns_the_model_knows():
+    rng = np.random.default_rng(0)
+    size = rng.normal(size=600)
+    frame = pd.DataFrame({"size": size, "kind": np.where(size > 0, "u", "v"), "noise": rng.normal(size=600)})
+    frame["empty"], frame.loc[::5, "kind"] = np.nan, None
+    gains = column_gains(VAETransformer(2, random_state=0).fit(frame), frame)
+    assert np.isnan(gains[3])
+    assert gains[1] > 0.4  # of log(2) that there are to gain
+    assert abs(gains[2]) < 0.3 < gains[0]
