@@ -16,6 +16,9 @@ Parts, each with a CSV of its name:
   1,000 count, mean over the draws. `seconds` are those of all the method does: point and draws.
 - `coverage`: the share of missing cells between the 5 % and 95 % quantiles of a method's `--draws` (100), at 10, 30 and
   50 % missing. Ours only, unless others are named.
+- `holes`, on the tables of quality.py: log-likelihood of what is observed in unseen rows, of factor analysis by EM
+  (`linear`) and how much a default model of the same latent size is above it (`margin`), nats per row, at 10, 30 and
+  50 % missing.
 - `imputation_time`: seconds of one point imputation of a non-linear factor model's 10,000 x 20 cells, 20 % missing.
 
 Tables: iris, wine and breast_cancer of scikit-learn, and those of a folder beside the repository (skipped where it is
@@ -44,7 +47,7 @@ from sklearn.experimental import enable_iterative_imputer  # noqa: F401
 from sklearn.impute import IterativeImputer, KNNImputer
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
-from tables import FOLDER_SOURCES, load_all
+from tables import FOLDER_SOURCES, SOURCES, load_all
 from threadpoolctl import threadpool_limits
 
 HERE = Path(__file__).parent
@@ -57,6 +60,7 @@ FILES = {
     "imputation": (("table", "seed", "method"), ("n", "p", *MEASURES)),
     "coverage": (("table", "share", "seed", "method"), ("n", "p", "covered", "seconds")),
     "imputation_time": (("method",), ("n", "p", "mse", "seconds")),
+    "holes": (("table", "share", "seed"), ("n", "p", "linear", "margin")),
 }
 
 
@@ -247,6 +251,27 @@ def run_time(args, results):
             attempt(results, (method,), measure_time, method)
 
 
+def measure_holes(table, share, seed, z_dim=5):
+    """The row of holes.csv: half of the rows to fit to, half to score."""
+    from skvae import VAETransformer
+    from skvae.likelihoods import Gaussian
+
+    X = StandardScaler().fit_transform(table.X[np.random.default_rng(seed).permutation(len(table.X))[:MAX_ROWS]])
+    (_, train, _), (_, test, _) = (hide(part, X.shape[1], share, seed) for part in (X[::2], X[1::2]))
+    start = {"hidden_layer_sizes": (), "max_iter": 1, "learning_rate": 1e-12, "early_stopping": False}
+    linear = VAETransformer(z_dim, likelihood=Gaussian("feature"), random_state=seed, **start).fit(train).score(test)
+    margin = VAETransformer(z_dim, likelihood="gaussian", random_state=seed).fit(train).score(test) - linear
+    return {"n": len(train), "p": X.shape[1], "linear": linear, "margin": margin}
+
+
+def run_holes(args, results):
+    for seed in args.seeds:
+        for table in load_all([name for name in SOURCES if not args.tables or name in args.tables]):
+            for share in SHARES:
+                if results.lacks(table.name, share, seed):
+                    attempt(results, (table.name, share, seed), measure_holes, table, share, seed)
+
+
 def attempt(results, key, measure, *what):
     """Add the row, unless a package is missing."""
     try:
@@ -255,7 +280,7 @@ def attempt(results, key, measure, *what):
         print(f"{' '.join(map(str, key))}: skipped ({error})")
 
 
-PARTS = {"imputation": run_errors, "coverage": run_coverage, "imputation_time": run_time}
+PARTS = {"imputation": run_errors, "coverage": run_coverage, "imputation_time": run_time, "holes": run_holes}
 
 
 # The command
@@ -274,6 +299,11 @@ def summarise(folder):
         means = found["coverage"].pivot_table(index=["method", "table"], columns="share", values="covered")
         show("Share of the missing cells within 90 % intervals, by share missing", means)
         show("Its mean over the tables", means.groupby("method").mean())
+    if "holes" in found:
+        show(
+            "Nats over factor analysis by EM",
+            found["holes"].pivot_table(index="table", columns="share", values="margin"),
+        )
     if "imputation_time" in found:
         show("10,000 x 20", found["imputation_time"].set_index("method")[["mse", "seconds"]])
 
