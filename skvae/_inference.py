@@ -55,12 +55,10 @@ class InferenceMixin:
         if not np.ndim(self.net_.scale):
             return self.net_.log_jacobian
         scale = np.log(self.net_.scale[: self.net_.n_features])
-        holes = np.isnan(X[:, : len(scale)])
-        return (
-            self.net_.log_jacobian + (holes * scale).sum(axis=1)
-            if np.ndim(scale) and holes.any()
-            else (self.net_.log_jacobian)
-        )
+        holes = np.ascontiguousarray(np.isnan(X[:, : len(scale)]))  # whose sums have one order
+        if not holes.any():
+            return self.net_.log_jacobian
+        return self.net_.log_jacobian + (holes * scale).sum(axis=1)
 
     def _encode(self, X):
         """Mean and log-scale of the posterior of each row of a validated X."""
