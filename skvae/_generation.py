@@ -1,8 +1,11 @@
 """What a fitted model makes of latent points and of cells that are not there: means, draws and imputations."""
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from sklearn.utils import check_array, check_random_state
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from ._aggregate import draw_latents
@@ -31,6 +34,9 @@ def _stream(random_state):
 
 class GenerationMixin:
     """`inverse_transform`, `sample` and `impute` for an estimator with a fitted `net_`."""
+
+    # `conditions` is an argument to pass, and not metadata that a pipeline routes
+    __metadata_request__inverse_transform: ClassVar[dict] = {"conditions": UNUSED}
 
     @own_settings()
     def inverse_transform(self, X, *, conditions=None):

@@ -52,7 +52,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     See Also
     --------
-    VAETransformer.impute : The method behind it, which also returns several draws.
+    skvae.VAETransformer.impute : The method behind it, which also returns several draws.
     sklearn.impute.IterativeImputer : One regression for each feature.
 
     Examples
