@@ -1,11 +1,13 @@
 """skvae: the variational autoencoder as a scikit-learn estimator."""
 
 from . import architectures, callbacks, likelihoods, objectives, priors
+from ._imputation import VAEImputer
 from ._load import load
 from ._outliers import VAEOutlierDetector
 from ._transformer import VAETransformer
 
 __all__ = [
+    "VAEImputer",
     "VAEOutlierDetector",
     "VAETransformer",
     "architectures",

@@ -37,7 +37,7 @@ LAYERS = [
     ["_files", "_inference", "_made_with", "_validation"],
     ["_fitting", "_generation"],
     ["_transformer"],
-    ["_load", "_outliers", "imputation", "metrics", "datasets", "displays._estimator", "displays._figure"],
+    ["_load", "_imputation", "_outliers", "metrics", "datasets", "displays._estimator", "displays._figure"],
     ["displays._latent", "displays._outliers", "displays._paths", "displays._rows", "displays._training"],
     ["displays"],
 ]

@@ -15,8 +15,6 @@ from ._input import plain
 from ._table import container_of, is_frame, missing_cells
 from ._transformer import VAETransformer
 
-__all__ = ["VAEImputer"]
-
 
 class VAEImputer(TransformerMixin, BaseEstimator):
     """Fill missing cells by a variational autoencoder, as a transformer with the names of `IterativeImputer`.
@@ -61,7 +59,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     >>> from sklearn.datasets import load_iris
     >>> from sklearn.linear_model import LogisticRegression
     >>> from sklearn.pipeline import make_pipeline
-    >>> from skvae.imputation import VAEImputer
+    >>> from skvae import VAEImputer
     >>> X, y = load_iris(return_X_y=True)
     >>> X[::3, 2] = np.nan
     >>> pipeline = make_pipeline(VAEImputer(random_state=0), LogisticRegression(max_iter=1000)).fit(X, y)

@@ -1,0 +1,79 @@
+"""VAEImputer: scikit-learn's checks, the names of IterativeImputer, frames."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_wine
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skvae import VAEImputer, VAETransformer
+
+SMALL = VAETransformer(2, max_iter=2, hidden_layer_sizes=8, random_state=0)
+
+
+def holed(seed=0, share=0.2):
+    X = load_wine().data
+    return np.where(np.random.default_rng(seed).random(X.shape) < share, np.nan, X)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # two epochs
+@parametrize_with_checks([VAEImputer(SMALL, random_state=0)])
+def test_sklearn_check(estimator, check):
+    check(estimator)
+
+
+def test_it_is_what_the_model_imputes():
+    X = holed()
+    imputer = VAEImputer(SMALL, random_state=0).fit(X)
+    np.testing.assert_array_equal(imputer.transform(X), SMALL.fit(X).impute(X))
+    drawing = VAEImputer(SMALL, sample_posterior=True, random_state=0).fit(X)
+    np.testing.assert_array_equal(drawing.transform(X), SMALL.impute(X, sample=True, random_state=0))
+
+
+def test_other_marks_of_missing_cells_and_limits():
+    X = holed()
+    marked = np.where(np.isnan(X), -1.0, X)
+    imputer = VAEImputer(SMALL, missing_values=-1, min_value=2.0, max_value=[30.0] * 13, random_state=0).fit(marked)
+    filled = imputer.transform(marked)
+    assert filled[np.isnan(X)].min() >= 2
+    assert filled[np.isnan(X)].max() <= 30
+    np.testing.assert_array_equal(filled[~np.isnan(X)], X[~np.isnan(X)])
+    with pytest.raises(ValueError, match=r"'max_value' should be of shape \(13,\)"):
+        VAEImputer(SMALL, max_value=[1.0, 2.0]).fit(X)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_columns_without_a_value_and_indicators(keep):
+    X = holed()
+    X[:, 4], X[:, 6] = np.nan, load_wine().data[:, 6]
+    imputer = VAEImputer(SMALL, keep_empty_features=keep, add_indicator=True, random_state=0).fit(X)
+    filled, names = imputer.transform(X), list(imputer.get_feature_names_out())
+    assert filled.shape == (178, len(names))
+    assert ("x4" in names) is keep
+    assert "missingindicator_x6" not in names
+    np.testing.assert_array_equal(filled[:, names.index("missingindicator_x0")], np.isnan(X[:, 0]))
+    if keep:
+        assert (filled[:, names.index("x4")] == 0).all()
+
+
+def test_frames_come_back_filled():
+    frame = pd.DataFrame(holed()[:, :3], columns=list("abc"), index=range(100, 278))
+    frame["kind"] = pd.Categorical(np.where(np.arange(178) % 3, "u", None))
+    imputer = VAEImputer(SMALL, add_indicator=True, random_state=0).fit(frame)
+    filled = imputer.transform(frame)
+    assert list(filled.columns) == list(imputer.get_feature_names_out())
+    assert filled.index.equals(frame.index)
+    assert not filled.isna().to_numpy().any()
+    assert filled["kind"].dtype == frame["kind"].dtype
+    with pytest.raises(ValueError, match="hold for arrays"):
+        VAEImputer(SMALL, min_value=0.0).fit(frame)
+
+
+def test_a_classifier_behind_it():
+    y = load_wine().target
+    pipeline = make_pipeline(VAEImputer(random_state=0), StandardScaler(), LogisticRegression())
+    assert cross_val_score(pipeline, holed(), y, cv=3).mean() > 0.9
