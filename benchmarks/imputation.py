@@ -40,7 +40,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from record import Results
+from record import Results, among
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
@@ -317,17 +317,6 @@ def summarise_errors(errors):
         f"Means over the {len(cells.index.unique('table'))} tables, {len(cells)} cells, that all methods have",
         cells.groupby("table").mean().mean().unstack(0).loc[order, list(MEASURES)],
     )
-
-
-def among(known):
-    """A parser of comma-separated names of those."""
-
-    def names(text):
-        if unknown := set(text.split(",")) - set(known):
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not among {', '.join(known)}")
-        return text.split(",")
-
-    return names
 
 
 def parse(argv=None):

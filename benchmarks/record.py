@@ -1,11 +1,23 @@
 """Tables of results that grow row by row and survive being cut off."""
 
+import argparse
 import csv
 import os
 from contextlib import contextmanager
 from datetime import date
 
 import torch
+
+
+def among(known):
+    """A parser of comma-separated names of those."""
+
+    def names(text):
+        if unknown := set(text.split(",")) - set(known):
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not among {', '.join(known)}")
+        return text.split(",")
+
+    return names
 
 
 def machine():

@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from record import Results
+from record import Results, among
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score, train_test_split
@@ -229,17 +229,6 @@ def summarise(folder):
         order = [method for method in METHODS if method in means.index]
         means = means.loc[order, [table for table in TABLES if table in means]]
         print(f"\n{name}\n{means.to_string(float_format='%.3f', na_rep='')}")
-
-
-def among(known):
-    """A parser of comma-separated names of those."""
-
-    def names(text):
-        if unknown := set(text.split(",")) - set(known):
-            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not among {', '.join(known)}")
-        return text.split(",")
-
-    return names
 
 
 def parse(argv=None):

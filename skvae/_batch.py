@@ -1,7 +1,7 @@
 """What travels from the rows to the objectives."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -57,6 +57,10 @@ class Batch:
     context: Tensor | None = None
     balanced: bool = False
     for_map: bool = False
+
+    def inputs(self, likelihood: Any) -> Tensor:
+        """What the encoder sees."""
+        return likelihood.inputs(self.x) if self.seen is None else self.seen
 
     def __len__(self) -> int:
         return self.x.shape[-2]

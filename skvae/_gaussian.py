@@ -10,6 +10,11 @@ from torch.nn import functional as F
 from ._device import widest
 
 
+def log_scales(root: Tensor) -> Tensor:
+    """Logarithms of standard deviations, given Cholesky factors of precision matrices: (..., k, k) -> (..., k)."""
+    return 0.5 * torch.cholesky_inverse(root).diagonal(dim1=-2, dim2=-1).log()
+
+
 class Posterior(NamedTuple):
     """What the observed cells of rows say of z: N(mean, (root @ root.T)^-1), and their log-density.
 
@@ -29,7 +34,7 @@ class Posterior(NamedTuple):
     @property
     def log_scale(self) -> Tensor:
         """Logarithm of each unit's standard deviation: (batch, z_dim)."""
-        return 0.5 * torch.cholesky_inverse(self.root).diagonal(dim1=-2, dim2=-1).log()
+        return log_scales(self.root)
 
 
 class LinearGaussian(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._batch import Batch
 from ._columns import Categorical, Ordinal
-from ._module import MAX_INPUT, MAX_Z
+from ._module import MAX_INPUT, MAX_Z, beside
 from ._products import LARGE, linear
 from ._stack import Stack
 from .architectures import Architecture
@@ -166,10 +166,10 @@ class FastELBO:
         """Reconstruction and KL of each row of the first member, (batch,); all fields have a dimension of members."""
         assert batch.weight is not None
         x, weight = batch.x, batch.weight.unsqueeze(-1)
-        inputs = self.likelihood.inputs(x) if batch.seen is None else batch.seen
+        inputs = batch.inputs(self.likelihood)
         mean, log_scale = self._encode(inputs, batch.spread)
         scale = log_scale.exp()
-        z = self._beside(torch.addcmul(mean, scale, batch.eps), batch.context)
+        z = beside(torch.addcmul(mean, scale, batch.eps), batch.context)
         raw = self._decode(z).unflatten(-1, (self.likelihood.n_raw, -1))
         observed = batch.observed
         log_prob, grad_raw = self.likelihood.gradient(raw, x, weight if observed is None else weight * observed)
@@ -189,9 +189,9 @@ class FastELBO:
     def terms(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Reconstruction and KL of each row of each member, (n_members, batch)."""
         x, observed = batch.x, batch.observed
-        mean, log_scale = self._encode(self.likelihood.inputs(x) if batch.seen is None else batch.seen, batch.spread)
+        mean, log_scale = self._encode(batch.inputs(self.likelihood), batch.spread)
         z = torch.addcmul(mean, log_scale.exp(), batch.eps)
-        raw = self._decode(self._beside(z, batch.context)).unflatten(-1, (self.likelihood.n_raw, -1))
+        raw = self._decode(beside(z, batch.context)).unflatten(-1, (self.likelihood.n_raw, -1))
         if type(self.priors[0]) is StandardNormal:
             kl = self.priors[0].kl(mean, log_scale)
         else:
@@ -219,11 +219,6 @@ class FastELBO:
         self.encoder.backward(torch.cat([grad_mean, grad_log_scale], dim=-1))
         if self.beside:
             self.linear_encoder.backward(inputs, grad_mean)
-
-    @staticmethod
-    def _beside(z: Tensor, context: Tensor | None) -> Tensor:
-        """What the decoder sees."""
-        return z if context is None else torch.cat([z, context], -1)
 
     def _decode(self, z: Tensor) -> Tensor:
         if not self.beside:

@@ -1,7 +1,6 @@
 """Rows through a fitted model, in blocks of bounded size."""
 
 import copy
-import math
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from ._blocks import BLOCK, PAD, apply, chunk_sizes, scaled_blocks
 from ._module import MODERATE
 from ._program import multiplications
 from ._random import SCORE_STREAM, generator
-from ._refine import Refined, antithetic
+from ._refine import Refined, antithetic, log_mean
 
 
 class InferenceMixin:
@@ -33,19 +32,15 @@ class InferenceMixin:
         eps = self._draws(like)
         n_rows, n_parts = chunk_sizes(self.n_draws, X.shape[1])
 
-        def mean_of(parts):
-            log_weights = torch.cat(list(parts))
-            log_weights = log_weights.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)  # of far rows
-            return log_weights.logsumexp(0) - math.log(len(log_weights))
-
         def complete(x):
             x = x.to(like.dtype)
-            return vae.mixed(mean_of(vae.log_weights(x, part, MODERATE) for part in eps.tensor_split(n_parts)), x)
+            parts = [vae.log_weights(x, part, MODERATE) for part in eps.tensor_split(n_parts)]
+            return vae.mixed(log_mean(torch.cat(parts)), x)
 
         def incomplete(x):
             refined = Refined(vae, vae.complete(x.to(like.dtype)))
             parts = [refined.draw(part)[2] for part in antithetic(eps).tensor_split(n_parts)]
-            return refined.mixed(torch.cat(parts).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf))
+            return refined.mixed(torch.cat(parts))
 
         blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
         return self._apply(incomplete if holes else complete, blocks, len(X), size=n_rows * self.n_draws // n_parts)
@@ -100,11 +95,9 @@ class InferenceMixin:
 
     def _in_units_of_X(self, x):
         """Features, with or without what is given, in the units of X."""
-        if np.ndim(self.net_.scale) and x.shape[-1] < len(self.net_.scale):
-            n = x.shape[-1]
-            return (x * np.float64(self.net_.scale[:n]) + self.net_.offset[:n]).astype(self._table.dtype)
-        return (x * np.float64(self.net_.scale) + self.net_.offset).astype(self._table.dtype)
+        offset, scale = self.net_.units(x.shape[-1])
+        return (x * np.float64(scale) + offset).astype(self._table.dtype)
 
-    def _given_back(self, features, drawn=False, like=None):
+    def _given_back(self, features, drawn=False):
         """Features in the units of X, in its container."""
-        return self._table.compose(self._table.values_of(features, drawn), like)
+        return self._table.compose(self._table.values_of(features, drawn))

@@ -15,6 +15,11 @@ FARTHEST = 1e30  # nor does the linear path: what a network makes of larger numb
 MODERATE = -30.0, 5.0  # log-scales of the posteriors that scores draw from: others' weights overflow, of far rows
 
 
+def beside(z: Tensor, context: Tensor | None) -> Tensor:
+    """What the decoder sees: z, and what is given."""
+    return z if context is None else torch.cat([z, context.expand(*z.shape[:-1], -1)], -1)
+
+
 class VAE(nn.Module):
     """Variational autoencoder with a diagonal Gaussian posterior (Kingma & Welling, 2014).
 
@@ -109,7 +114,7 @@ class VAE(nn.Module):
 
     def encode_batch(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The same for the rows of a batch, as the encoder is to see them."""
-        mean, log_scale = self.encode_inputs(self.likelihood.inputs(batch.x) if batch.seen is None else batch.seen)
+        mean, log_scale = self.encode_inputs(batch.inputs(self.likelihood))
         return mean, log_scale if batch.spread is None else log_scale + batch.spread
 
     def encode_any(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,13 +129,9 @@ class VAE(nn.Module):
         mean, log_scale = self.encoder(inputs.clamp(-MAX_INPUT, MAX_INPUT)).chunk(2, dim=-1)
         return mean + self.linear_encoder(inputs), log_scale
 
-    def beside(self, z: Tensor, context: Tensor | None) -> Tensor:
-        """What the decoder sees: z, and what is given."""
-        return z if context is None else torch.cat([z, context.expand(*z.shape[:-1], -1)], -1)
-
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Raw outputs of the likelihood: (..., n_raw, n_features)."""
-        z = self.beside(z, context)
+        z = beside(z, context)
         if self.linear_decoder is None:
             raw = self.decoder(z)
         else:
@@ -142,7 +143,7 @@ class VAE(nn.Module):
         linear = self.linear_decoder
         if self.likelihood.n_raw == 1 or linear is None:
             return self.decode(z, context)
-        z = self.beside(z, context)
+        z = beside(z, context)
         hidden = self.decoder.hidden(z.clamp(-MAX_Z, MAX_Z))  # type: ignore[operator]
         raw, rest = (
             (self.decoder.head(h) + linear(latents)).unflatten(-1, (self.likelihood.n_raw, -1))  # type: ignore[operator]

@@ -195,6 +195,10 @@ class Net(NeuralNet):
         """What a log-likelihood in the model's units gains in those of X, in nats for a complete row."""
         return -float(np.sum(np.log(self.scale[: self.n_features] if np.ndim(self.scale) else self.scale)))
 
+    def units(self, n: int) -> tuple[Any, Any]:
+        """Offset and scale of the first `n` features, with or without what is given behind them."""
+        return tuple(part[:n] if np.ndim(part) else part for part in (self.offset, self.scale))  # type: ignore[return-value]
+
     @property
     def n_features(self) -> int | None:
         """Number of features that are modelled."""

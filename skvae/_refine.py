@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._batch import Cells
+from ._gaussian import log_scales
 from ._module import FARTHEST, MODERATE, VAE
 
 _MAX_STEPS = 3
@@ -45,7 +46,7 @@ class Refined:
     @property
     def log_scale(self) -> Tensor:
         """Logarithm of each unit's standard deviation: (batch, z_dim)."""
-        return 0.5 * torch.cholesky_inverse(self.root).diagonal(dim1=-2, dim2=-1).log()
+        return log_scales(self.root)
 
     def draw(self, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Draws z (n_draws, batch, z_dim) made of `eps` (n_draws, 1, z_dim), their raw outputs, and the logarithms of
@@ -60,8 +61,8 @@ class Refined:
 
     def mixed(self, log_weights: Tensor) -> Tensor:
         """Log-likelihood of each row under the mixture with the background: (batch,)."""
-        cells, log_prob = self.cells, log_weights.logsumexp(0) - math.log(len(log_weights))
-        return self.vae.mixed(log_prob, cells.x, cells.observed, cells.context)
+        cells = self.cells
+        return self.vae.mixed(log_mean(log_weights), cells.x, cells.observed, cells.context)
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.vae.decode(z, self.cells.context)
@@ -88,6 +89,12 @@ class Refined:
         moves = torch.diag_embed(self.step).movedim(1, 0)  # (z_dim, batch, z_dim)
         ahead, behind = (self._decode(z + sign * moves)[..., 0, :] for sign in (1, -1))
         return ((ahead - behind) / (2 * self.step.T.unsqueeze(-1))).movedim(0, 1)
+
+
+def log_mean(log_weights: Tensor) -> Tensor:
+    """Logarithm of the mean importance weight of each row; of far rows weights may be NaN: (n_draws, batch)."""
+    log_weights = log_weights.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
 def _gradient(prior: torch.nn.Module, z: Tensor) -> Tensor:

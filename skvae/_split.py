@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ class TrainBatches:
     """
 
     def __init__(self, net: Any, split: Split) -> None:
-        self.net, self.split, self.rows = net, split, Rows(split.x, net.module_)
+        self.net, self.split = net, split
         n_rows = [len(rows) for rows in split.train]
         self.n_batches = 1 if net.batch_size == -1 else math.ceil(max(n_rows) / net.batch_size)  # skorch's -1: all rows
         if net.batch_size != 1:
@@ -132,6 +133,11 @@ class TrainBatches:
 
     def __len__(self) -> int:
         return self.n_batches
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The rows with their holes filled, when a pass asks for them: the sizes of batches take none."""
+        return Rows(self.split.x, self.net.module_)
 
     def __iter__(self) -> Iterator[tuple[Batch, None]]:
         net, x = self.net, self.split.x

@@ -150,7 +150,7 @@ class SampleGrid(Callback):
         z = z[: n_rows * n_columns]
         typical = z.new_zeros(1, module.n_context) if module.n_context else None
         mean = module.likelihood.mean(module.decode(z, typical)).cpu().numpy()
-        offset, scale = (part[: mean.shape[1]] if np.ndim(part) else part for part in (net.offset, net.scale))
+        offset, scale = net.units(mean.shape[1])
         flat = mean * scale + offset
         side = math.isqrt(flat.shape[1])
         height, width = self.image_shape or (side, side)
