@@ -333,7 +333,8 @@ class Table:
         if self.container == "array":
             return self._array(values)
         library, make = importlib.import_module(self.container), _SERIES[self.container]
-        columns = [make(library, column, part) for column, part in zip(self.columns, values.T, strict=True)]
+        columns = [make(library, column, _in_range(part, column.dtype))
+                   for column, part in zip(self.columns, values.T, strict=True)]  # fmt: skip
         frame = library.DataFrame({f"{i}": column for i, column in enumerate(columns)})
         frame.columns = [column.name for column in self.columns]
         if hasattr(frame, "iloc") and hasattr(like, "iloc"):
@@ -346,6 +347,15 @@ class Table:
         cells = [column.cells(part) for column, part in zip(self.columns, values.T, strict=True)]
         is_text = any(isinstance(level, str) for column in self.columns for level in column.levels or ())
         return np.array(list(zip(*cells, strict=True)), dtype=object if is_text else self.dtype)
+
+
+def _in_range(values, dtype):
+    """Values that a column of few bits can hold: draws may lie beyond."""
+    bits = re.fullmatch(r"float(16|32)", dtype.lower())
+    if not bits:
+        return values
+    largest = np.finfo(bits[0]).max
+    return np.clip(values, -largest, largest)
 
 
 def _share(kind, column):

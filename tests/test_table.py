@@ -347,3 +347,12 @@ def test_gains_say_which_columns_the_model_knows():
     assert np.isnan(gains[3])
     assert gains[1] > 0.4  # of log(2) that there are to gain
     assert abs(gains[2]) < 0.3 < gains[0]
+
+
+def test_draws_of_narrow_floats_stay_finite():
+    X = np.random.default_rng(0).normal(scale=4e4, size=(40, 3)).clip(-6e4, 6e4)
+    X[0] = 0.5  # else all numbers are whole, whose draws stay in the range seen
+    vae = VAETransformer(z_dim=1, max_iter=1, random_state=0).fit(pd.DataFrame(X.astype(np.float16)))
+    drawn = np.asarray(vae.sample(2000, noise=True, random_state=0), dtype=np.float64)
+    assert np.isfinite(drawn).all()
+    assert np.abs(drawn).max() == np.finfo(np.float16).max  # some would lie beyond
