@@ -4,9 +4,11 @@ from . import architectures, callbacks, likelihoods, objectives, priors
 from ._imputation import VAEImputer
 from ._load import load
 from ._outliers import VAEOutlierDetector
+from ._rows import Chunks
 from ._transformer import VAETransformer
 
 __all__ = [
+    "Chunks",
     "VAEImputer",
     "VAEOutlierDetector",
     "VAETransformer",

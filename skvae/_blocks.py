@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from ._products import arguments, has_onednn, linear
 from ._program import threads_for
+from ._rows import RowSource, row_blocks
 
 BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `scaled_blocks`)
 _MAX_ELEMENTS = 2**20  # values of x that one chunk of draws holds
@@ -19,19 +20,15 @@ _FAR = np.float64(1e6)
 _MIN_OUTPUTS = 16  # of a linear layer at inference (see `_RowwiseLinear`)
 
 
-def row_blocks(X, size=BLOCK):
-    """Blocks of rows, in the order of C: in another one, sums over rows have other last bits."""
-    return (np.ascontiguousarray(X[start : start + size]) for start in range(0, len(X), size))
-
-
 def location_scale(X):
     """Mean and standard deviation of each feature's values in float64, block by block; 1 for the scale of a constant
     one, or what rounding leaves of its differences if that is more; 0 and 1 where there is no value. X may have any
     unit whose squares float64 can hold."""
     first = _first_values(X)  # differences from it: the mean of equal numbers is then that number
-    n_values = np.maximum(1, sum((~np.isnan(block)).sum(axis=0) for block in row_blocks(X)))
     with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused
-        mean = first + sum(np.nansum(block - first, axis=0) for block in row_blocks(X)) / n_values
+        sums = sum(_counted_sums(block, first) for block in row_blocks(X))
+        n_values = np.maximum(1, sums[0])
+        mean = first + sums[1] / n_values
         square = sum(np.nansum((block - mean) ** 2, axis=0) for block in row_blocks(X))
     for sums in (mean, square):
         _check_size(np.where(np.isnan(sums), np.inf, sums), np.finfo(np.float64).max)
@@ -40,13 +37,21 @@ def location_scale(X):
     return mean, np.where(scale > rounding, scale, np.maximum(rounding, 1.0))
 
 
+def _counted_sums(block, centre):
+    """Number of the values of each feature, and the sum of their differences from a centre: (2, n_features)."""
+    return np.array([(~np.isnan(block)).sum(axis=0), np.nansum(block - centre, axis=0)])
+
+
 def _first_values(X):
     """The first value of each feature, in float64; 0 where there is none."""
-    first = X[0].astype(np.float64)
-    for column in np.flatnonzero(np.isnan(first)):
-        values = X[~np.isnan(X[:, column]), column]
-        first[column] = values[0] if len(values) else 0.0
-    return first
+    first = np.full(X.shape[1], np.nan)
+    for block in row_blocks(X):
+        for column in np.flatnonzero(np.isnan(first)):
+            values = block[~np.isnan(block[:, column]), column]
+            first[column] = values[0] if len(values) else np.nan
+        if not np.isnan(first).any():
+            break
+    return np.nan_to_num(first)
 
 
 def _check_size(sizes, largest):
@@ -56,7 +61,11 @@ def _check_size(sizes, largest):
 
 def scaled(X, offset, scale):
     """X in the model's units: a float32 tensor, which shares the memory of X where there is nothing to do. ValueError
-    where float32 holds a value neither in the units of X nor in these."""
+    where float32 holds a value neither in the units of X nor in these. Of a table that is not held, `ScaledRows`."""
+    if isinstance(X, RowSource):
+        for part in [] if np.ndim(scale) else X.parts():
+            _check_size(part, _LARGEST)
+        return ScaledRows(X, offset, scale)
     if np.ndim(scale) == 0 and X.dtype == np.float32 and X.flags.carray:  # torch takes no negative or odd strides
         return torch.from_numpy(X)
     x = np.empty(X.shape, dtype=np.float32)
@@ -65,6 +74,45 @@ def scaled(X, offset, scale):
         _check_size(np.minimum(np.abs(block), np.abs(values)), _LARGEST)
         out[...] = np.clip(values, -_LARGEST, _LARGEST)
     return torch.from_numpy(x)
+
+
+class ScaledRows:
+    """Rows of a table that is not held, in the model's units: made when they are asked for, as a tensor's would be.
+
+    Parameters
+    ----------
+    X : RowSource
+        The table.
+    offset, scale : float or ndarray of shape (n_features,)
+        From the model's units to those of X.
+    device : str or torch.device, default="cpu"
+        Where the rows go.
+    """
+
+    ndim = 2
+
+    def __init__(self, X, offset, scale, device="cpu"):
+        self.X, self.offset, self.scale, self.device = X, offset, scale, torch.device(device)
+
+    @property
+    def shape(self):
+        return self.X.shape
+
+    def __len__(self):
+        return len(self.X)
+
+    def __getitem__(self, rows):
+        """The rows of a tensor of indices, (n, n_features)."""
+        values = _in_units(self.X[rows.cpu().numpy()], self.offset, self.scale)
+        return torch.from_numpy(values.astype(np.float32, copy=False)).to(self.device)
+
+    def to(self, device):
+        """The same rows on another device."""
+        return type(self)(self.X, self.offset, self.scale, device)
+
+    def order(self, rows, permutation):
+        """The indices `rows` in the order of a pass, given a random `permutation` of their places."""
+        return torch.from_numpy(self.X.order(rows.numpy(), permutation.numpy()))
 
 
 def _in_units(block, offset, scale):

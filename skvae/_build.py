@@ -16,6 +16,7 @@ from ._holes import without_holes
 from ._linear import linear_start
 from ._module import VAE
 from ._random import INIT_STREAM, PRIOR_STREAM, generator, subsample
+from ._rows import dtype_of, row_blocks
 from .architectures import ARCHITECTURES, NetworkSpec, check_network, undrawn
 from .callbacks import REPORT_ROWS
 from .likelihoods import LIKELIHOODS, Bernoulli, Likelihood
@@ -179,8 +180,13 @@ def layer_sizes(sizes, n_rows):
 def guess_likelihood(X, values=None):
     """What "auto" becomes for X: "bernoulli" for booleans and, where its validated `values` are the whole table and not
     a first part of it, for zeros and ones. Nothing else is guessed: a Gaussian fits it too, and comparably."""
-    binary = np.asarray(X).dtype == bool if values is None else np.all((values == 0) | (values == 1) | np.isnan(values))
-    return "bernoulli" if binary else "gaussian"
+    if values is None:
+        return "bernoulli" if dtype_of(X).kind == "b" else "gaussian"
+    return "bernoulli" if all(map(_is_binary, row_blocks(values))) else "gaussian"
+
+
+def _is_binary(values):
+    return np.all((values == 0) | (values == 1) | np.isnan(values))
 
 
 def likelihood_of(table, given):

@@ -16,6 +16,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from ._atomic import replace_file
+from ._rows import RowSource
 
 _LAYOUT = 1  # of the file; other ones are not read
 _SECONDS, _SHARE = 5.0, 0.02  # least time between two files, and the most of the training time that they may take
@@ -159,5 +160,6 @@ def open_checkpoint(params, seed, X, net=None):
     content["callbacks"] = [type(callback).__qualname__ for callback in callbacks]
     content["random_state"] = None if params["random_state"] is None else seed
     start = None if net is None else [len(net.history), _comparable(net.module_)]
-    path = Path(params["checkpoint"]) / f"{_fingerprint(content, X, start)}.pt"
+    rows = X.fingerprint() if isinstance(X, RowSource) else X
+    path = Path(params["checkpoint"]) / f"{_fingerprint(content, rows, start)}.pt"
     return Checkpoint(path, seed, params["verbose"])

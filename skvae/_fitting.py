@@ -5,12 +5,15 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ._blocks import location_scale, scaled
+from ._blocks import ScaledRows, location_scale, scaled
 from ._build import copies, input_noise, layer_sizes, resolve, resolve_objective, started_vae
 from ._device import resolve_device
+from ._linear import rows_to_start_from
 from ._made_with import has_changed
 from ._net import CROSS_FIT_ROWS, N_FOLDS, Schedule, build_net
 from ._program import threads_for
+from ._random import subsample
+from ._rows import parts_of
 from ._split import Split, folds, hold_out, whole
 from ._stream import Stream
 
@@ -95,7 +98,7 @@ def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
     split = split_of(estimator, x, seed, True, one_epoch)
     recipe = recipe_of(estimator, X, likelihood, seed, n_context)
     with threads_for(len(x) * X.shape[1] ** 2):
-        model, *others = started_models(recipe, x, split.train, objective.kl_weight)
+        model, *others = started_models(recipe, *_rows_to_start_from(x, split.train, seed), objective.kl_weight)
         noise = input_noise(model, x, objective.kl_weight, few=len(x) < CROSS_FIT_ROWS)
     net = build_net(
         model.to(device),
@@ -119,12 +122,22 @@ def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
     return net, split
 
 
+def _rows_to_start_from(x, train, seed):
+    """The table that models start from and the rows of each in it: all, or where that are too many some of those to
+    train on."""
+    n_rows = rows_to_start_from(x.shape[1])
+    if len(train) > 1 or len(x) <= n_rows:
+        return x[torch.arange(len(x))] if isinstance(x, ScaledRows) else x, train
+    some = torch.from_numpy(subsample(train[0].numpy(), n_rows, seed))
+    return x[some], [torch.arange(len(some))]
+
+
 def mean_gain(net, X, gain):
     """What log-likelihoods of the rows gain beside the Jacobian of the scaling, which holes have no part in, on
     average."""
-    scale = np.log(net.scale)[: net.n_features] if np.ndim(net.scale) else 0.0
-    holes = np.isnan(X[:, : net.n_features]) @ scale if np.ndim(scale) and np.isnan(X).any() else 0.0
-    return float(np.mean(gain + holes))
+    scale = np.log(net.scale)[: net.n_features] if np.ndim(net.scale) else np.zeros(1)
+    holes = sum((np.isnan(part[:, : len(scale)]) @ scale).sum() for part in parts_of(X)) / len(X)
+    return float(np.mean(gain) + holes)
 
 
 def _units(likelihood, X, n_context=0):

@@ -14,6 +14,7 @@ from ._input import advice, plain
 from ._program import own_settings
 from ._random import generator
 from ._refine import Refined, antithetic, drawn, expected
+from ._rows import RowSource
 from ._table import is_frame
 
 _PARTICLES = 20  # for each draw given the same cells
@@ -233,12 +234,20 @@ class GenerationMixin:
 
     def _filled(self, X, n_draws, rng):
         """X without holes, in its container: expected, in a list of one, or a list of that many draws."""
-        features, given = self._check_X(X), plain(X)
+        X = plain(X)
+        if not isinstance(X, RowSource):
+            return self._filled_part(X, n_draws, rng)
+        found = [self._filled_part(part, n_draws, rng) for part in X.parts()]
+        return [np.concatenate(same) for same in zip(*found, strict=True)]
+
+    def _filled_part(self, X, n_draws, rng):
+        """The same for rows that memory holds."""
+        features = self._check_X(X)
         holes = np.isnan(features).any(axis=1)
         filled = np.repeat(features[np.newaxis], n_draws or 1, axis=0)
         if holes.any():
             drawn = self._imputed(features[holes], n_draws, rng)
             filled[:, holes] = np.where(np.isnan(features[holes]), drawn, features[holes])
-        values = self._table.values(given) if not self._table.is_plain or is_frame(given) else features
+        values = self._table.values(X) if not self._table.is_plain or is_frame(X) else features
         found = (self._table.values_of(one, n_draws is not None) for one in filled)
-        return [self._table.compose(np.where(np.isnan(values), one, values), given) for one in found]
+        return [self._table.compose(np.where(np.isnan(values), one, values), X) for one in found]

@@ -19,6 +19,7 @@ _USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
 _LEAST_STEPS = 40  # between two looks
 _FRACTION = 4  # trained rows for each judged one: a look takes a tenth of the time of the steps before it, at most
 _VALIDATION_ROWS = 256  # fewer held-out rows are repeated, with other noise, up to about this many
+_MAX_JUDGED = 25_000  # rows say enough; more would be judged less often
 _BLOCK = 2048
 _CHECKED_ROWS = 2048
 
@@ -47,9 +48,10 @@ class Judge:
 
     def __init__(self, net: Any, split: Split) -> None:
         self.net, self.n_judged = net, len(split.valid)
+        valid = [rows[torch.from_numpy(subsample(len(rows), _MAX_JUDGED, net.seed))] for rows in split.valid]
         self.modules = (net.stack_.averages or net.stack_.members)[-self.n_judged :]
-        n_repeats = min(16, -(-_VALIDATION_ROWS // max(map(len, split.valid))))
-        indices, weight = padded([rows.repeat(n_repeats) for rows in split.valid])
+        n_repeats = min(16, -(-_VALIDATION_ROWS // max(map(len, valid))))
+        indices, weight = padded([rows.repeat(n_repeats) for rows in valid])
         rng, n_draws = generator(net.seed, VALIDATION_STREAM), net.criterion_.n_draws
         shape = (*indices.shape, net.z_dim) if n_draws == 1 else (n_draws, *indices.shape, net.z_dim)
         eps = torch.randn(shape, generator=rng).to(net.device)

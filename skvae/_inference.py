@@ -4,12 +4,15 @@ import copy
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_is_fitted
 
 from ._blocks import BLOCK, PAD, apply, chunk_sizes, scaled_blocks
+from ._input import plain
 from ._module import MODERATE
 from ._program import multiplications
 from ._random import SCORE_STREAM, generator
 from ._refine import Refined, antithetic, log_mean
+from ._rows import parts_of
 
 
 class InferenceMixin:
@@ -19,6 +22,14 @@ class InferenceMixin:
         """The model and where it computes: in float64, which not every device has, for far rows and those with holes,
         whose squares overflow and whose matrices lose digits."""
         return (copy.deepcopy(self.module_).cpu().double(), "cpu") if exact else (self.module_, self.net_.device)
+
+    def _of_parts(self, X, function):
+        """What `function` makes of X, or of the parts of a table that is not held, whose rows do not depend on their
+        neighbours."""
+        check_is_fitted(self)
+        X = plain(X)
+        found = [function(part) for part in parts_of(X)]
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def _draws(self, like):
         """The draws of a posterior, (n_draws, 1, z_dim), that all rows and calls share."""

@@ -4,13 +4,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from scipy.sparse import issparse
+from scipy.sparse import coo_array
+
+from ._rows import held
 
 _MAX_NAMES = 10  # of columns, in a message
-_TO_DENSE = (
-    "Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert to a dense numpy array. "
-    "OneHotEncoder(sparse_output=False) and ColumnTransformer(sparse_threshold=0) give dense data to begin with."
-)
 _TO_NUMBERS = (
     "Encode them before, as by OneHotEncoder(sparse_output=False), or fit to a DataFrame: its text and bool columns "
     "are taken for categories, and its datetime columns for numbers; in an array, name the columns that are categories "
@@ -19,23 +17,24 @@ _TO_NUMBERS = (
 
 
 def plain(X):
-    """X without what NumPy or torch would take for something else than it means.
+    """X without what NumPy or torch would take for something else than it means; a large table that is sparse, in a
+    file or in chunks as a `RowSource`.
 
     Raises
     ------
-    TypeError
-        If X is sparse.
     ValueError
         If X has dates.
     """
-    if issparse(X) or (isinstance(X, torch.Tensor) and X.layout != torch.strided):
-        raise TypeError(_TO_DENSE)
+    if isinstance(X, torch.Tensor) and X.layout != torch.strided:
+        X = _sparse_from_tensor(X)
     if isinstance(X, torch.Tensor):
         return _from_tensor(X)
     if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
         X = X.astype(np.result_type(X.dtype, np.float32)).filled(np.nan) if X.dtype.kind in "biuf" else X.filled(None)
     if isinstance(X, np.ndarray):
         X = np.asarray(X)  # no matrix, whose rows would stay matrices
+    X = held(X)
+    if isinstance(X, np.ndarray):
         X = X if X.dtype.isnative else X.astype(X.dtype.newbyteorder("="))
     if any(map(_is_date, np.ravel(getattr(X, "dtype", [])))):
         raise ValueError(words("Dates or times were passed for X, but numbers are required", _not_numbers(X)))
@@ -47,6 +46,11 @@ def _from_tensor(X):
         raise ValueError("X is a tensor on the device 'meta', which holds no values.")
     X = X.detach().cpu().resolve_neg()
     return (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # NumPy has no such numbers; float32 has all of them
+
+
+def _sparse_from_tensor(X):
+    X = X.detach().cpu().to_sparse_coo().coalesce()
+    return coo_array((X.values().numpy(), X.indices().numpy()), shape=X.shape)
 
 
 def _is_date(dtype):

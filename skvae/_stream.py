@@ -53,7 +53,7 @@ class Stream:
         stream = Stream(**vars(self))
         begins = stream._count(X)
         if stream.n_pass > self.n_rows and self.rows is not None:
-            stream.rows = np.concatenate([self.rows, X])
+            stream.rows = np.concatenate([self.rows, X]) if isinstance(X, np.ndarray) else X
         if stream.rows is None or len(stream.rows) == self.n_started:
             return stream, None
         rows, enough = stream.rows, _enough(X.shape[1])

@@ -16,6 +16,7 @@ import numpy as np
 from ._input import is_number, words
 from ._marginals import fit_knots, from_scores, to_scores
 from ._random import subsample
+from ._rows import RowSource, row_blocks
 
 MAX_LEVELS = 255  # of a category, as in HistGradientBoosting
 _ORDINAL_SHARE = 0.1  # of the rows: fewer distinct numbers than that are levels
@@ -258,8 +259,18 @@ class Table:
             marginal = "standardize" if self._is_of_numbers else "quantile"
         if self.gives_floats and marginal == "standardize":
             return  # nothing of it would be used
+        if isinstance(values, RowSource):
+            return self._look_at_rows(values)
         for column, part in zip(self.columns, values.T, strict=True):
             column.look_at(part.astype(float), marginal)
+
+    def _look_at_rows(self, rows):
+        """Take note of the range of whole numbers, without their columns at hand."""
+        ends = [(np.nanmin(block, axis=0), np.nanmax(block, axis=0)) for block in row_blocks(rows)]
+        low, high = np.nanmin([end[0] for end in ends], axis=0), np.nanmax([end[1] for end in ends], axis=0)
+        for column, *column_range in zip(self.columns, low, high, strict=True):
+            column.low, column.high = map(float, column_range)
+            column.whole, column.marginal = True, "standardize"
 
     def keep_conditions(self, features):
         """Keep what is given in some of the rows, to draw from."""

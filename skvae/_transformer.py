@@ -454,7 +454,7 @@ class VAETransformer(
         Z : ndarray of shape (n_samples, z_dim)
             Posterior means, float32.
         """
-        return self._encode(self._check_X(X))[0]
+        return self._of_parts(X, lambda part: self._encode(self._check_X(part))[0])
 
     @own_settings()
     def posterior(self, X):
@@ -470,7 +470,8 @@ class VAETransformer(
         mean, std : ndarray of shape (n_samples, z_dim)
             Parameters of the diagonal Gaussian, float32.
         """
-        mean, log_scale = self._encode(self._check_X(X))
+        both = self._of_parts(X, lambda part: np.hstack(self._encode(self._check_X(part))))
+        mean, log_scale = np.split(both, 2, axis=1)
         return mean, np.exp(log_scale)
 
     @own_settings()
@@ -491,6 +492,10 @@ class VAETransformer(
         log_likelihood : ndarray of shape (n_samples,)
             In nats per row and the units of X: the Jacobian of the internal scaling is included.
         """
+        return self._of_parts(X, self._scores)
+
+    def _scores(self, X):
+        """`score_samples` of rows that memory holds."""
         X, excess = self._check_rows(X)
         far = is_far(X, self.net_.offset, self.net_.scale)
         scores = np.empty(len(X))
@@ -548,6 +553,7 @@ class VAETransformer(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         tags.input_tags.allow_nan = True
+        tags.input_tags.sparse = True
         likelihood = LIKELIHOODS.get(self.likelihood) if isinstance(self.likelihood, str) else self.likelihood
         tags.input_tags.positive_only = getattr(likelihood, "non_negative", False)
         return tags

@@ -1,5 +1,7 @@
 """What an estimator refuses, and what its likelihood stands for."""
 
+from functools import partial
+
 import numpy as np
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -9,11 +11,11 @@ from ._checks import check_callbacks, check_net_params, check_optimizer
 from ._component import check_component
 from ._input import advice, plain
 from ._net import OPTIMIZERS
+from ._rows import DTYPES, RowSource, dtype_of, parts_of
 from ._table import Table, is_frame
 from .likelihoods import LIKELIHOODS
 
-# X keeps these until its blocks are scaled; others become the first.
-_DTYPES = (np.float64, np.float32, np.float16, np.uint8)
+_OPTIONS = {"dtype": DTYPES, "ensure_all_finite": "allow-nan"}
 
 
 class ValidationMixin:
@@ -39,9 +41,8 @@ class ValidationMixin:
         X = plain(X)
         table = self._table_of(X)
         with advice(X):
-            values = check_array(X if table is None or table.is_plain else table.values(X), dtype=_DTYPES,
-                                 ensure_all_finite="allow-nan", input_name="X", estimator=self)  # fmt: skip
-        table = Table.of_numbers(values, np.asarray(X).dtype) if table is None else table
+            values = self._check_values_of(X if table is None or table.is_plain else table.values(X))
+        table = Table.of_numbers(values, dtype_of(X)) if table is None else table
         table.look_at(values, self.marginal)
         likelihood = self.likelihood
         if not table.is_identity:
@@ -54,10 +55,26 @@ class ValidationMixin:
     def _table_of(self, X):
         """What X is, if it may be more than an array of numbers."""
         wanted, given, by_column = self.categorical_features, self.condition_features, isinstance(self.likelihood, dict)
-        is_default = (wanted is None or isinstance(wanted, str)) and given is None
-        if not is_frame(X) and ((is_default and not by_column) or np.ndim(X) != 2):
+        is_default = (wanted is None or isinstance(wanted, str)) and given is None and not by_column
+        if isinstance(X, RowSource) and not (is_default and self.marginal != "quantile"):
+            raise ValueError(
+                "categorical_features, condition_features, marginal='quantile' and a likelihood for each column are "
+                "for tables in memory: pass X as an array or a DataFrame, or encode it before it is written."
+            )
+        if not is_frame(X) and (is_default or np.ndim(X) != 2):
             return None
         return Table.of(X, wanted, self.likelihood if by_column else None, [] if given is None else given)
+
+    def _check_values_of(self, X):
+        """The validated numbers of X."""
+        check = partial(check_array, **_OPTIONS, input_name="X", estimator=self)
+        if not isinstance(X, RowSource):
+            return check(X)
+        if not X.size:
+            check(np.empty(X.shape))
+        for part in parts_of(X):
+            check(part)
+        return X
 
     def _check_X(self, X):
         return self._check_rows(X)[0]
@@ -67,15 +84,16 @@ class ValidationMixin:
         (n_samples,), or 0."""
         check_is_fitted(self)
         X, table = plain(X), self._table
-        options = {"dtype": _DTYPES, "ensure_all_finite": "allow-nan"}
         with advice(X):
-            if table.is_plain:
-                values = validate_data(self, X, **options, reset=False)
+            if table.is_plain and not isinstance(X, RowSource):
+                values = validate_data(self, X, **_OPTIONS, reset=False)
             else:
                 validate_data(self, X, skip_check_array=True, reset=False)
-                values = check_array(table.values(X), **options, input_name="X", estimator=self)
+                values = self._check_values_of(X if table.is_plain else table.values(X))
         features, gain = table.features(values)
         nearest = self._check_values(features, self.likelihood_, table.n_context)
+        if isinstance(nearest, RowSource):
+            return nearest, 0.0
         loss = (
             np.nansum(np.log1p(np.abs(features - nearest.astype(np.float64))), axis=1) if nearest is not features else 0
         )
@@ -85,14 +103,15 @@ class ValidationMixin:
     def _is_guessed(self):
         return isinstance(self.likelihood, str) and self.likelihood == "auto"
 
-    def _check_values(self, X, likelihood, n_context=0):
+    def _check_values(self, X, given, n_context=0):
         """X as the likelihood takes it, which refuses rows only where the user has asked for it."""
-        is_name = isinstance(likelihood, str)
-        name = likelihood if is_name else type(likelihood).__name__
-        likelihood = LIKELIHOODS[name]() if is_name else likelihood
+        is_name = isinstance(given, str)
+        name = given if is_name else type(given).__name__
+        likelihood = LIKELIHOODS[name]() if is_name else given
         if n_context:
             modelled = self._check_values(X[:, :-n_context], likelihood)
             return X if np.shares_memory(modelled, X) else np.hstack([modelled, X[:, -n_context:]])
         if not self._is_guessed:
-            likelihood.check(X, f"{type(self).__name__} (likelihood={name!r})")
-        return likelihood.nearest(X)
+            for part in parts_of(X):
+                likelihood.check(part, f"{type(self).__name__} (likelihood={name!r})")
+        return X.finished_by(likelihood.nearest) if isinstance(X, RowSource) else likelihood.nearest(X)

@@ -8,7 +8,6 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from scipy import sparse
 
 from skvae import VAETransformer
 from skvae.likelihoods import LIKELIHOODS
@@ -140,10 +139,7 @@ def test_categories_that_are_numbers_are_taken(table):
 
 
 @pytest.mark.parametrize("method", ["fit", "partial_fit", "transform", "score", "inverse_transform"])
-def test_sparse_data_are_refused_in_words_that_help(method, table):
-    vae, X = VAETransformer(2, **SMALL).fit(table()), table()
-    for make in (sparse.csr_matrix, sparse.coo_array, lambda X: torch.from_numpy(X).to_sparse()):
-        with pytest.raises(TypeError, match=r"toarray\(\).*sparse_output=False.*sparse_threshold=0"):
-            getattr(vae, method)(make(X))
+def test_tensors_without_values_are_refused(method, table):
+    vae = VAETransformer(2, **SMALL).fit(table())
     with pytest.raises(ValueError, match="'meta', which holds no values"):
         getattr(vae, method)(torch.empty(3, 5, device="meta"))

@@ -8,8 +8,8 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_atomic", "_batch", "_component", "_device", "_holes", "_input", "_marginals", "_optimizers", "_products"],
-    ["_gaussian", "_program", "_random"],
+    ["_atomic", "_batch", "_component", "_device", "_holes", "_marginals", "_optimizers", "_products", "_rows"],
+    ["_gaussian", "_input", "_program", "_random"],
     [
         "_blocks",
         "_aggregate",

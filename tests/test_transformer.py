@@ -315,10 +315,10 @@ BAD_X = {
     "strings": (lambda X: np.full(X.shape, "a"), ValueError, "could not convert string to float: np.str_('a')"),
     "objects": (lambda X: np.full(X.shape, "a", dtype=object), ValueError, "could not convert string to float: 'a'"),
     "complex": (lambda X: X + 1j, ValueError, "Complex data not supported\n"),
-    "sparse": (
-        sparse.csr_matrix,
-        TypeError,
-        "Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert to a dense numpy array.",
+    "sparse and infinite": (
+        lambda X: sparse.csr_matrix(np.where(X.max() == X, np.inf, X)),
+        ValueError,
+        "Input X contains infinity or a value too large for dtype('float64').",
     ),
 }
 METHODS = ["fit", "partial_fit", "fit_transform", "transform", "posterior", "score_samples", "score"]

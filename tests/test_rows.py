@@ -1,0 +1,248 @@
+"""Tables that are not held as one array: the same model as of the array, whatever they lie in."""
+
+import mmap
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
+from sklearn.utils.parallel import Parallel, delayed
+
+from skvae import Chunks, VAETransformer, _rows
+from skvae._rows import MappedRows, RowSource, SparseRows, held, source_of
+
+SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 5, "random_state": 0}
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """Nothing is small enough to be held, and few rows are read at once."""
+    monkeypatch.setattr(_rows, "MAX_HELD", 0)
+    monkeypatch.setattr(_rows, "_MAX_READ", 6 * 1024)
+
+
+def mapped(X, tmp_path):
+    np.save(tmp_path / "X.npy", X)
+    return np.load(tmp_path / "X.npy", mmap_mode="r")
+
+
+KINDS = {
+    "map": mapped,
+    "view of a map": lambda X, path: mapped(np.repeat(X, 2, axis=1), path)[:, ::2],
+    "CSR": lambda X, path: sparse.csr_array(X),
+    "CSC": lambda X, path: sparse.csc_matrix(X),
+    "COO": lambda X, path: sparse.coo_array(X),
+    "tensor": lambda X, path: torch.from_numpy(X).to_sparse(),
+    "chunks": lambda X, path: Chunks(np.array_split(X, 7)),
+}
+
+
+def numbers(kind, n=2500):
+    rng = np.random.default_rng(0)
+    rank_two = rng.normal(size=(n, 2)) @ rng.normal(size=(2, 6))
+    return {
+        "float32": lambda: (rank_two + rng.normal(size=rank_two.shape)).astype(np.float32),
+        "float64": lambda: 1e3 + rank_two + rng.normal(size=rank_two.shape),
+        "bits": lambda: (rank_two + rng.normal(size=rank_two.shape) > 1).astype(np.uint8),
+        "counts": lambda: rng.poisson(np.exp(rank_two / 2)).astype(np.float64),
+        "holes": lambda: np.where(rng.uniform(size=rank_two.shape) < 0.1, np.nan, rank_two),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("values", ["float32", "float64", "bits", "counts", "holes"])
+def test_the_model_is_that_of_the_array(kind, values, tmp_path, monkeypatch):
+    X = numbers(values)
+    params = {"likelihood": "poisson"} if values == "counts" else {}
+    vae = VAETransformer(2, **SMALL | {"early_stopping": "auto"}, **params)
+    expected = clone(vae).fit(X)
+    monkeypatch.setattr(_rows, "MAX_HELD", 0)
+    monkeypatch.setattr(_rows, "_MAX_READ", 6 * 1024)
+    source = KINDS[kind](X, tmp_path)
+    vae.fit(source)
+    assert vae.likelihood_ == expected.likelihood_
+    np.testing.assert_array_equal(vae.transform(source), expected.transform(X))
+    np.testing.assert_array_equal(vae.posterior(source)[1], expected.posterior(X)[1])
+    np.testing.assert_array_equal(vae.score_samples(source), expected.score_samples(X))
+    np.testing.assert_array_equal(vae.impute(source), expected.impute(X))
+    drawn, wanted = (model.sample(5, noise=True, random_state=0) for model in (vae, expected))
+    np.testing.assert_array_equal(drawn, wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_tables_are_held(kind, tmp_path):
+    X = numbers("float32", n=50)
+    values = held(source_of(KINDS["CSR" if kind == "tensor" else kind](X, tmp_path)))
+    assert type(values) is np.ndarray
+    np.testing.assert_array_equal(values, X)
+
+
+def test_rows_are_asked_for_as_of_an_array(tmp_path):
+    X = numbers("float32", n=97)
+    some = np.array([5, 96, 5, 0])
+    for source in (MappedRows(mapped(X, tmp_path)), SparseRows(sparse.csr_array(X)), Chunks(np.array_split(X, 4))):
+        assert (len(source), source.shape, source.ndim, source.size) == (97, (97, 6), 2, 97 * 6)
+        for rows in (3, -1 % 97, slice(None), slice(20, 61), slice(90, 400), some, some.tolist(), X[:, 0] > 0):
+            np.testing.assert_array_equal(source[rows], X[rows])
+        np.testing.assert_array_equal(np.asarray(source), X)
+        np.testing.assert_array_equal(np.concatenate(list(source.parts(16))), X)
+        assert source.fingerprint() == MappedRows(mapped(X, tmp_path)).fingerprint()
+
+
+@pytest.mark.parametrize("method", ["warm_start", "partial_fit"])
+def test_training_goes_on_with_other_rows(method, small_memory, tmp_path):
+    X = numbers("float32")
+    first, second = X[:1200], X[1200:]
+    vaes = []
+    for make in (lambda X: X, lambda X: sparse.csr_array(X)):
+        vae = VAETransformer(2, **SMALL, warm_start=True)
+        go_on = vae.fit if method == "warm_start" else vae.partial_fit
+        go_on(make(first))
+        go_on(make(second))
+        vaes.append(vae)
+    for one, other in zip(*(vae.module_.state_dict().values() for vae in vaes), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_a_file_is_gone_on_from(small_memory, tmp_path, monkeypatch):
+    monkeypatch.setattr("skvae._checkpoint._SECONDS", 0)
+    X, stop_at = mapped(numbers("float32"), tmp_path), [3]
+    vae = VAETransformer(2, **SMALL | {"max_iter": 6})
+    expected = clone(vae).fit(X)
+
+    class Stop(Exception):
+        pass
+
+    def fail(epoch, *_):
+        if epoch == stop_at[0]:
+            raise Stop
+
+    from skvae.objectives import ELBO
+
+    monkeypatch.setattr(ELBO, "begin_epoch", lambda self, epoch, *rest: fail(epoch), raising=False)
+    with pytest.raises(Stop):
+        clone(vae).set_params(checkpoint=tmp_path / "run").fit(X)
+    stop_at[0] = None
+    resumed = clone(vae).set_params(checkpoint=tmp_path / "run").fit(X)
+    np.testing.assert_array_equal(resumed.transform(X), expected.transform(X))
+
+
+def test_an_order_of_chunks_reads_each_part_once():
+    X = numbers("float32", n=1000)
+    n_reads = np.zeros(50, dtype=int)
+
+    def read(i):
+        n_reads[i] += 1
+        return X[20 * i : 20 * (i + 1)]
+
+    source = Chunks(range(50), read, n_buffered=5)
+    assert source.shape == (1000, 6)
+    rows, n_reads[:] = np.arange(1000)[::2], 0
+    order = source.order(rows, np.random.default_rng(0).permutation(len(rows)))
+    assert sorted(order) == list(rows)
+    for start in range(0, len(order), 50):  # as batches do
+        np.testing.assert_array_equal(source[order[start : start + 50]], X[order[start : start + 50]])
+    assert n_reads.max() == 1
+    first = np.unique(order[:50] // 20)
+    assert len(first) == 5
+    assert (np.diff(order[:50]) < 0).any()
+
+
+def test_chunks_beyond_the_buffer_train(small_memory):
+    X = numbers("float32")
+    vae = VAETransformer(2, **SMALL).fit(Chunks(np.array_split(X, 40), n_buffered=4))
+    start = VAETransformer(2, **SMALL | {"hidden_layer_sizes": (), "max_iter": 1}).fit(X)  # the linear model
+    assert vae.score(X) > start.score(X) - 0.05
+    assert len(pickle.dumps(Chunks(np.array_split(X, 4)))) < 2 * X.nbytes
+
+
+def test_parts_must_be_of_one_table():
+    with pytest.raises(ValueError, match="X has no parts"):
+        Chunks([])
+    for second in (np.zeros((3, 5)), np.zeros(4)):
+        with pytest.raises(ValueError, match=r"part 1 has shape .* and the first one has \(4,\) columns"):
+            _ = Chunks([np.zeros((3, 4)), second]).shape
+    with pytest.raises(ValueError, match=r"part 1 has .* dtype float64, .* of dtype uint8"):
+        _ = Chunks([np.zeros((3, 4), np.uint8), np.zeros((3, 4))]).shape
+
+
+@pytest.mark.parametrize("kind", ["map", "CSR", "chunks"])
+@pytest.mark.parametrize("method", ["fit", "transform", "score"])
+def test_bad_rows_are_refused_before_training(kind, method, small_memory, tmp_path, monkeypatch):
+    X = numbers("float64")
+    vae = VAETransformer(2, **SMALL).fit(X)
+    before = vae.score(X)
+    bad = X.copy()
+    bad[2000, 3] = np.inf
+    source = KINDS[kind](bad, tmp_path)
+    monkeypatch.setattr("skvae._transformer.train", lambda *args: pytest.fail("training has begun"))
+    with pytest.raises(ValueError, match="Input X contains infinity or a value too large"):
+        getattr(vae, method)(source)
+    if method != "fit":
+        with pytest.raises(ValueError, match="X has 5 features, but VAETransformer is expecting 6 features as input"):
+            getattr(vae, method)(KINDS[kind](X[:, :5], tmp_path))
+    with pytest.raises(ValueError, match="Negative values in data passed to VAETransformer"):
+        clone(vae).set_params(likelihood="poisson").fit(KINDS[kind](X - 2e3, tmp_path))
+    assert vae.score(X) == before
+
+
+@pytest.mark.parametrize(
+    "params", [{"marginal": "quantile"}, {"condition_features": [0]}, {"likelihood": {0: "poisson"}}]
+)
+def test_what_needs_columns_in_memory_says_so(params, small_memory):
+    with pytest.raises(ValueError, match="for tables in memory: pass X as an array or a DataFrame"):
+        VAETransformer(2, **SMALL, **params).fit(sparse.csr_array(numbers("counts")))
+
+
+def test_whole_numbers_stay_in_their_range(small_memory, tmp_path):
+    X = np.random.default_rng(0).integers(3, 9, size=(2500, 6)).astype(np.int16)
+    vae = VAETransformer(2, **SMALL).fit(mapped(X, tmp_path))
+    drawn = vae.sample(500, noise=True, random_state=0)
+    assert set(np.unique(drawn)) <= set(range(3, 9))
+
+
+def test_pages_of_a_file_are_let_go(tmp_path, monkeypatch):
+    released = []
+    monkeypatch.setattr(_rows, "_release", released.append)
+    monkeypatch.setattr(_rows, "_MAX_RESIDENT", 1_000)
+    X = mapped(numbers("float64"), tmp_path)
+    source = MappedRows(X)
+    for part in source.parts():
+        assert part.base is None or not isinstance(part.base, mmap.mmap)
+    assert released
+    _ = source[[1, 2]]
+    assert len(released) == 2
+
+
+def test_a_private_map_keeps_what_was_written(tmp_path, small_memory, monkeypatch):
+    monkeypatch.setattr(_rows, "_MAX_RESIDENT", 0)
+    mapped(numbers("float64"), tmp_path)
+    X = np.load(tmp_path / "X.npy", mmap_mode="c")
+    X[:100] = 7
+    VAETransformer(2, **SMALL).fit(X)
+    assert (X[:100] == 7).all()
+
+
+def test_a_search_with_processes_takes_sparse_rows():
+    X = sparse.csr_array(numbers("counts"))
+    vae = VAETransformer(2, **SMALL, likelihood="poisson")
+    scores = cross_val_score(vae, X, cv=2)
+    np.testing.assert_allclose(scores, cross_val_score(vae, X.toarray(), cv=2), rtol=0, atol=0)
+    fitted = Parallel(n_jobs=2)(delayed(clone(vae).fit)(X) for _ in range(2))
+    assert fitted[0].score(X) == fitted[1].score(X)
+
+
+def test_a_source_of_ones_own_needs_shape_and_read(small_memory):
+    X = numbers("float32")
+
+    class Doubled(RowSource):
+        def _read(self, rows):
+            return 2 * X[rows]
+
+    vae = VAETransformer(2, **SMALL)
+    np.testing.assert_array_equal(
+        clone(vae).fit(Doubled(X.shape, X.dtype)).transform(2 * X), clone(vae).fit(2 * X).transform(2 * X)
+    )
