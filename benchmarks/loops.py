@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from skvae import VAETransformer, _net
+from skvae import VAETransformer, _net, _schedule
 from skvae._batch import Batch
 from skvae._split import whole
 
@@ -328,7 +328,7 @@ class Ours:
         vae = VAETransformer(Z_DIM, likelihood="bernoulli", random_state=0, **params)
         self.net = vae.fit(x[: self.n_start].numpy()).net_
         self.split = whole(x.to(device))
-        self.schedule = _net.Schedule(1, batch_size, (1,), 0.0)
+        self.schedule = _schedule.Schedule(1, batch_size, (1,), 0.0)
 
     def epoch(self):
         _net.train(self.net, self.split, self.schedule)

@@ -48,7 +48,7 @@ from loops import (
 from record import Results
 from skorch.callbacks import Callback
 
-from skvae import VAETransformer, _gradient, _net, _products
+from skvae import VAETransformer, _fitting, _gradient, _net, _products, _schedule
 from skvae.datasets import load_images
 
 HERE = Path(__file__).parent
@@ -291,9 +291,9 @@ class SixMembers:
         rng = np.random.default_rng(0)
         factors, noise = np.tanh(rng.standard_normal((TABLE[0], 5))), rng.standard_normal(TABLE)
         X = (factors @ rng.standard_normal((5, TABLE[1])) + 0.3 * noise).astype(np.float32)
-        vae, schedule = VAETransformer(device="cpu", random_state=0), _net.Schedule.resolve(len(X))
-        self.net, self.split = vae._begin(X, "gaussian", 0, select=True)
-        self.schedule = _net.Schedule(self.n_epochs, schedule.batch_size, (10**9,), 0.0)
+        vae, schedule = VAETransformer(device="cpu", random_state=0), _schedule.Schedule.resolve(len(X))
+        self.net, self.split = _fitting.begin(vae, X, "gaussian", 0, one_epoch=False)
+        self.schedule = _schedule.Schedule(self.n_epochs, schedule.batch_size, (10**9,), 0.0)
 
     def epoch(self):
         self.net.optimizer_.state.clear()  # it is that of the first member, and the others go on too

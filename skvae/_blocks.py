@@ -2,6 +2,7 @@
 
 import math
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from ._products import arguments, has_onednn, linear
 from ._program import threads_for
-from ._rows import RowSource, row_blocks
+from ._rows import RowSource, gathered, row_blocks
 
 BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `scaled_blocks`)
 _MAX_ELEMENTS = 2**20  # values of x that one chunk of draws holds
@@ -26,10 +27,10 @@ def location_scale(X):
     unit whose squares float64 can hold."""
     first = _first_values(X)  # differences from it: the mean of equal numbers is then that number
     with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused
-        sums = sum(_counted_sums(block, first) for block in row_blocks(X))
+        sums = _total(X, lambda block: np.array([(~np.isnan(block)).sum(axis=0), np.nansum(block - first, axis=0)]))
         n_values = np.maximum(1, sums[0])
         mean = first + sums[1] / n_values
-        square = sum(np.nansum((block - mean) ** 2, axis=0) for block in row_blocks(X))
+        square = _total(X, lambda block: np.nansum((block - mean) ** 2, axis=0))
     for sums in (mean, square):
         _check_size(np.where(np.isnan(sums), np.inf, sums), np.finfo(np.float64).max)
     scale = np.sqrt(square / n_values)
@@ -37,15 +38,16 @@ def location_scale(X):
     return mean, np.where(scale > rounding, scale, np.maximum(rounding, 1.0))
 
 
-def _counted_sums(block, centre):
-    """Number of the values of each feature, and the sum of their differences from a centre: (2, n_features)."""
-    return np.array([(~np.isnan(block)).sum(axis=0), np.nansum(block - centre, axis=0)])
+def _total(X, function):
+    """Sum of what `function` makes of the blocks of X."""
+    return sum(gathered(X, sum(function(block) for block in row_blocks(X))))
 
 
 def _first_values(X):
     """The first value of each feature, in float64; 0 where there is none."""
     first = np.full(X.shape[1], np.nan)
-    for block in row_blocks(X):
+    for start in range(0, len(X), BLOCK):
+        block = X[start : start + BLOCK]
         for column in np.flatnonzero(np.isnan(first)):
             values = block[~np.isnan(block[:, column]), column]
             first[column] = values[0] if len(values) else np.nan
@@ -63,8 +65,8 @@ def scaled(X, offset, scale):
     """X in the model's units: a float32 tensor, which shares the memory of X where there is nothing to do. ValueError
     where float32 holds a value neither in the units of X nor in these. Of a table that is not held, `ScaledRows`."""
     if isinstance(X, RowSource):
-        for part in [] if np.ndim(scale) else X.parts():
-            _check_size(part, _LARGEST)
+        if not np.ndim(scale):
+            X.check(partial(_check_size, largest=_LARGEST))
         return ScaledRows(X, offset, scale)
     if np.ndim(scale) == 0 and X.dtype == np.float32 and X.flags.carray:  # torch takes no negative or odd strides
         return torch.from_numpy(X)

@@ -16,7 +16,7 @@ from ._holes import without_holes
 from ._linear import linear_start
 from ._module import VAE
 from ._random import INIT_STREAM, PRIOR_STREAM, generator, subsample
-from ._rows import dtype_of, row_blocks
+from ._rows import dtype_of, gathered, row_blocks
 from .architectures import ARCHITECTURES, NetworkSpec, check_network, undrawn
 from .callbacks import REPORT_ROWS
 from .likelihoods import LIKELIHOODS, Bernoulli, Likelihood
@@ -182,7 +182,7 @@ def guess_likelihood(X, values=None):
     a first part of it, for zeros and ones. Nothing else is guessed: a Gaussian fits it too, and comparably."""
     if values is None:
         return "bernoulli" if dtype_of(X).kind == "b" else "gaussian"
-    return "bernoulli" if all(map(_is_binary, row_blocks(values))) else "gaussian"
+    return "bernoulli" if all(gathered(values, all(map(_is_binary, row_blocks(values))))) else "gaussian"
 
 
 def _is_binary(values):

@@ -16,6 +16,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from ._atomic import replace_file
+from ._processes import is_first, of_first
 from ._rows import RowSource
 
 _LAYOUT = 1  # of the file; other ones are not read
@@ -104,7 +105,7 @@ class Checkpoint(Callback):
 
     def __init__(self, path, seed, verbose=0):
         self.path = path
-        self.saved = self._read()
+        self.saved = of_first(self._read() if is_first() else None)
         self.seed = self.saved["seed"] if self.saved else seed
         self.verbose = verbose
 
@@ -132,7 +133,7 @@ class Checkpoint(Callback):
 
     def on_epoch_end(self, net, **kwargs):
         begin = time.monotonic()
-        if begin - self.time_ < self.pause_:
+        if begin - self.time_ < self.pause_ or not is_first():
             return
         try:
             self._write(net)
@@ -149,7 +150,7 @@ class Checkpoint(Callback):
 
     def remove(self):
         """Delete the file, and those that a killed process left unfinished."""
-        for path in self.path.parent.glob(f"{self.path.stem}.*"):
+        for path in self.path.parent.glob(f"{self.path.stem}.*") if is_first() else ():
             path.unlink(missing_ok=True)
 
 

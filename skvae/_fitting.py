@@ -10,10 +10,12 @@ from ._build import copies, input_noise, layer_sizes, resolve, resolve_objective
 from ._device import resolve_device
 from ._linear import rows_to_start_from
 from ._made_with import has_changed
-from ._net import CROSS_FIT_ROWS, N_FOLDS, Schedule, build_net
+from ._net import build_net
+from ._processes import Shards, of_first
 from ._program import threads_for
 from ._random import subsample
-from ._rows import parts_of
+from ._rows import gathered, parts_of
+from ._schedule import CROSS_FIT_ROWS, N_FOLDS, Schedule
 from ._split import Split, folds, hold_out, whole
 from ._stream import Stream
 
@@ -85,8 +87,7 @@ def _net_to_go_on(estimator, asked):
 def go_on(estimator, X, asked, one_epoch):
     """The fitted net, and X in its units."""
     net = _net_to_go_on(estimator, asked)
-    x = scaled(X, net.offset, net.scale).to(net.device)
-    return net, split_of(estimator, x, net.seed, False, one_epoch)
+    return net, _with_own_rows(split_of(estimator, X, net.seed, False, one_epoch), X, net)
 
 
 def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
@@ -100,6 +101,9 @@ def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
     with threads_for(len(x) * X.shape[1] ** 2):
         model, *others = started_models(recipe, *_rows_to_start_from(x, split.train, seed), objective.kl_weight)
         noise = input_noise(model, x, objective.kl_weight, few=len(x) < CROSS_FIT_ROWS)
+    if isinstance(X, Shards):  # whose machines may round in other ways
+        noise = of_first(noise)
+        model.load_state_dict(of_first(model.state_dict()))
     net = build_net(
         model.to(device),
         objective,
@@ -118,8 +122,23 @@ def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
         **(estimator.net_params or {}),
     )
     net.given_callbacks_ = list(estimator.callbacks or ())
-    split.x, split.others = x.to(net.device), [other.to(device) for other in others]
-    return net, split
+    split.others = [other.to(device) for other in others]
+    return net, _with_own_rows(split, X, net)
+
+
+def rows_for(net, X):
+    """All rows of X, in the units of the net, for one model."""
+    return _with_own_rows(whole(X), X, net)
+
+
+def _with_own_rows(split, X, net):
+    """The split with the rows that this process has, in the units of the net and on its device."""
+    if isinstance(X, Shards):
+        split.x, split.shards = scaled(X.own_rows, net.offset, net.scale), X
+    elif not isinstance(split.x, (torch.Tensor, ScaledRows)):
+        split.x = scaled(X, net.offset, net.scale)
+    split.x = split.x.to(net.device)
+    return split
 
 
 def _rows_to_start_from(x, train, seed):
@@ -136,8 +155,8 @@ def mean_gain(net, X, gain):
     """What log-likelihoods of the rows gain beside the Jacobian of the scaling, which holes have no part in, on
     average."""
     scale = np.log(net.scale)[: net.n_features] if np.ndim(net.scale) else np.zeros(1)
-    holes = sum((np.isnan(part[:, : len(scale)]) @ scale).sum() for part in parts_of(X)) / len(X)
-    return float(np.mean(gain) + holes)
+    holes = sum((np.isnan(part[:, : len(scale)]) @ scale).sum() for part in parts_of(X))
+    return float(np.mean(gain) + sum(gathered(X, holes)) / len(X))
 
 
 def _units(likelihood, X, n_context=0):

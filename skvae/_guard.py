@@ -47,7 +47,7 @@ class Judge:
     """
 
     def __init__(self, net: Any, split: Split) -> None:
-        self.net, self.n_judged = net, len(split.valid)
+        self.net, self.split, self.n_judged = net, split, len(split.valid)
         valid = [rows[torch.from_numpy(subsample(len(rows), _MAX_JUDGED, net.seed))] for rows in split.valid]
         self.modules = (net.stack_.averages or net.stack_.members)[-self.n_judged :]
         n_repeats = min(16, -(-_VALIDATION_ROWS // max(map(len, valid))))
@@ -55,7 +55,10 @@ class Judge:
         rng, n_draws = generator(net.seed, VALIDATION_STREAM), net.criterion_.n_draws
         shape = (*indices.shape, net.z_dim) if n_draws == 1 else (n_draws, *indices.shape, net.z_dim)
         eps = torch.randn(shape, generator=rng).to(net.device)
-        fields = Rows(split.x, net.module_).take(indices)
+        self.n_rows = indices.shape[1]
+        own, at = split.own(indices)
+        weight, eps = weight[:, at], eps[..., at, :]
+        fields = Rows(split.x, net.module_).take(own)
         fields["x"] = net.module_.likelihood.draw(fields["x"], rng)
         self.weight, size = weight.to(net.device), max(1, _BLOCK // (n_draws * self.n_judged))
         pieces = [[(name, piece) for piece in part.split(size, 1)] for name, part in fields.items()]
@@ -87,7 +90,7 @@ class Judge:
             mixed = self.modules[0].mixture(bound, torch.cat(self.background, -1))
             values, bound = values + (mixed - bound), mixed
         means = torch.stack([(rows * self.weight).sum() for rows in (values, bound, kl)]) / self.n_judged
-        return tuple(means.tolist())
+        return tuple(self.split.total(means).tolist())
 
     def _terms(self, part: Batch) -> tuple[Tensor, ...]:
         if self.fast:
@@ -122,7 +125,7 @@ class Guard:
         self.patience, self.tol, self.factor = [pace * steps for steps in patience], tol, factor
         self.warmup = max(1, round(pace * WARMUP))
         self.judge = Judge(net, split) if split.valid else None
-        judged = sum(map(len, self.judge.parts)) * self.judge.n_judged if self.judge else 0
+        judged = self.judge.n_rows * self.judge.n_judged if self.judge else 0
         trained = net.batch_size * len(split.train)
         self.every = max(1, round(pace * _LEAST_STEPS), -(-_FRACTION * judged // trained))
         self.end = 0  # the epoch after which training ends
@@ -235,4 +238,5 @@ class Guard:
         eps = torch.randn(len(x), self.net.z_dim, generator=generator(self.net.seed, VALIDATION_STREAM))
         with self.net.inference() as module:
             fields = Rows(x, module).take(torch.arange(len(x)))
-            return all(bool(term.isfinite().all()) for term in module(Batch(**fields, eps=eps.to(x.device))))
+            terms = torch.cat(module(Batch(**fields, eps=eps.to(x.device))))
+        return not bool(self.split.total((~terms.isfinite()).sum().float()))

@@ -7,7 +7,6 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,11 @@ from ._gradient import FastELBO, fast_elbo
 from ._guard import Diverged, Guard, StopTraining
 from ._optimizers import BARE
 from ._portable import to_bytes
+from ._processes import add_up
 from ._products import LinearByOneDNN
 from ._program import multiplications, own_settings, threads_for
 from ._random import EPOCH_STREAM, VALIDATION_STREAM, generator
+from ._schedule import Schedule
 from ._split import Rows, Split, TrainBatches, member, whole
 from ._stack import Stack
 
@@ -46,10 +47,6 @@ _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
 _WEIGHT_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")  # where a callback may set weights
 _BLOCK = 2048  # rows that `forward` takes at once
 MAP_DIM = 2  # up to which the latent space is a map of the rows
-N_FOLDS = 5
-CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
-_FEW_ROWS, _MANY_ROWS = (2_000, (120, 80)), (10_000, (200, 200))  # budget, patience in each phase, in optimizer steps
-_LEAST_BUDGET, _STEPS_PER_ROW = 700, 5
 
 
 class Net(NeuralNet):
@@ -94,7 +91,7 @@ class Net(NeuralNet):
         self.gain_ = 0.0  # nats per row that log-likelihoods of the training rows gain by marginals, and by holes
         self.run_length_ = 1  # epochs that the whole run is meant to have
         self.patience_: dict[str, Any] = {"patience": (0,), "tol": 0.0}
-        self.n_steps_ = 0
+        self.n_steps_ = self.n_step_rows_ = 0
         self.stack_: Any = None  # while training lasts
         self.fast_: FastELBO | None = None
         self.guard_: Any = None
@@ -178,6 +175,11 @@ class Net(NeuralNet):
     @property
     def z_dim(self) -> int:
         return self.module_.prior.z_dim
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes are training it, each on rows of its own."""
+        return self.guard_ is not None and self.guard_.split.shards is not None
 
     @property
     def in_first_phase(self) -> bool:
@@ -411,8 +413,12 @@ class Net(NeuralNet):
         except StopTraining:
             pass
         except KeyboardInterrupt:
+            if self.is_shared:  # other processes are elsewhere
+                raise
             self.interrupted_ = True  # for the caller to see: the state is whole, and can be used
         self.guard_.finish()
+        if self.is_shared:
+            self.stack_.share_buffers()
         return self
 
     def _fit_until(self, end: int, *args: Any, **kwargs: Any) -> None:
@@ -471,12 +477,14 @@ class Net(NeuralNet):
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """skorch's step without its closure and its `train()` at every batch, for all members."""
         step = self.gradient(batch[0])
+        if self.is_shared:
+            add_up([*(whole.grad for whole in self.stack_.wholes), *step.values()])
         if self.listens_["on_grad_computed"]:
             for i, module in enumerate(self.stack_.members):
                 some = {"named_parameters": list(module.named_parameters()), "batch": (member(batch[0], i), None)}
                 self.notify("on_grad_computed", **some, training=True)
             self.stack_.gather()
-        self._step_at(self.guard_.lr_factor(len(batch[0])))
+        self._step_at(self.guard_.lr_factor(self.n_step_rows_))
         self.n_steps_ += 1
         return step
 
@@ -494,23 +502,29 @@ class Net(NeuralNet):
                 group["lr"] = rate
 
     def gradient(self, batch: Batch) -> dict[str, Any]:
-        """Loss and terms of the first member, with the gradients of all left in the stack."""
+        """Loss and terms of the first member, with the gradients of all left in the stack; of the rows of this process,
+        what they add to those of all."""
+        if not len(batch):
+            self.stack_.zero_grad()
+            return {"loss": batch.x.new_zeros(()), "y_pred": batch.x.new_zeros(2)}
         if self.fast_:
             terms = torch.stack(self.fast_.gradient(batch)) @ batch.weight[0]
             log_prob, kl = terms
             return {"loss": self.fast_.beta * kl - log_prob, "y_pred": terms}
         self.stack_.zero_grad()
+        share = float(batch.weight.sum()) if self.is_shared else 1.0  # type: ignore[union-attr]
         rows = [member(batch, i) for i in range(len(self.stack_.members))]  # none in some batches, where all are small
-        steps = [self._backward(*pair) for pair in zip(self.stack_.members, rows, strict=True) if len(pair[1])]
+        steps = [self._backward(*pair, share) for pair in zip(self.stack_.members, rows, strict=True) if len(pair[1])]
         return steps[0]
 
-    def _backward(self, module: nn.Module, batch: Batch) -> dict[str, Any]:
+    def _backward(self, module: nn.Module, batch: Batch, share: float) -> dict[str, Any]:
         with LinearByOneDNN():
             value, log_prob, kl = self.criterion_(module, batch)
-            loss = -value.mean()
+            loss = -value.mean() * share
         if loss.requires_grad:  # else all is frozen
             loss.backward()
-        return {"loss": loss.detach(), "y_pred": torch.stack([log_prob.detach().mean(), kl.detach().mean()])}
+        terms = torch.stack([log_prob.detach().mean(), kl.detach().mean()])
+        return {"loss": loss.detach(), "y_pred": terms * share}
 
     def _flush_moments(self) -> None:
         """Zero the first moments that would decay into denormal numbers, which are slow to compute with."""
@@ -548,8 +562,9 @@ class Net(NeuralNet):
                 if per_batch:
                     self.notify("on_batch_begin", batch=shown, training=True)
                     self.stack_.freeze()  # as a callback may have
+                self.n_step_rows_ = iterator.sizes[i]  # of all processes
                 step = step_fn(batch, **fit_params)
-                sizes.append(len(batch[0]))
+                sizes.append(self.n_step_rows_)
                 sums.append((step["loss"], step["y_pred"]))
                 self.guard_.on_step_end()
                 if per_batch:
@@ -641,35 +656,6 @@ def build_net(
     net = Net(module, criterion=objective, optimizer=optimizer, verbose=0, train_split=None, **params).start()
     net.recipe_ = {name: value for name, value in recipe.items() if name not in ("callbacks", "device")}
     return net
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long to train: `n_epochs` passes in batches of `batch_size`, fewer where `patience` steps of a phase bring
-    nothing."""
-
-    n_epochs: int
-    batch_size: int
-    patience: tuple[int, int]
-    tol: float
-    pace: float = 1.0  # of looks, patience and warm-up, where steps are expensive
-    run_length: int = 1  # epochs that `max_iter` allows, however many of them are run: a warm-up is a share of these
-
-    @classmethod
-    def resolve(
-        cls, n_rows: int, *, max_iter: Any = "auto", batch_size: Any = "auto", n_iter_no_change: Any = "auto", tol=1e-4
-    ) -> "Schedule":
-        """Fill in what is "auto": budget and patience are counted in optimizer steps, whatever the number of rows."""
-        if batch_size == "auto":
-            batch_size = 2 ** round(math.log2(min(256, max(32, n_rows / 20))))
-        batch_size = min(batch_size, n_rows)
-        steps_per_epoch = math.ceil(n_rows / batch_size)
-        budget, patience = _FEW_ROWS if n_rows < CROSS_FIT_ROWS else _MANY_ROWS
-        budget = min(budget, max(_LEAST_BUDGET, _STEPS_PER_ROW * n_rows))
-        if max_iter == "auto":
-            max_iter = max(20, math.ceil(budget / steps_per_epoch))
-        patience = patience if n_iter_no_change == "auto" else 2 * (n_iter_no_change * steps_per_epoch,)
-        return cls(max_iter, batch_size, patience, tol, run_length=max_iter)
 
 
 def _check_batches(net: Net, split: Split) -> None:

@@ -289,5 +289,6 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         model = get_tags(VAETransformer() if self.estimator is None else self.estimator).input_tags
         tags.input_tags.allow_nan = model.allow_nan
+        tags.input_tags.sparse = model.sparse
         tags.input_tags.positive_only = model.positive_only
         return tags

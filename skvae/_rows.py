@@ -37,6 +37,7 @@ class RowSource:
     """
 
     ndim = 2
+    may_be_held = True  # where the table is small
     finish = None  # what is made of the rows that were read
 
     def __init__(self, shape, dtype):
@@ -84,6 +85,15 @@ class RowSource:
         """The rows as arrays, in their order: whole blocks as far as they go."""
         size = max(1, _MAX_READ // max(1, self.shape[1] * block)) * block
         return (self[start : start + size] for start in range(0, len(self), size))
+
+    def check(self, function):
+        """Call `function`, which may refuse rows, with all parts."""
+        for part in self.parts():
+            function(part)
+
+    def gathered(self, value):
+        """What all processes that share the table make of their parts: here the one `value`."""
+        return [value]
 
     def order(self, rows, permutation):
         """The indices `rows` in the order of a pass, given a random `permutation` of their places."""
@@ -253,12 +263,24 @@ def held(X):
     source = source_of(X)
     if source is None:
         return X
-    return source if source.size > MAX_HELD else source._read(slice(None))
+    return source if source.size > MAX_HELD or not source.may_be_held else source._read(slice(None))
 
 
 def parts_of(X):
     """X in parts that memory holds: an array as it is."""
     return X.parts() if isinstance(X, RowSource) else [X]
+
+
+def check_parts(X, function):
+    """Call `function`, which may refuse rows, with X or with its parts."""
+    if isinstance(X, RowSource):
+        return X.check(function)
+    return function(X)
+
+
+def gathered(X, value):
+    """What all processes that share the table `X` make of their parts, of which `value` is this one's."""
+    return X.gathered(value) if isinstance(X, RowSource) else [value]
 
 
 def dtype_of(X):

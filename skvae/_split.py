@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ._batch import Batch
 from ._holes import observed_cells
+from ._processes import add_up
 from ._random import SPLIT_STREAM, generator
 
 _MAX_ELEMENTS = 2**20  # random values that are drawn at once
@@ -25,26 +26,48 @@ class Split(Dataset):
     Parameters
     ----------
     x : Tensor or ScaledRows of shape (n_samples, n_features)
-        All rows.
+        All rows, or those that this process has.
     train : list of Tensor
         Indices of the rows that each member trains on. The first member is the model that is kept.
     valid : list of Tensor, default=()
         Indices of the rows that the last members are judged by.
     others : list of nn.Module, default=()
         All members but the first.
+    shards : Shards, default=None
+        The table of several processes that the indices are of.
     """
 
     def __init__(
-        self, x: Any, train: Sequence[Tensor], valid: Sequence[Tensor] = (), others: Sequence[nn.Module] = ()
+        self,
+        x: Any,
+        train: Sequence[Tensor],
+        valid: Sequence[Tensor] = (),
+        others: Sequence[nn.Module] = (),
+        shards: Any = None,
     ) -> None:
-        self.x, self.train, self.valid, self.others = x, list(train), list(valid), list(others)
+        self.x, self.train, self.valid, self.others, self.shards = x, list(train), list(valid), list(others), shards
 
     def __len__(self) -> int:
         return len(self.train[0])
 
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
-        rows = self.x[self.train[0][index].to(self.x.device)]
+        indices, _ = self.own(self.train[0][index])
+        rows = self.x[indices.to(self.x.device)]
         return rows, rows.new_zeros(rows.shape[:-1])
+
+    def own(self, indices: Tensor) -> tuple[Tensor, Any]:
+        """The `indices` (..., n) that are rows of this process, as indices of `x`, and their places in the last
+        dimension."""
+        if self.shards is None:
+            return indices, slice(None)
+        is_own = ((indices >= self.shards.start) & (indices < self.shards.stop)).flatten()
+        return indices[..., is_own] - self.shards.start, is_own.nonzero().flatten()
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes of what each has of its rows."""
+        if self.shards is not None:
+            add_up([values])
+        return values
 
 
 class Rows:
@@ -166,13 +189,14 @@ class TrainBatches:
         noise = _draws(shape, self.n_batches, rng, device)
         blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
         for (rows, weight), eps in zip(steps, noise, strict=True):
-            size, fields = weight.shape[-1], self.rows.take(rows)
+            size, (own, at) = weight.shape[-1], self.split.own(rows)
+            fields = self.rows.take(own)
             fields["x"] = likelihood.draw(fields["x"], rng)
             if scale is not None and net.in_first_phase:  # which may end in mid-epoch
                 seen = fields["seen"] if "seen" in fields else likelihood.inputs(fields["x"])
-                fields["seen"] = torch.addcmul(seen, next(blur)[:, :size], scale)
-            eps = eps[..., :size, :].expand(*eps.shape[:-3], n_members, -1, -1)
-            yield Batch(**fields, eps=eps, weight=weight, **net.phase), None
+                fields["seen"] = torch.addcmul(seen, next(blur)[:, :size][:, at], scale)
+            eps = eps[..., :size, :][..., at, :].expand(*eps.shape[:-3], n_members, -1, -1)
+            yield Batch(**fields, eps=eps, weight=weight[:, at], **net.phase), None
 
     def _of_one(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices and weights of the rows of each step, (1, size) both, without a copy of a long order."""

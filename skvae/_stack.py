@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._processes import of_first
+
 
 def _changing(average: nn.Module, member: nn.Module) -> list[tuple[Any, ...]]:
     """Pairs of buffers that training may change: those of other people's modules; ours are set at the start."""
@@ -122,6 +124,12 @@ class Stack:
         """Copy buffers, such as running statistics, to the averages as they are."""
         for kept, last in self.buffers:
             kept.copy_(last)
+
+    def share_buffers(self) -> None:
+        """Take the first process's running statistics."""
+        for pair in self.buffers:
+            for buffer in pair:
+                buffer.copy_(of_first(buffer))
 
     def state(self) -> dict[str, list]:
         """Copies of what is used of all members: averages, or parameters, and buffers."""

@@ -9,6 +9,7 @@ import importlib
 import re
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from ._input import is_number, words
 from ._marginals import fit_knots, from_scores, to_scores
 from ._random import subsample
-from ._rows import RowSource, row_blocks
+from ._rows import RowSource, gathered, row_blocks
 
 MAX_LEVELS = 255  # of a category, as in HistGradientBoosting
 _ORDINAL_SHARE = 0.1  # of the rows: fewer distinct numbers than that are levels
@@ -266,8 +267,9 @@ class Table:
 
     def _look_at_rows(self, rows):
         """Take note of the range of whole numbers, without their columns at hand."""
-        ends = [(np.nanmin(block, axis=0), np.nanmax(block, axis=0)) for block in row_blocks(rows)]
-        low, high = np.nanmin([end[0] for end in ends], axis=0), np.nanmax([end[1] for end in ends], axis=0)
+        ends = [(block.min(axis=0), block.max(axis=0)) for block in row_blocks(rows)]
+        lows, highs = zip(*chain.from_iterable(gathered(rows, ends)), strict=True)
+        low, high = np.min(lows, axis=0), np.max(highs, axis=0)
         for column, *column_range in zip(self.columns, low, high, strict=True):
             column.low, column.high = map(float, column_range)
             column.whole, column.marginal = True, "standardize"

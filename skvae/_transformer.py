@@ -17,21 +17,22 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import validate_data
 
 from ._aggregate import fit_aggregate, from_arrays, posterior_draws, to_arrays
-from ._blocks import is_far, scaled
+from ._blocks import is_far
 from ._build import REGISTRIES, SklearnCallbacks, check_nested
 from ._checkpoint import open_checkpoint
 from ._checks import check_monitors
 from ._files import FileMixin
-from ._fitting import begin, go_on, mean_gain, none_held_out, schedule_of, stream_before, weight_decay_of
+from ._fitting import begin, go_on, mean_gain, none_held_out, rows_for, schedule_of, stream_before, weight_decay_of
 from ._generation import GenerationMixin
 from ._inference import InferenceMixin
 from ._input import plain
 from ._made_with import check_unchanged, made_with
 from ._net import OPTIMIZERS, train
 from ._portable import portable
+from ._processes import is_first, of_first, shared, together
 from ._program import own_settings
 from ._random import subsample
-from ._split import whole
+from ._schedule import CROSS_FIT_ROWS
 from ._stream import MAX_KEPT
 from ._validation import ValidationMixin
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
@@ -561,12 +562,14 @@ class VAETransformer(
     # Training
 
     def _fit(self, X, y, *, fresh, one_epoch=False):
-        X = plain(X)
+        with together():
+            X = plain(X)
+        X = shared(X, CROSS_FIT_ROWS)
         if fresh:
             values, gain, likelihood, table = self._check_first(X, in_chunks=one_epoch)
             table.keep_conditions(values)
             asked = made_with(self.get_params(deep=False), likelihood)
-            seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+            seed = of_first(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
         else:
             asked = made_with(self.get_params(deep=False), self.likelihood_)
             whose = "partial_fit" if one_epoch else "warm_start"
@@ -591,10 +594,14 @@ class VAETransformer(
             net.set_weight_decay(weight_decay_of(self, stream.n_rows))
         if fresh and former is not None:
             net.carry_on(former)
-            split = whole(scaled(values, net.offset, net.scale).to(net.device))
+            split = rows_for(net, values)
         schedule = schedule_of(self, *values.shape, one_epoch)
         with self._task((net, likelihood, X, table), schedule.n_epochs, y) as bridge:
-            callbacks = [*bridge, *([Report()] if self.verbose else []), *([checkpoint] if checkpoint else [])]
+            callbacks = [
+                *bridge,
+                *([Report()] if self.verbose and is_first() else []),
+                *([checkpoint] if checkpoint else []),
+            ]
             train(net, split, schedule, callbacks)
         self._set_fitted(net, likelihood, X, table)
         self._made_with = asked

@@ -11,7 +11,7 @@ from ._checks import check_callbacks, check_net_params, check_optimizer
 from ._component import check_component
 from ._input import advice, plain
 from ._net import OPTIMIZERS
-from ._rows import DTYPES, RowSource, dtype_of, parts_of
+from ._rows import DTYPES, RowSource, check_parts, dtype_of
 from ._table import Table, is_frame
 from .likelihoods import LIKELIHOODS
 
@@ -72,8 +72,7 @@ class ValidationMixin:
             return check(X)
         if not X.size:
             check(np.empty(X.shape))
-        for part in parts_of(X):
-            check(part)
+        X.check(check)
         return X
 
     def _check_X(self, X):
@@ -112,6 +111,5 @@ class ValidationMixin:
             modelled = self._check_values(X[:, :-n_context], likelihood)
             return X if np.shares_memory(modelled, X) else np.hstack([modelled, X[:, -n_context:]])
         if not self._is_guessed:
-            for part in parts_of(X):
-                likelihood.check(part, f"{type(self).__name__} (likelihood={name!r})")
+            check_parts(X, partial(likelihood.check, whom=f"{type(self).__name__} (likelihood={name!r})"))
         return X.finished_by(likelihood.nearest) if isinstance(X, RowSource) else likelihood.nearest(X)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from scipy.sparse import issparse
 from scipy.special import expit
 from sklearn.utils import check_array, estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -44,6 +45,7 @@ def squeezing(method):
 
     @wraps(method)
     def wrapper(self, X, *args, **kwargs):
+        X = X.toarray() if issparse(X) else X
         values = check_array(X, dtype=float, ensure_all_finite=False, input_name="X", estimator=self)
         values = np.where(np.isfinite(values), expit(values), values)  # VAETransformer refuses the rest
         if isinstance(X, pd.DataFrame):

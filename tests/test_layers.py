@@ -8,8 +8,19 @@ import pytest
 import skvae
 
 LAYERS = [
-    ["_atomic", "_batch", "_component", "_device", "_holes", "_marginals", "_optimizers", "_products", "_rows"],
-    ["_gaussian", "_input", "_program", "_random"],
+    [
+        "_atomic",
+        "_batch",
+        "_component",
+        "_device",
+        "_holes",
+        "_marginals",
+        "_optimizers",
+        "_products",
+        "_rows",
+        "_schedule",
+    ],
+    ["_gaussian", "_input", "_processes", "_program", "_random"],
     [
         "_blocks",
         "_aggregate",

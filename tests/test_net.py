@@ -27,8 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from skvae import VAETransformer
-from skvae._net import OPTIMIZERS, Net, Schedule, build_net, train
+from skvae._net import OPTIMIZERS, Net, build_net, train
 from skvae._random import INIT_STREAM, generator
+from skvae._schedule import Schedule
 from skvae._split import Split, TrainBatches, hold_out, whole
 from skvae.architectures import Custom
 from skvae.likelihoods import Gaussian
