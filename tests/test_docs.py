@@ -135,6 +135,17 @@ def test_benchmarks_have_every_row_of_the_papers():
     assert len(table) == len(measured)  # no result is left out
 
 
+def test_architecture_names_what_is_there():
+    """Every module of the package, and no file, class or function that is gone."""
+    page, root = (DOCS / "architecture.rst").read_text(), DOCS.parent
+    files = set(re.findall(r"[\w/]+\.py\b", page))
+    assert [name for name in files if not ((root / "skvae" / name).exists() or (root / name).exists())] == []
+    assert {path.name for path in (root / "skvae").glob("*.py")} <= files
+    code = " ".join(path.read_text() for folder in ("skvae", "tests") for path in (root / folder).rglob("*.py"))
+    names = re.findall(r"``(?:\w+\.)*(\w+)``", page)
+    assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
+
+
 def test_each_public_module_has_its_page():
     words = (DOCS / "api.rst").read_text().split()  # of its lists
     assert [module for module in MODULES[1:] if module.removeprefix("skvae.") not in words] == []
