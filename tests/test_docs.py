@@ -146,6 +146,13 @@ def test_architecture_names_what_is_there():
     assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
 
 
+def test_links_of_the_readme_lead_somewhere():
+    readme = DOCS.parent / "README.md"
+    links = re.findall(r"\]\(([^):]+)\)", readme.read_text())
+    assert links
+    assert [link for link in links if not (readme.parent / link).exists()] == []
+
+
 def test_each_public_module_has_its_page():
     words = (DOCS / "api.rst").read_text().split()  # of its lists
     assert [module for module in MODULES[1:] if module.removeprefix("skvae.") not in words] == []
