@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from numpydoc.validate import validate
 from torch import nn
@@ -116,6 +117,38 @@ def test_benchmarks_are_as_measured(heading, tmp_path, monkeypatch, capsys):
     printed, shown = tables(capsys.readouterr().out), tables(section(heading))
     assert shown
     assert [table for table in shown if table not in printed] == []
+
+
+def words_of_results():
+    """What the page's sentences say of results that no table shows, by section."""
+    found = {path.stem: pd.read_csv(path) for path in RESULTS.glob("*.csv")}
+    coverage, holes = found["coverage"], found["holes"].groupby("share").margin
+    covered = (100 * coverage.groupby("share").covered.mean()).round().astype(int).tolist()
+    wine = 100 * coverage[coverage.table == "wine"].covered
+    seconds, errors = (found["imputation_time"].set_index("method")[name] for name in ("seconds", "mse"))
+    frechet = found["samples"].groupby("latents").frechet.mean()
+    bounds = found["mnist"].set_index(["init", "schedule", "epoch"]).elbo.loc["linear", "one-cycle"]
+    return {
+        "Missing cells": [
+            "{}, {} and {} % lie within".format(*covered),
+            f"{wine.min():.0f} to {wine.max():.0f} % (missed)",
+            f"{seconds['skvae']:.0f} s and the trees {seconds['missforest']:.0f} s",
+            f"squared errors of {errors['skvae']:.3f} and {errors['missforest']:.3f}",
+            f"{holes.min().min():.2f} nats at least",
+            f"{holes.median().min():.1f} to {holes.median().max():.1f} in the median",
+        ],
+        "Images": [f"{bounds[0]:.1f} nats before the first step", f"{bounds[3]:.1f} after three epochs"],
+        "The papers' numbers": [
+            f"{frechet['prior']:.2f} for draws of the prior and {frechet['aggregate']:.2f} with",
+            f"the test images it is {frechet.drop(['prior', 'aggregate']).item():.2f}",
+        ],
+    }
+
+
+@pytest.mark.parametrize("heading", ["Missing cells", "Images", "The papers' numbers"])
+def test_sentences_about_benchmarks_are_as_measured(heading):
+    text = " ".join(section(heading).split())
+    assert [words for words in words_of_results()[heading] if words not in text] == []
 
 
 def test_no_table_stands_outside_of_these_sections():
