@@ -3,7 +3,7 @@
     python benchmarks/fit.py                       # all but `large`, into benchmarks/results/fit.csv
     python benchmarks/fit.py --part large          # 1,000,000 x 100
     python benchmarks/fit.py --tables iris wine --runs 1 --conditions idle --threads 1
-    python benchmarks/fit.py --summary             # only the tables of what is there
+    python benchmarks/fit.py --summary             # only the tables of what is there, docs/benchmarks.rst's last
 
 Parts: `small`, tables that scikit-learn bundles; `medium`, 10,000 x 30 and 50 x 10,000; `large`, 1,000,000 x 100;
 `search`, a `GridSearchCV` of three values of `z_dim` by five folds on wine. Tables of the second and third part are
@@ -39,7 +39,7 @@ from statistics import median
 import numpy as np
 import torch
 from quality import NOISE_FLOOR, split_table, timed
-from record import Results
+from record import Results, print_table
 from sklearn.decomposition import FactorAnalysis
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
@@ -266,6 +266,7 @@ AIMS = {  # seconds with one thread, idle
     (SEARCH, "wine"): 8,
 }
 MOST_BUSY = 1.5  # times idle
+LABELS = {name: f"``{name}``" for name in ("GaussianMixture", "FactorAnalysis", "MLPRegressor")}
 
 
 def short(value):
@@ -274,10 +275,23 @@ def short(value):
 
 def table_of(title, names, columns, cells):
     """A row for each table; `cells` are numbers by (table, column)."""
-    print(f"\n| {title} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
-    for name in names:
-        shown = (short(cells[name, column]) if (name, column) in cells else "" for column in columns)
-        print(f"| {name} | {' | '.join(shown)} |")
+    rows = [[name, *(short(cells[name, each]) if (name, each) in cells else "" for each in columns)] for name in names]
+    print_table([title, *columns], rows)
+
+
+def print_seconds(seconds):
+    """Print the table of docs/benchmarks.rst: what is asked, what a fit takes, idle and busy, and what others take."""
+    others = [name for name in CONTESTANTS if name not in (OURS, SEARCH)]
+    rows = []
+    for (estimator, name), most in AIMS.items():
+        alone = seconds.get((name, estimator, "idle", "1"))
+        ours = "" if alone is None else short(alone) + ("" if alone <= most else " (missed)")
+        measured = [(name, estimator, "busy", "default"), *((name, each, "idle", "1") for each in others)]
+        if estimator == SEARCH:  # no other row of that table
+            measured, name = [], f"``GridSearchCV``, 3 x 5, {name}"
+        rest = [short(seconds[key]) if key in seconds else "" for key in measured] or [""] * (1 + len(others))
+        rows.append([name, str(most), ours, *rest])
+    print_table(["", "aim", f"``{OURS}``", "busy", *(LABELS.get(name, name) for name in others)], rows)
 
 
 def word(reached):
@@ -287,7 +301,7 @@ def word(reached):
 def aim_of_seconds(seconds, estimator, name, most):
     value = seconds.get((name, estimator, "idle", "1"))
     reached = "not measured" if value is None else f"{short(value)} s ({word(value <= most)})"
-    return f"| {estimator}, {name}, one thread | {most} s | {reached} |"
+    return f"{estimator}, {name}, one thread", f"{most} s", reached
 
 
 def aim_of_busy(seconds, estimator, name, threads):
@@ -295,7 +309,7 @@ def aim_of_busy(seconds, estimator, name, threads):
     reached = "not measured"
     if idle and busy:
         reached = f"{short(busy)} s, {busy / idle:.2f} x ({word(busy <= MOST_BUSY * idle)})"
-    return f"| {estimator}, {name}, beside a busy process, threads: {threads} | {MOST_BUSY} x idle | {reached} |"
+    return f"{estimator}, {name}, beside a busy process, threads: {threads}", f"{MOST_BUSY} x idle", reached
 
 
 def summary(rows):
@@ -309,11 +323,10 @@ def summary(rows):
     settings = [f"{condition}, threads: {threads}" for condition, threads in product(CONDITIONS, THREADS)]
     ours = {(key[0], f"{key[2]}, threads: {key[3]}"): value for key, value in seconds.items() if key[1] == OURS}
     table_of(f"seconds, {OURS}", names, settings, ours)
-    print("\n| | aim | reached |\n|---|---|---|")
-    for (estimator, name), most in AIMS.items():
-        print(aim_of_seconds(seconds, estimator, name, most))
-    for (estimator, name), threads in product(AIMS, THREADS):
-        print(aim_of_busy(seconds, estimator, name, threads))
+    aims = [aim_of_seconds(seconds, estimator, name, most) for (estimator, name), most in AIMS.items()]
+    aims += [aim_of_busy(seconds, *key, threads) for key, threads in product(AIMS, THREADS)]
+    print_table(("", "aim", "reached"), aims)
+    print_seconds(seconds)
     runs = sorted({(row["repeats"], row["date"], row["machine"]) for row in rows})
     print("\nMedians of", "; ".join(f"{repeats}, {date}, {machine}" for repeats, date, machine in runs))
 

@@ -1,4 +1,4 @@
-"""Ways to train the seeds' network, 784-128-(2 x 100)-128-784 with a Bernoulli likelihood, an epoch at a time.
+"""Ways to train a network 784-128-100-128-784 with a Bernoulli likelihood for an epoch.
 
 Each class is made of images (n, 784) in [0, 1] and a batch size, some of a device too; `epoch()` trains for one epoch,
 and `bound(x, eps)` is the mean bound on the log-likelihood of images at given noise, in nats. They differ in who wrote
@@ -316,15 +316,15 @@ def bound_of_net(net, x, eps):
 
 
 class Ours:
-    """`VAETransformer` with the parameters that make it the seeds': no linear paths, no averaging, plain Adam."""
+    """`VAETransformer` with the parameters that make it the same network: no linear paths, no averaging, plain Adam."""
 
     name = "VAETransformer"
     package = "skvae"
     init, n_start = "random", 1024  # rows that the start is found on
 
     def __init__(self, x, batch_size, device="cpu"):
-        seeds = {"optimizer": "adam", "learning_rate": LR, "ema_decay": 0, "early_stopping": False}
-        params = seeds | {"init": self.init, "batch_size": batch_size, "max_iter": 1, "device": device}
+        plain = {"optimizer": "adam", "learning_rate": LR, "ema_decay": 0, "early_stopping": False}
+        params = plain | {"init": self.init, "batch_size": batch_size, "max_iter": 1, "device": device}
         vae = VAETransformer(Z_DIM, likelihood="bernoulli", random_state=0, **params)
         self.net = vae.fit(x[: self.n_start].numpy()).net_
         self.split = whole(x.to(device))

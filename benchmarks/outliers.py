@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from record import Results
+from record import Results, print_table
 from sklearn.covariance import MinCovDet
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
@@ -92,6 +92,8 @@ METHODS = {
     "PCA error": score_pca,
     "MinCovDet": score_covariance,
 }
+LABELS = {name: f"``{name}``" for name in METHODS if name.isidentifier()}  # in docs/benchmarks.rst
+LABELS["GaussianMixture"] += ", 4"
 PEERS = {
     "ECOD (pyod)": partial(score_pyod, "ecod", "ECOD"),
     "VAE (pyod)": partial(score_pyod, "vae", "VAE"),
@@ -169,16 +171,14 @@ def compared(results, method):
         )
         cells[protocol, measure] = f"{theirs:.1f}" + (" (missed)" if method != OURS and ours <= theirs else "")
     n_tables = results[results.method == method].table.nunique()
-    return f"| {method} | {n_tables} | {' | '.join(cells.values())} | {seconds:.2f} |"
+    return LABELS.get(method, method), str(n_tables), *cells.values(), f"{seconds:.2f}"
 
 
 def show(title, results):
-    print(
-        f"\n{title}\n\n| method | tables | {' | '.join(COLUMNS.values())} | seconds |\n|{'---|' * (3 + len(COLUMNS))}"
-    )
-    for method in METHODS | PEERS:
-        if method in set(results.method):
-            print(compared(results, method))
+    print(f"\n{title}")
+    methods = [method for method in METHODS | PEERS if method in set(results.method)]
+    head = ("method", "tables", *COLUMNS.values(), "seconds")
+    print_table(head, [compared(results, method) for method in methods])
 
 
 def summarise(out):

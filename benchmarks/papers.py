@@ -25,7 +25,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pandas as pd
-from record import Results
+from record import Results, print_table
 from skorch.callbacks import Callback
 
 from skvae import VAETransformer
@@ -276,18 +276,19 @@ def run_samples(args):
 
 
 def summary(args):
-    """The table of the README."""
+    """Print the table of docs/benchmarks.rst."""
     path = args.out / "papers.csv"
     if not path.exists():
         return
     rows = pd.read_csv(path).set_index("row")
-    print("| row | published | required | ours | unseen images | core minutes | epochs |")
-    print("|---|---|---|---|---|---|---|")
-    for name in [name for name in ROWS if name in rows.index]:
-        row = rows.loc[name]
-        ours = f"{row.nll:.2f}" + ("" if row.nll <= row.required else " (missed)")
-        nats = f"{row.published:.2f} | {row.required:.2f} | {ours} | {row.nll_unseen:.2f}"
-        print(f"| {row.paper} | {nats} | {row.minutes:.0f} of {2 * row.budget} | {row.epochs} |")
+    head = ("row", "published", "required", "ours", "unseen images", "core minutes", "epochs")
+    print_table(head, [cells_of(rows.loc[name]) for name in ROWS if name in rows.index])
+
+
+def cells_of(row):
+    ours = f"{row.nll:.2f}" + ("" if row.nll <= row.required else " (missed)")
+    nats = (f"{row.published:.2f}", f"{row.required:.2f}", ours, f"{row.nll_unseen:.2f}")
+    return row.paper, *nats, f"{row.minutes:.0f} of {2 * row.budget}", str(row.epochs)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""Tables of results that grow row by row and survive being cut off."""
+"""Tables of results that grow row by row and survive being cut off, and tables as docs/benchmarks.rst has them."""
 
 import argparse
 import csv
@@ -23,6 +23,13 @@ def among(known):
 def machine():
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{os.cpu_count()} CPU cores, threads: {torch.get_num_threads()}{gpu}"
+
+
+def print_table(head, rows):
+    """Print a table as the page of benchmarks has it; cells are texts."""
+    print("\n.. csv-table::\n   :delim: |\n   :header-rows: 1\n")
+    for cells in (head, *rows):
+        print(f"   {' | '.join(cells)}".rstrip())
 
 
 @contextmanager

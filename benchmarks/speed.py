@@ -3,12 +3,13 @@
     python benchmarks/speed.py                     # everything, into benchmarks/results/speed.csv
     python benchmarks/speed.py --part epoch --batch-sizes 64 --repeats 9
     python benchmarks/speed.py --part ablation     # into benchmarks/results/ablation.csv
-    python benchmarks/speed.py --summary           # only the README's tables, from what is there
+    python benchmarks/speed.py --summary           # only the tables of docs/benchmarks.rst, from what is there
 
-Parts: `epoch`, seconds per epoch of the seeds' network on MNIST; `gpu`, the same on a GPU, where there is one; `bound`,
-seconds of training to a test bound of 110 nats, from nothing; `inference`, `transform` and `score_samples` beside their
-bare matrix products; `memory`, peak memory of training; `growth`, seconds of an epoch as rows and features grow;
-`import`, seconds of an import; `ablation`, seconds of training with one of its means switched off.
+Parts: `epoch`, seconds per epoch of a network 784-128-100-128-784 on MNIST; `gpu`, the same on a GPU, where there is
+one; `bound`, seconds of training to a test bound of 110 nats, from nothing; `inference`, `transform` and
+`score_samples` beside their bare matrix products; `memory`, peak memory of training; `growth`, seconds of an epoch as
+rows and features grow; `import`, seconds of an import; `ablation`, seconds of training with one of its means switched
+off.
 
 All contestants of a part run in one process (memory and imports: one each), taking turns; what counts is the ratio of
 the medians, and a row says of how many `repeats`. All parts but `gpu` run on the CPU. Peers that are not installed are
@@ -45,7 +46,7 @@ from loops import (
     WithLoader,
     bound_of_net,
 )
-from record import Results
+from record import Results, print_table
 from skorch.callbacks import Callback
 
 from skvae import VAETransformer, _fitting, _gradient, _net, _products, _schedule
@@ -53,7 +54,8 @@ from skvae.datasets import load_images
 
 HERE = Path(__file__).parent
 TARGET = -110.0  # nats
-SEEDS = {"z_dim": 100, "likelihood": "bernoulli", "device": "cpu", "random_state": 0}
+SIZES = "784-128-100-128-784"  # of the network that all loops train
+PARAMS = {"z_dim": 100, "likelihood": "bernoulli", "device": "cpu", "random_state": 0}
 ROUNDS = 3  # of what takes long
 IMPORTS = ("import torch, sklearn, skorch", "import skvae")
 ROWS, FEATURES = (1_000, 10_000, 100_000, 1_000_000), (10, 100, 1_000, 10_000)
@@ -61,11 +63,11 @@ GPU_BATCH_SIZES = (64, 4096)
 OURS, BY_HAND, GRAPH, SCAN = Ours.name, HandWritten.name, CUDAGraph.name, JAX.name
 WITH_PATHS = OursWithPaths.name
 MEMORY = "peak memory over the imports in MB: "
-LABELS = {  # of the loops, in the README
+LABELS = {  # of the loops, in docs/benchmarks.rst
     JAX.name: "JAX, a whole epoch compiled",
     JAXWithoutLosses.name: "JAX, a whole epoch compiled that returns no losses",
-    OURS: f"`{OURS}`",
-    OursWithPaths.name: f"`{OURS}`, with the default's linear paths",
+    OURS: f"``{OURS}``",
+    OursWithPaths.name: f"``{OURS}``, with the default's linear paths",
     BY_HAND: "PyTorch by hand, batches from the whole tensor, fused Adam",
     WithLoader.name: "PyTorch by hand, DataLoader",
     GRAPH: "PyTorch by hand, CUDA graph",
@@ -109,7 +111,7 @@ def installed(kinds):
 
 
 def fixed_noise(x):
-    return torch.randn(len(x), SEEDS["z_dim"], generator=torch.Generator().manual_seed(0))
+    return torch.randn(len(x), PARAMS["z_dim"], generator=torch.Generator().manual_seed(0))
 
 
 def epochs(kinds, x, x_test, batch_size, repeats, **where):
@@ -158,7 +160,7 @@ class UntilTarget(Callback):
 def seconds_of_fit(x, x_test, eps, **params):
     """From the call of `fit`, start and all, to the end of the epoch that reached the target."""
     start = time.perf_counter()
-    vae = VAETransformer(**SEEDS, **params, callbacks=[UntilTarget(x_test, eps)]).fit(x.numpy())
+    vae = VAETransformer(**PARAMS, **params, callbacks=[UntilTarget(x_test, eps)]).fit(x.numpy())
     callback = dict(vae.net_.callbacks_)["UntilTarget"]
     return callback.reached - start
 
@@ -179,10 +181,10 @@ def seconds_of_loop(kind, x, x_test, eps, most=60):
 def bound(x, x_test, args):
     eps = fixed_noise(x_test)
     clocks = {
-        (kind.name, "to 110 nats, the seeds' settings"): partial(seconds_of_loop, kind, x, x_test, eps)
+        (kind.name, f"to 110 nats, {SIZES}, batches of 64"): partial(seconds_of_loop, kind, x, x_test, eps)
         for kind in installed(PEERS)
     }
-    for what, params in {"the seeds' network and batches": {"batch_size": 64}, "defaults": {}}.items():
+    for what, params in {f"{SIZES}, batches of 64": {"batch_size": 64}, "defaults": {}}.items():
         clocks[OURS, f"to 110 nats, {what}"] = partial(seconds_of_fit, x, x_test, eps, **params)
     yield from take_turns(clocks, ROUNDS).items()
 
@@ -203,8 +205,8 @@ def chains(network, beside):
 
 def inference(x, _, args):
     for init in ("random", "linear"):
-        vae = VAETransformer(**SEEDS, init=init, max_iter=1, early_stopping=False).fit(x.numpy())
-        module, z = vae.module_, torch.randn(100 * 1000, SEEDS["z_dim"])
+        vae = VAETransformer(**PARAMS, init=init, max_iter=1, early_stopping=False).fit(x.numpy())
+        module, z = vae.module_, torch.randn(100 * 1000, PARAMS["z_dim"])
         works = {
             "transform": partial(vae.transform, x.numpy()),
             "transform, products": partial(products, x, *chains(module.encoder, module.linear_encoder)),
@@ -231,7 +233,7 @@ def memory(x, *_):
     load = "import numpy as np; from skvae import VAETransformer; import loops; import torch"
     mnist, base = random_rows(*x.shape), peak(load)
     fits = {
-        "fit, the seeds' network": "100, likelihood='bernoulli', init='random', max_iter=2",
+        f"fit, {SIZES}": "100, likelihood='bernoulli', init='random', max_iter=2",
         "fit, defaults, 2 epochs": "100, likelihood='bernoulli', max_iter=2",
         "fit, gaussian, 2 epochs": "100, likelihood='gaussian', max_iter=2",
     }
@@ -335,11 +337,10 @@ def table_of_epochs(values, part, batch_sizes):
     """Seconds per epoch, a row for each loop."""
     settings = [f"batches of {batch_size}" for batch_size in batch_sizes]
     names = {name for measured, name, _ in values if measured == part}
-    if names:
-        print(f"\n| {part} | {' | '.join(settings)} |\n|---|{'---|' * len(settings)}")
-    for name in sorted(names, key=lambda name: values.get((part, name, settings[0]), float("inf"))):
-        cells = [values.get((part, name, setting)) for setting in settings]
-        print(f"| {LABELS.get(name, name)} | {' | '.join(map(short, cells))} |")
+    names = sorted(names, key=lambda name: values.get((part, name, settings[0]), float("inf")))
+    rows = [[LABELS.get(name, name), *(short(values.get((part, name, each))) for each in settings)] for name in names]
+    if rows:
+        print_table([part, *settings], rows)
 
 
 def short(value):
@@ -365,7 +366,8 @@ def epoch_ratios(values, part, batch_size, aims, ours=OURS):
 
 
 def bound_ratio(values):
-    ours, by_hand = ("bound", OURS, "to 110 nats, defaults"), ("bound", BY_HAND, "to 110 nats, the seeds' settings")
+    ours = ("bound", OURS, "to 110 nats, defaults")
+    by_hand = ("bound", BY_HAND, f"to 110 nats, {SIZES}, batches of 64")
     return f"{values[ours]:.1f} s of {values[by_hand]:.1f} s, {over(values, ours, by_hand, 1 / 3)}"
 
 
@@ -376,8 +378,8 @@ def inference_ratios(values, name, most):
 
 
 def memory_beyond_x(values):
-    more = values["memory", OURS, MEMORY + "fit, the seeds' network"] - values["memory", "X", MEMORY + "float32"]
-    return f"`X` + {more:.0f} MB{missed(more > 300)}"
+    more = values["memory", OURS, MEMORY + f"fit, {SIZES}"] - values["memory", "X", MEMORY + "float32"]
+    return f"``X`` + {more:.0f} MB{missed(more > 300)}"
 
 
 def memory_of_million(values):
@@ -415,38 +417,39 @@ AIMS = {  # what is measured: the aim, and what says how far it is reached
         "1.2",
         partial(epoch_ratios, part="gpu", batch_size=4096, aims={Products.name: 1.2}),
     ),
-    "seconds to a test bound of 110 nats, defaults: ratio to PyTorch by hand at the seeds' settings": (
+    f"seconds to a test bound of 110 nats, defaults: ratio to PyTorch by hand, {SIZES}, batches of 64": (
         "1/3",
         bound_ratio,
     ),
-    "`transform` of 60,000 x 784: ratio to its matrix products": (
+    "``transform`` of 60,000 x 784: ratio to its matrix products": (
         "1.3",
         partial(inference_ratios, name="transform", most=1.3),
     ),
-    "`score_samples`, 100 draws: the same": ("1.5", partial(inference_ratios, name="score_samples", most=1.5)),
-    "peak memory of `fit` over the imports, the seeds' network": ("`X` + 300 MB", memory_beyond_x),
+    "``score_samples``, 100 draws: the same": ("1.5", partial(inference_ratios, name="score_samples", most=1.5)),
+    f"peak memory of ``fit`` over the imports, {SIZES}": ("``X`` + 300 MB", memory_beyond_x),
     "one epoch of 1,000 to 1,000,000 rows of 100 features": ("linear", growth_of_rows),
     "1,000,000 x 100, peak memory": ("8 GiB", memory_of_million),
 }
 
 
 def table_of_aims(values):
-    print("\n| | aim | reached |\n|---|---|---|")
-    for what, (aim, reached) in AIMS.items():
-        try:
-            print(f"| {what} | {aim} | {reached(values)} |")
-        except KeyError:
-            print(f"| {what} | {aim} | not measured |")
+    print_table(("", "aim", "reached"), [(what, aim, word(reached, values)) for what, (aim, reached) in AIMS.items()])
+
+
+def word(reached, values):
+    try:
+        return reached(values)
+    except KeyError:
+        return "not measured"
 
 
 def table_of_ablation(rows):
     """Seconds without each of the means, and how many times those with all of them; from 1.1 on it is worth having."""
     values = {(row["setting"], row["off"]): float(row["seconds"]) for row in rows}
     settings = list(dict.fromkeys(setting for setting, _ in values))
+    offs = dict.fromkeys(off for _, off in values)
     if settings:
-        print(f"\n| off | {' | '.join(settings)} |\n|---|{'---|' * len(settings)}")
-    for off in dict.fromkeys(off for _, off in values):
-        print(f"| {off} | {' | '.join(beside_all(values, setting, off) for setting in settings)} |")
+        print_table(["off", *settings], [[off, *(beside_all(values, each, off) for each in settings)] for off in offs])
 
 
 def beside_all(values, setting, off):
@@ -456,15 +459,16 @@ def beside_all(values, setting, off):
 
 def table_of_runs(rows):
     """When and where each part was measured, and of how many repeats its medians are."""
-    print("\n| part | medians of | date | machine |\n|---|---|---|---|")
+    runs = []
     for part in dict.fromkeys(row["part"] for row in rows):
         of_part = [row for row in rows if row["part"] == part]
-        cells = ("; ".join(sorted({row.get(key) or "?" for row in of_part})) for key in ("repeats", "date", "machine"))
-        print(f"| {part} | {' | '.join(cells)} |")
+        keys = ("repeats", "date", "machine")
+        runs.append([part, *("; ".join(sorted({row.get(key) or "?" for row in of_part})) for key in keys)])
+    print_table(("part", "medians of", "date", "machine"), runs)
 
 
 def summary(rows, ablations):
-    """The tables of the README, and what its words about them need."""
+    """Print the tables of docs/benchmarks.rst, and what its words about them need."""
     values = {(row["part"], row["name"], row["setting"]): float(row["value"]) for row in rows}
     table_of_epochs(values, "epoch", (64, 512))
     table_of_epochs(values, "gpu", GPU_BATCH_SIZES)

@@ -31,12 +31,13 @@ import argparse
 import time
 import warnings
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from record import Results, among
+from record import Results, among, print_table
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score, train_test_split
@@ -54,6 +55,14 @@ TABLES = {  # where it is found, and its target
 NOT_DATA = {"wage": ["logwage", "region"]}  # a copy of another column, and a constant
 SPLIT_SEED, TEST_SHARE = 1234, 0.1
 MEASURES = ("shape", "trend", "trend_all", "c2st", "auc", "fit", "sample")
+LABELS = {  # of the methods, in docs/benchmarks.rst
+    "skvae": "``VAETransformer``",
+    "tvae": "TVAE",
+    "ctgan": "CTGAN",
+    "copula": "Gaussian copula",
+    "independent": "independent columns",
+}
+SHOWN = {"shape": "shapes", "trend": "trends", "c2st": "untold", "auc": "AUC", "fit": "fit, s"}
 
 
 # Tables
@@ -229,6 +238,16 @@ def summarise(folder):
         order = [method for method in METHODS if method in means.index]
         means = means.loc[order, [table for table in TABLES if table in means]]
         print(f"\n{name}\n{means.to_string(float_format='%.3f', na_rep='')}")
+    means = results.groupby(["table", "method"])[list(SHOWN)].mean()
+    keys = [key for key in product(TABLES, LABELS) if key in means.index]
+    print_table(
+        ["table", "method", *SHOWN.values()],
+        [[table, LABELS[method], *cells_of(means.loc[(table, method)])] for table, method in keys],
+    )
+
+
+def cells_of(means):
+    return [f"{value:.0f}" if name == "fit" else f"{value:.3f}" for name, value in means.items()]
 
 
 def parse(argv=None):

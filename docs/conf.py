@@ -58,7 +58,8 @@ html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 toc_object_entries_show_parents = "hide"
 html_show_sourcelink = False
-html_sidebars = {page: [] for page in ("index", "quickstart", "faq", "changelog", "CONTRIBUTING")}
+NO_SIDEBAR = ("index", "quickstart", "faq", "architecture", "benchmarks", "changelog", "CONTRIBUTING")
+html_sidebars = {page: [] for page in NO_SIDEBAR}
 html_theme_options = {
     "navbar_align": "left",
     "navigation_with_keys": False,

@@ -14,8 +14,8 @@ _ROWS_PER_UNIT = 10  # in a component, at least
 
 
 def posterior_draws(mean, std, seed, n_rows=None):
-    """Draws of the posteriors N(mean, std^2) of rows, both (n_samples, z_dim), and how many components they bear, or
-    the `n_rows` rows do that these are some of."""
+    """Return what `fit_aggregate` takes: draws of the posteriors N(mean, std^2), both (n_samples, z_dim), and how many
+    components the mixture is to have. The rows may be some of `n_rows`."""
     z_dim, n_rows = mean.shape[1], n_rows or len(mean)
     rng = np.random.default_rng([seed, AGGREGATE_STREAM])
     n_draws = min(max(n_rows, _MIN_DRAWS), _MAX_DRAWS)

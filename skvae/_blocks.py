@@ -22,9 +22,9 @@ _MIN_OUTPUTS = 16  # of a linear layer at inference (see `_RowwiseLinear`)
 
 
 def location_scale(X):
-    """Mean and standard deviation of each feature's values in float64, block by block; 1 for the scale of a constant
-    one, or what rounding leaves of its differences if that is more; 0 and 1 where there is no value. X may have any
-    unit whose squares float64 can hold."""
+    """Return mean and standard deviation of each feature's values in float64, computed block by block. A constant
+    feature gets scale 1, or the size of its rounding error if that is larger; a feature without values gets 0 and 1. X
+    may have any unit whose squares float64 can hold."""
     first = _first_values(X)  # differences from it: the mean of equal numbers is then that number
     with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused
         sums = _total(X, lambda block: np.array([(~np.isnan(block)).sum(axis=0), np.nansum(block - first, axis=0)]))
@@ -128,8 +128,8 @@ def is_far(X, offset, scale):
 
 
 def scaled_blocks(X, offset, scale, device, size=BLOCK):
-    """X in the model's units: tensors zero-padded to full blocks, with their numbers of rows. BLAS takes other kernels
-    for a few rows, and a row's result must not depend on its neighbours."""
+    """Yield X in the model's units: a tensor for each block, zero-padded, and how many of its rows are rows of X. BLAS
+    takes other kernels for a few rows, and a row's result must not depend on its neighbours."""
     for block in row_blocks(X, size):
         x = scaled(block, offset, scale)
         yield F.pad(x, (0, 0, 0, -len(x) % PAD)).to(device), len(x)
@@ -142,9 +142,9 @@ def chunk_sizes(n_draws, n_features):
 
 
 class _RowwiseLinear(TorchFunctionMode):
-    """Linear layers whose rows do not depend on their place in the block: oneDNN's, or of at least 16 outputs, since
-    with fewer BLAS takes kernels in which the last bits do. A mode, since it must hold inside a user's own networks
-    too; modes belong to one thread."""
+    """Make a row's result in linear layers independent of its position in the block: take oneDNN's product, or pad to
+    16 outputs, because BLAS has position-dependent kernels for fewer. A mode, since it must hold inside a user's own
+    networks too; modes belong to one thread."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is not F.linear:

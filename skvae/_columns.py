@@ -302,7 +302,7 @@ class MarginalBackground(nn.Module):
 
     @property
     def noise_scale(self) -> Tensor:
-        """Of the Gaussian features; 0 for others."""
+        """Standard deviation of the Gaussian features' noise; 0 for others."""
         return F.pad(self.gaussian.noise_scale, (0, self.raw.shape[-1]))
 
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Devices by name: what "auto" is, and where to go on when a device is not to be had."""
+"""Devices by name: what "auto" is, and where to go on when a device is not there."""
 
 import torch
 

@@ -53,7 +53,7 @@ def split_of(estimator, x, seed, first, one_epoch):
 
 
 def none_held_out(estimator, n_rows, first, one_epoch):
-    """Why training is judged by no rows, and why a callback has none to score; nothing where there are some."""
+    """Return why no rows judge training, and why callbacks have none to score; two texts, empty where rows do."""
     if one_epoch or not estimator.early_stopping:
         reason = "partial_fit holds none out" if one_epoch else "early_stopping=False holds none out"
         return reason, reason
@@ -152,8 +152,8 @@ def _rows_to_start_from(x, train, seed):
 
 
 def mean_gain(net, X, gain):
-    """What log-likelihoods of the rows gain beside the Jacobian of the scaling, which holes have no part in, on
-    average."""
+    """Return what the rows' log-likelihoods gain on average beside the Jacobian of the scaling of complete rows: by
+    marginals, and by holes, which have no part in that Jacobian."""
     scale = np.log(net.scale)[: net.n_features] if np.ndim(net.scale) else np.zeros(1)
     holes = sum((np.isnan(part[:, : len(scale)]) @ scale).sum() for part in parts_of(X))
     return float(np.mean(gain) + sum(gathered(X, holes)) / len(X))

@@ -137,12 +137,12 @@ class Guard:
         self.latest: dict | None = None
 
     def lr_factor(self, n_rows: int) -> float:
-        """What the learning rate of a step on `n_rows` is multiplied by: few rows say little of the way."""
+        """Return the factor of the learning rate for a step on `n_rows`: small batches have noisy gradients."""
         warmth = min(1.0, (self.net.n_steps_ + 1) / self.warmup)
         return self.factor**self.n_falls * warmth * min(1.0, n_rows / _USUAL_ROWS)
 
     def state(self) -> dict:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {key: value for key, value in vars(self).items() if key not in ("net", "split", "judge", "end")}
 
     def load(self, state: dict) -> None:
@@ -151,7 +151,7 @@ class Guard:
     def on_epoch_begin(self) -> None:
         if self.judge and self.seen is None:
             self._look()
-        if not self.judge:  # the loss of an epoch speaks for the states of all its steps but the last
+        if not self.judge:  # a finite loss of the epoch before does not confirm the state after its last step
             state = self.net.stack_.state()
             self.start = self.start or state
             self.kept, self.latest = self.latest, state
@@ -228,7 +228,7 @@ class Guard:
                 self.net.stack_.load(self.kept)
         elif self.latest is not None and not self.is_finite():
             self._go_back(self.latest, f"the loss after epoch {len(self.net.history)} is not finite")
-            for state in (self.kept or self.start, self.start):  # a row's loss speaks for one state only
+            for state in (self.kept or self.start, self.start):  # each row was evaluated at one state only
                 if not self.is_finite():
                     self.net.stack_.load(state)
 

@@ -112,7 +112,8 @@ def _line(inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Slope of log p(x | raw) in the first raw output (n_samples, n_features), and minus its mean curvature.
 
-    The squared slope has the same mean under the model; where the data spread wider than that, it is the larger one.
+    Under the model the mean squared slope equals the curvature. The larger of the two is taken, to allow for data that
+    spread wider than the model has them.
     """
     scores, curvature = [], torch.zeros(x.shape[1], dtype=torch.float64)  # of counts, these are as large as counts
     for block in x.split(_BLOCK):
@@ -257,7 +258,7 @@ def _set_linear_maps(vae: Any, weight: Tensor, bias: Tensor, loadings: Tensor, r
 
 
 def _some(x: Tensor, n_rows: int, seed: int, rows: Any = None) -> Tensor:
-    """At most `n_rows` rows of `x`, or of those whose numbers are given."""
+    """Return at most `n_rows` rows of `x`, or of those whose indices are `rows`."""
     numbers = subsample(len(x) if rows is None else rows, n_rows, seed)
     return x if len(numbers) == len(x) else x[torch.from_numpy(numbers)]
 
@@ -265,7 +266,8 @@ def _some(x: Tensor, n_rows: int, seed: int, rows: Any = None) -> Tensor:
 def _best_shrinkage(
     put: Callable[..., None], vae: Any, x: Tensor, context: Tensor | None, beta: float, seed: int
 ) -> float:
-    """The expansion holds near the mean only: how far the signal must shrink for the bound itself to be best."""
+    """Choose the factor of the loadings that maximises the bound: the expansion, which holds near the mean of the data
+    only, overstates the signal."""
     few = torch.from_numpy(subsample(len(x), _SHRINKAGE_ROWS, seed))
     eps = torch.randn(len(few), vae.prior.z_dim, generator=torch.Generator().manual_seed(seed))
     batch = Batch(x[few], eps)

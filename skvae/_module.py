@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from ._batch import Batch, Cells
 
-MAX_INPUT = 10.0  # beside linear paths, the networks see no larger value: what lies outside the training data is
-MAX_Z = 4.0  # left to the linear model
-FARTHEST = 1e30  # nor does the linear path: what a network makes of larger numbers may be infinite
+# Networks beside a linear path see clamped values: far from the training data only the linear path responds.
+MAX_INPUT = 10.0
+MAX_Z = 4.0
+FARTHEST = 1e30  # outside of training the linear path sees clamped values too: larger ones may have infinite results
 MODERATE = -30.0, 5.0  # log-scales of the posteriors that scores draw from: others' weights overflow, of far rows
 
 

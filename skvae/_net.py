@@ -285,7 +285,7 @@ class Net(NeuralNet):
             return module(batch)
 
     def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
-        """The rows for training, and those held out for callbacks; the net's own split has its say where none are."""
+        """Return the rows for training and those held out for callbacks: the split's, or else skorch's own."""
         if not (isinstance(X, Split) and X.valid):
             return super().get_split_datasets(X, y, **fit_params)
         return X, None if X.others else Split(X.x, X.valid)
@@ -638,10 +638,10 @@ def _bounded(weight_decay: float, lr: float) -> float:
 def build_net(
     module: nn.Module, objective: nn.Module, *, vae: dict, optimizer: Any, weight_decay: float, **params: Any
 ) -> Net:
-    """An initialised `Net` around a module; `params` are skorch's. Weight decay shrinks the networks' weights only.
+    """Return an initialised `Net` around a module; `params` are skorch's. Weight decay is for the networks' weights.
 
-    Its `recipe_` is what this function was given, but for the module, callbacks and device: what a file needs to keep.
-    `vae` is what the module was built from.
+    Its `recipe_` keeps the arguments, so that a saved net can be rebuilt; module, callbacks and device are not in it.
+    `vae` holds the arguments that `build_vae` built the module from.
     """
     recipe = {"objective": objective, "vae": vae, "optimizer": optimizer, "weight_decay": weight_decay, **params}
     optimizer = OPTIMIZERS.get(optimizer, optimizer)

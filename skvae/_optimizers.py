@@ -1,4 +1,4 @@
-"""torch's optimizers without the wrappers of their methods, which import torch's compiler: a second, for nothing."""
+"""torch's optimizers, undecorated: the decorators of their methods import torch's compiler, which takes a second."""
 
 import inspect
 from typing import Any

@@ -13,8 +13,8 @@ def generator(seed: int, *key: int) -> torch.Generator:
 
 
 def subsample(rows: int | np.ndarray, n_rows: int, seed: int | list[int]) -> np.ndarray:
-    """At most `n_rows` of the given row numbers, or of the first `rows`, in ascending order: drawn from all of them,
-    since the first rows, or each tenth, may be of one kind."""
+    """Return at most `n_rows` of the indices `rows`, or of the first `rows` indices, in ascending order. They are drawn
+    at random, since the first rows, or each tenth, may be of one kind."""
     numbers = np.arange(rows) if isinstance(rows, int) else np.asarray(rows)
     if len(numbers) <= n_rows:
         return numbers

@@ -101,7 +101,7 @@ class Stack:
             whole.grad.zero_()
 
     def gather(self) -> None:
-        """Bring gradients to the flat tensors that somebody has replaced."""
+        """Copy gradients back into the flat tensors where a callback has put other tensors in their place."""
         for i, member in enumerate(self.members):
             for name, part in member.named_parameters():
                 view = self.gradients.get(name)

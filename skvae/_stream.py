@@ -78,8 +78,8 @@ class Stream:
         return start is not None
 
     def mixed(self, old, new, n_new, seed):
-        """What is known of some of the rows before, and of some of the latest `n_new`, in proportion to the numbers of
-        both; `new` where all rows are among these."""
+        """Return some of `old` and of `new`, in proportion to how many rows they stand for: those of the calls before,
+        and the latest `n_new`. Return `new` where all rows are among these."""
         n_others = self.n_rows - n_new
         if n_others <= 0:
             return new

@@ -117,7 +117,7 @@ class VAETransformer(
     linear_share : float, default=0.01
         Share of the linear model in the density that `score_samples` gives and ``sample(noise=True)`` draws from, where
         the features are real-valued and the start is linear. No row then scores lower than ``log(linear_share)`` below
-        the linear model: a network says anything about rows far from those it was trained on.
+        the linear model: far from the training rows a network's output is arbitrary.
     beta : float, default=None
         Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder. With ``objective="beta_tc"``
         the weight of the total correlation. None takes the objective's own, 1 and 6; other objectives have none.

@@ -40,8 +40,8 @@ class Likelihood(Component, ABC):
     stand_in : float
         A value of the support, which stands for missing cells in the formulas; what they make of it does not count.
     min_curvature : float
-        What the linear start takes for the second derivative of -log p(x | raw) at least. At the mean of a rare feature
-        the derivative is small, but it grows as soon as the feature varies with z.
+        Lower bound on the curvature, the second derivative of -log p(x | raw), in the linear start. At the mean of a
+        rare feature the curvature is small, but it grows as soon as the feature varies with z.
     """
 
     n_raw = 1
@@ -76,11 +76,11 @@ class Likelihood(Component, ABC):
         return x.new_zeros(self.n_raw, x.shape[-1])
 
     def inputs(self, x: Tensor) -> Tensor:
-        """What the encoder sees of `x`: (..., n_features) -> (..., n_features)."""
+        """Map `x` to what the encoder sees: (..., n_features) -> (..., n_features)."""
         return x
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """What a batch `x` (batch, n_features) of X is for a step of training, or for validation: `x` itself."""
+        """Augment a batch `x` (batch, n_features) for a step of training, or for validation; by default return `x`."""
         return x
 
     @abstractmethod

@@ -152,7 +152,7 @@ class _ImportanceWeighted(Objective):
 
     @abstractmethod
     def _value(self, log_weights: Tensor, bound: Tensor) -> Tensor:
-        """What has the bound's value and the objective's gradient: (batch,)."""
+        """Return a surrogate (batch,): its value is the bound, its gradient the objective's."""
 
     def forward(self, vae: Any, batch: Batch) -> Terms:
         mean, log_scale = vae.encode_batch(batch)

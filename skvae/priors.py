@@ -17,7 +17,7 @@ from ._device import widest
 
 _LOG_2PI = math.log(2 * math.pi)
 _MOMENT_DRAWS = 2_500
-_NEGLIGIBLE = -50.0  # nats below the largest term, to which a sum is deaf even in float64
+_NEGLIGIBLE = -50.0  # nats below the largest term: a sum does not change by it, even in float64
 _MAX_ELEMENTS = 2**20  # values that one chunk of a mixture's log-density holds; larger ones are slower
 
 

@@ -22,7 +22,7 @@ class LatentDisplay:
     Z : ndarray of shape (n_samples, n_units)
         Posterior means.
     units : ndarray of shape (n_units,)
-        Numbers of the units that the columns of `Z` are.
+        Indices of the units that the columns of `Z` are.
     y : array-like of shape (n_samples,), default=None
         Classes or a continuous target to colour the rows by.
     prior_density : dict, default=None

@@ -40,7 +40,7 @@ class TraversalDisplay(_PathDisplay):
     steps : ndarray of shape (n_steps,)
         Distance of the unit from the mean of the aggregate posterior, in standard deviations of it.
     units : ndarray of shape (n_units,)
-        Numbers of the units.
+        Indices of the units.
     image_shape : tuple of int, default=None
         Shape of a row as an image; None draws a table.
     feature_names : list of str, default=None
