@@ -2,6 +2,8 @@
 
 import torch
 
+_BLOCK, _BLOCK_VALUES = 4096, 2**20
+
 
 def resolve_device(device: str | torch.device) -> str:
     if str(device) == "auto":
@@ -27,3 +29,8 @@ def device_here(device: str | torch.device) -> str:
 def widest(x: torch.Tensor) -> torch.Tensor:
     """`x` in float64, or as it is where the device has none: Apple's."""
     return x if x.device.type == "mps" else x.double()
+
+
+def blocks_of(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows of `x` (n_samples, n_features) in blocks of at most a million values, of which copies take little memory."""
+    return x.split(min(_BLOCK, max(1, _BLOCK_VALUES // x.shape[1])))

@@ -19,8 +19,8 @@ _USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
 _LEAST_STEPS = 40  # between two looks
 _FRACTION = 4  # trained rows for each judged one: a look takes a tenth of the time of the steps before it, at most
 _VALIDATION_ROWS = 256  # fewer held-out rows are repeated, with other noise, up to about this many
-_MAX_JUDGED = 25_000  # rows say enough; more would be judged less often
-_BLOCK = 2048
+_MAX_JUDGED, _LEAST_JUDGED, _JUDGED_VALUES = 25_000, 1_000, 2**23  # rows say enough; more are judged less often
+_BLOCK, _BLOCK_VALUES = 2048, 2**21
 _CHECKED_ROWS = 2048
 
 
@@ -48,7 +48,9 @@ class Judge:
 
     def __init__(self, net: Any, split: Split) -> None:
         self.net, self.split, self.n_judged = net, split, len(split.valid)
-        valid = [rows[torch.from_numpy(subsample(len(rows), _MAX_JUDGED, net.seed))] for rows in split.valid]
+        n_features = split.x.shape[1]
+        most = min(_MAX_JUDGED, max(_LEAST_JUDGED, _JUDGED_VALUES // n_features))
+        valid = [rows[torch.from_numpy(subsample(len(rows), most, net.seed))] for rows in split.valid]
         self.modules = (net.stack_.averages or net.stack_.members)[-self.n_judged :]
         n_repeats = min(16, -(-_VALIDATION_ROWS // max(map(len, valid))))
         indices, weight = padded([rows.repeat(n_repeats) for rows in valid])
@@ -60,7 +62,7 @@ class Judge:
         weight, eps = weight[:, at], eps[..., at, :]
         fields = Rows(split.x, net.module_).take(own)
         fields["x"] = net.module_.likelihood.draw(fields["x"], rng)
-        self.weight, size = weight.to(net.device), max(1, _BLOCK // (n_draws * self.n_judged))
+        self.weight, size = weight.to(net.device), max(1, min(_BLOCK, _BLOCK_VALUES // n_features) // (n_draws * self.n_judged))
         pieces = [[(name, piece) for piece in part.split(size, 1)] for name, part in fields.items()]
         draws = zip(*pieces, eps.split(size, -2), strict=True)
         self.parts = [Batch(**dict(named), eps=some) for *named, some in draws]

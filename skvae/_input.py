@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array
 
-from ._rows import held
+from ._rows import RowSource, held
 
 _MAX_NAMES = 10  # of columns, in a message
 _TO_NUMBERS = (
@@ -85,6 +85,8 @@ def _not_numbers(X):
 
 
 def _columns(X):
+    if isinstance(X, RowSource):
+        return []  # its dtype is of numbers
     if hasattr(X, "iloc") and hasattr(X, "columns"):
         return [(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
     if hasattr(X, "columns"):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._batch import Batch
-from ._device import widest
+from ._device import blocks_of, widest
 from ._gaussian import LinearGaussian
 from ._holes import observed_cells, without_holes
 from ._random import subsample
@@ -28,7 +28,6 @@ _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not fo
 _ALIVE = 1e-3  # least signal-to-noise ratio of a unit: without any, its gradient would be zero
 _SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 _SHRINKAGE_ROWS = 1_000
-_BLOCK = 4_096
 _MAX_EM, _EM_TOL = 100, 5e-5  # steps; nats per row
 _EM_ELEMENTS = 2_000_000
 
@@ -49,7 +48,7 @@ class _Factors:
 
     @cached_property
     def variance(self) -> Tensor:
-        variance = sum(block.double().square().sum(0) for block in self.y.split(_BLOCK)) / len(self.y)
+        variance = sum(block.double().square().sum(0) for block in blocks_of(self.y)) / len(self.y)
         return (
             variance
             if self.hidden is None
@@ -62,7 +61,7 @@ class _Factors:
         if self.covariance is not None:
             values, vectors = torch.linalg.eigh(self.covariance / scale / scale[:, None])
             return values.flip(0)[: self.n_factors], vectors.flip(1)[:, : self.n_factors]
-        whitened = (self.y / scale).float()
+        whitened = self.y / scale.to(self.y.dtype)
         if len(self.y) <= _MAX_COVARIANCE:  # as many eigenvalues as rows, which their products have too
             values, vectors = torch.linalg.eigh((whitened @ whitened.T).double() / len(self.y))
             vectors = whitened.T.double() @ vectors.flip(1)[:, : self.n_factors]
@@ -115,13 +114,12 @@ def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     Under the model the mean squared slope equals the curvature. The larger of the two is taken, to allow for data that
     spread wider than the model has them.
     """
-    scores, curvature = [], torch.zeros(x.shape[1], dtype=torch.float64)  # of counts, these are as large as counts
-    for block in x.split(_BLOCK):
-        slope, bend = likelihood.expansion(raw.expand(len(block), *raw.shape), block)
-        scores.append(slope)
+    slopes, curvature = torch.empty_like(x), torch.zeros(x.shape[1], dtype=torch.float64)  # of counts, large as these
+    for block, slope in zip(blocks_of(x), blocks_of(slopes), strict=True):
+        first, bend = likelihood.expansion(raw.expand(len(block), *raw.shape), block)
+        slope.copy_(first)
         curvature += bend.double().sum(0)
-    slopes = torch.cat(scores)
-    square = sum(block.double().square().sum(0) for block in slopes.split(_BLOCK))
+    square = sum(block.double().square().sum(0) for block in blocks_of(slopes))
     curvature = torch.maximum(curvature, square) / len(x)
     return slopes, curvature.clamp(min=likelihood.min_curvature)
 
@@ -377,4 +375,4 @@ def _linearised(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise,
     if hasattr(likelihood, "set_noise"):
         return x - x.mean(0), likelihood.nearest_noise, True
     scores, curvature = _scores(likelihood, raw, x)
-    return ((scores - scores.mean(0)) / curvature).to(x.dtype), lambda noise: 1 / curvature, False
+    return (scores - scores.mean(0)) / curvature.to(x.dtype), lambda noise: 1 / curvature, False

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ._rows import Chunks, RowSource, parts_of
+from ._rows import ChunkRows, RowSource, parts_of
 
 
 def n_processes() -> int:
@@ -88,7 +88,7 @@ class Shards(RowSource):
         self.stop = self.start + len(X)
 
     def parts(self, block: int = 1024) -> Any:
-        values = (np.asarray(part, dtype=self.read_dtype) for part in parts_of(self.local))
+        values = (np.asarray(part, dtype=self.read_dtype) for part in parts_of(self.local) if len(part))
         return values if self.finish is None else map(self.finish, values)
 
     def _read(self, rows: Any) -> Any:
@@ -122,7 +122,7 @@ def shared(X: Any, least: int) -> Any:
     if n_processes() == 1:
         return X
     with together():
-        if isinstance(X, Chunks):
+        if isinstance(X, ChunkRows):
             raise ValueError("In several processes X has to be an array, a sparse matrix or a memory map, not chunks.")
         if not hasattr(X, "shape") or len(X.shape) != 2 or X.dtype.kind not in "biuf":
             raise ValueError("In several processes X has to be a table of numbers.")

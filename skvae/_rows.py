@@ -144,10 +144,10 @@ class SparseRows(RowSource):
         return self.X[rows].toarray()
 
 
-class Chunks(RowSource):
+class Chunks:
     """A table in parts that are read when they are asked for, such as the row groups of a parquet file.
 
-    `fit` takes it for X, and so do the methods that give something for each row. Passes over the rows go through the
+    `fit` and `partial_fit` take it for X, as do the methods that give something for each row. A pass goes through the
     parts in random order, a few at a time, whose rows are shuffled together.
 
     Parameters
@@ -158,6 +158,16 @@ class Chunks(RowSource):
         Makes an array-like of shape (n, n_features) of a part.
     n_buffered : int, default=8
         Number of parts that are held in memory and shuffled together.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (n_samples, n_features); all parts are read once to know it.
+
+    Raises
+    ------
+    ValueError
+        If there is no part; when rows are read, if a part has other columns than the first one.
 
     Examples
     --------
@@ -171,6 +181,20 @@ class Chunks(RowSource):
     """
 
     def __init__(self, parts, read=np.asarray, n_buffered=8):
+        self.rows = ChunkRows(parts, read, n_buffered)
+
+    @property
+    def shape(self):
+        return self.rows.shape
+
+    def __len__(self):
+        return len(self.rows)
+
+
+class ChunkRows(RowSource):
+    """Rows of `Chunks`, whose parameters it has."""
+
+    def __init__(self, parts, read, n_buffered):
         self.all_parts = list(parts)
         if not self.all_parts:
             raise ValueError("X has no parts.")
@@ -252,6 +276,8 @@ def source_of(X):
     """X as rows that are read where they are asked for; None where it is no such table."""
     if isinstance(X, RowSource):
         return X
+    if isinstance(X, Chunks):
+        return X.rows
     if issparse(X) and X.ndim == 2:
         return SparseRows(X)
     is_map = isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "biuf" and _mapped(X) is not None

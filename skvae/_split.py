@@ -93,7 +93,7 @@ class Rows:
             found = self._fields(self.x[flat])
         else:
             found = {name: part.index_select(0, flat) for name, part in self.fields.items()}
-        return {name: part.view(*rows.shape, -1) for name, part in found.items()}
+        return {name: part.view(*rows.shape, part.shape[-1]) for name, part in found.items()}
 
 
 def _shuffled(x: Any, rows: Tensor, rng: torch.Generator) -> Tensor:

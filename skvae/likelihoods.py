@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._component import Component
-from ._device import widest
+from ._device import blocks_of, widest
 
 _LOG_2PI = math.log(2 * math.pi)
-_BLOCK = 4096
 _ROUNDING = 8  # units in the last place that a scaler may leave the unit interval by
 
 
@@ -136,8 +135,8 @@ def _normal_like(raw: Tensor, generator: torch.Generator) -> Tensor:
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each feature, in float64: two tensors (n_features,)."""
-    mean = x.mean(0, dtype=torch.float64)
-    return mean, sum((block.double() - mean).square().sum(0) for block in x.split(_BLOCK)) / len(x)
+    mean = sum(block.sum(0, dtype=torch.float64) for block in blocks_of(x)) / len(x)
+    return mean, sum((block.double() - mean).square().sum(0) for block in blocks_of(x)) / len(x)
 
 
 def _bounded_log(raw: Tensor) -> Tensor:
@@ -194,7 +193,7 @@ class Gaussian(Likelihood):
         return super().start(x)
 
     def _raise_floor(self, x: Tensor) -> None:
-        blocks = (block.double().square() for block in x.split(_BLOCK))
+        blocks = (block.double().square() for block in blocks_of(x))
         squares = [(square.sum(0), square.square().sum(0)) for square in blocks]
         variance, fourth = (sum(terms) / len(x) for terms in zip(*squares, strict=True))
         relative_variance = (fourth / variance.clamp(min=1e-12).square() - 1) / len(x)

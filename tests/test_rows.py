@@ -83,7 +83,7 @@ def test_small_tables_are_held(kind, tmp_path):
 def test_rows_are_asked_for_as_of_an_array(tmp_path):
     X = numbers("float32", n=97)
     some = np.array([5, 96, 5, 0])
-    for source in (MappedRows(mapped(X, tmp_path)), SparseRows(sparse.csr_array(X)), Chunks(np.array_split(X, 4))):
+    for source in (MappedRows(mapped(X, tmp_path)), SparseRows(sparse.csr_array(X)), Chunks(np.array_split(X, 4)).rows):
         assert (len(source), source.shape, source.ndim, source.size) == (97, (97, 6), 2, 97 * 6)
         for rows in (3, -1 % 97, slice(None), slice(20, 61), slice(90, 400), some, some.tolist(), X[:, 0] > 0):
             np.testing.assert_array_equal(source[rows], X[rows])
@@ -138,7 +138,7 @@ def test_an_order_of_chunks_reads_each_part_once():
         n_reads[i] += 1
         return X[20 * i : 20 * (i + 1)]
 
-    source = Chunks(range(50), read, n_buffered=5)
+    source = Chunks(range(50), read, n_buffered=5).rows
     assert source.shape == (1000, 6)
     rows, n_reads[:] = np.arange(1000)[::2], 0
     order = source.order(rows, np.random.default_rng(0).permutation(len(rows)))
