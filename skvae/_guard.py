@@ -62,7 +62,8 @@ class Judge:
         weight, eps = weight[:, at], eps[..., at, :]
         fields = Rows(split.x, net.module_).take(own)
         fields["x"] = net.module_.likelihood.draw(fields["x"], rng)
-        self.weight, size = weight.to(net.device), max(1, min(_BLOCK, _BLOCK_VALUES // n_features) // (n_draws * self.n_judged))
+        self.weight, size = weight.to(net.device), min(_BLOCK, _BLOCK_VALUES // n_features)
+        size = max(1, size // (n_draws * self.n_judged))
         pieces = [[(name, piece) for piece in part.split(size, 1)] for name, part in fields.items()]
         draws = zip(*pieces, eps.split(size, -2), strict=True)
         self.parts = [Batch(**dict(named), eps=some) for *named, some in draws]

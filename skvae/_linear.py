@@ -375,4 +375,4 @@ def _linearised(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise,
     if hasattr(likelihood, "set_noise"):
         return x - x.mean(0), likelihood.nearest_noise, True
     scores, curvature = _scores(likelihood, raw, x)
-    return (scores - scores.mean(0)) / curvature.to(x.dtype), lambda noise: 1 / curvature, False
+    return scores.sub_(scores.mean(0)).div_(curvature.to(x.dtype)), lambda noise: 1 / curvature, False

@@ -2,9 +2,13 @@
 
 import datetime
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 import traceback
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,3 +233,17 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_from_its_checkpoin
         resumed, whole = np.load(tmp_path / f"resumed{rank}.npz"), np.load(tmp_path / f"whole{rank}.npz")
         for key in whole:
             np.testing.assert_array_equal(resumed[key], whole[key])
+
+
+def test_torchrun_runs_the_example(tmp_path):
+    script = Path(__file__).parents[1] / "examples" / "processes.py"
+    options = ["--rows", "1500", "--iterations", "2", "--out", str(tmp_path)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    found = [
+        subprocess.run([sys.executable, *launch, str(script), *options], capture_output=True, text=True, check=True)
+        for launch in (launcher, [])
+    ]
+    scores = [re.search(r"1500 rows: (-?\d+\.\d+) nats", run.stdout) for run in found]
+    assert all(scores), [run.stdout + run.stderr for run in found]
+    assert abs(float(scores[0][1]) - float(scores[1][1])) <= 0.002  # in the last place that is printed
+    assert (tmp_path / "vae.skvae").exists()
