@@ -2,6 +2,7 @@
 
 import copy
 import mmap
+import os
 from collections import OrderedDict
 from functools import cached_property
 
@@ -13,8 +14,6 @@ from scipy.sparse import issparse
 DTYPES = (np.float64, np.float32, np.float16, np.uint8)
 MAX_HELD = 2**24  # values: a smaller table is better held as an array
 _MAX_READ = 2**22  # values that are read at once
-_MAX_RESIDENT = 2**27  # bytes of a file that may stay in memory after they were read
-_PAGES = 2**16  # bytes that the system maps around each place that is read
 
 
 def row_blocks(X, size=1024):
@@ -105,7 +104,10 @@ class RowSource:
 
 
 class MappedRows(RowSource):
-    """Rows of a memory-mapped array, whose pages do not stay in memory.
+    """Rows of a memory-mapped array.
+
+    They are read from the file where they stand there one after the other: pages of a map would stay in memory, and the
+    system maps up to two megabytes around each row that is touched. Other maps are read as arrays.
 
     Parameters
     ----------
@@ -116,15 +118,54 @@ class MappedRows(RowSource):
     def __init__(self, X):
         super().__init__(X.shape, X.dtype)
         self.values = np.asarray(X)
-        self._n_read = 0
+        self.path, self.position = _place_in_file(X)
 
     def _read(self, rows):
-        values = np.array(self.values[rows])
-        self._n_read += values.nbytes if isinstance(rows, slice) else len(values) * (_PAGES + values[:1].nbytes)
-        if self._n_read > _MAX_RESIDENT:
-            self._n_read = 0
-            _release(self.values)
+        if self.path is None:
+            return np.array(self.values[rows])
+        indices = range(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        values = np.empty((len(indices), self.shape[1]), self.dtype)
+        with open(self.path, "rb", buffering=0) as file:
+            self._fill(values, indices, file.fileno())
         return values
+
+    def _fill(self, values, indices, file):
+        stride = self.values.strides[0]
+        if isinstance(indices, range) and indices.step == 1 and self.values.flags.c_contiguous:
+            return _read_into(file, memoryview(values).cast("B"), self.position + indices.start * stride)
+        view, size = memoryview(values).cast("B"), values.itemsize * self.shape[1]
+        places = self.position + np.asarray(indices) * stride
+        for i, place in enumerate(places.tolist()):
+            _read_into(file, view[i * size : (i + 1) * size], place)
+
+
+def _read_into(file, view, position):
+    """Fill a view of bytes with what stands at that position of a file."""
+    n = os.preadv(file, [view], position)
+    while n < len(view):
+        view, position = view[n:], position + n
+        n = os.preadv(file, [view], position)
+        if not n:
+            raise OSError("The file that X is mapped from ends before its last row.")
+
+
+def _place_in_file(X):
+    """The file that X is a view of and the position of its first row there; None and 0 where its rows cannot be read
+    from it."""
+    file, itemsize = _mapped(X), X.dtype.itemsize
+    in_order = X.strides[1] == itemsize and X.strides[0] >= 0 and X.size
+    if not in_order or file.mode == "c" or file.filename is None or not hasattr(os, "preadv"):
+        return None, 0
+    start = np.frombuffer(file._mmap, np.uint8).ctypes.data
+    position = X.ctypes.data - start + file.offset - file.offset % mmap.ALLOCATIONGRANULARITY
+    last = np.empty_like(X[-1:], order="C")
+    try:
+        with open(file.filename, "rb", buffering=0) as handle:
+            _read_into(handle.fileno(), memoryview(last).cast("B"), position + (len(X) - 1) * X.strides[0])
+    except OSError:
+        return None, 0
+    is_there = last.tobytes() == np.ascontiguousarray(X[-1:]).tobytes()  # else the file is another by now
+    return (file.filename, position) if is_there else (None, 0)
 
 
 class SparseRows(RowSource):
@@ -263,13 +304,6 @@ def _mapped(X):
     while X is not None and not (isinstance(X, np.memmap) and X._mmap is not None):
         X = getattr(X, "base", None)
     return X
-
-
-def _release(X):
-    """Let go of the pages of a file; what was written to a private map would be lost."""
-    file = _mapped(X)
-    if file.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
-        file._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def source_of(X):

@@ -2,6 +2,7 @@
 
 import mmap
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,24 +205,69 @@ def test_whole_numbers_stay_in_their_range(small_memory, tmp_path):
     assert set(np.unique(drawn)) <= set(range(3, 9))
 
 
-def test_pages_of_a_file_are_let_go(tmp_path, monkeypatch):
-    released = []
-    monkeypatch.setattr(_rows, "_release", released.append)
-    monkeypatch.setattr(_rows, "_MAX_RESIDENT", 1_000)
+VIEWS = {
+    "whole": lambda X: X,
+    "later rows": lambda X: X[300:],
+    "every other row": lambda X: X[::2],
+    "some columns": lambda X: X[10:, 1:4],
+    "every other column": lambda X: X[:, ::2],
+    "reversed": lambda X: X[::-1],
+    "transposed": lambda X: X.T,
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_rows_of_any_view_of_a_file_are_read(view, order, tmp_path):
+    X = VIEWS[view](np.asarray(numbers("float32"), order=order))
+    mapped_view = VIEWS[view](mapped(np.asarray(numbers("float32"), order=order), tmp_path))
+    source = MappedRows(mapped_view)
+    in_order = X.strides[0] > 0 and X.strides[1] == X.itemsize
+    assert (source.path is not None) == in_order
+    for rows in (slice(None), slice(2, 5), slice(0, 6, 2), np.array([4, 0, 4]), -1 % len(X)):
+        np.testing.assert_array_equal(source[rows], X[rows])
+
+
+def test_an_offset_in_the_file_is_minded(tmp_path):
+    X = numbers("float64")
+    (tmp_path / "X.bin").write_bytes(b"head" * 3000 + X.tobytes())
+    source = MappedRows(np.memmap(tmp_path / "X.bin", np.float64, "r", offset=12_000, shape=X.shape))
+    assert source.path is not None
+    np.testing.assert_array_equal(source[:], X)
+
+
+def test_pages_of_a_file_do_not_stay_in_memory(tmp_path):
+    X = np.random.default_rng(0).normal(size=(40_000, 256)).astype(np.float32)  # 40 MB
+    source = MappedRows(mapped(X, tmp_path))
+    before = resident_file_pages()
+    assert sum(len(part) for part in source.parts()) == len(X)
+    assert source[np.random.default_rng(0).permutation(len(X))[:5000]].shape == (5000, 256)
+    assert resident_file_pages() - before < X.nbytes / 4
+    assert source.values[::16].sum() != 0  # as an array is read
+    assert resident_file_pages() - before > X.nbytes / 2
+
+
+def resident_file_pages():
+    """Bytes of mapped files in this process's memory."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("this system does not say")
+    return int(Path("/proc/self/statm").read_text().split()[2]) * mmap.PAGESIZE
+
+
+def test_another_file_in_its_place_is_not_read(tmp_path):
     X = mapped(numbers("float64"), tmp_path)
-    source = MappedRows(X)
-    for part in source.parts():
-        assert part.base is None or not isinstance(part.base, mmap.mmap)
-    assert released
-    _ = source[[1, 2]]
-    assert len(released) == 2
+    (tmp_path / "X.npy").rename(tmp_path / "old.npy")
+    np.save(tmp_path / "X.npy", numbers("float64") + 1)
+    np.testing.assert_array_equal(MappedRows(X)[:], numbers("float64"))
 
 
-def test_a_private_map_keeps_what_was_written(tmp_path, small_memory, monkeypatch):
-    monkeypatch.setattr(_rows, "_MAX_RESIDENT", 0)
+@pytest.mark.parametrize("mode", ["c", "r+"])
+def test_what_was_written_to_a_map_is_read(mode, tmp_path, small_memory):
     mapped(numbers("float64"), tmp_path)
-    X = np.load(tmp_path / "X.npy", mmap_mode="c")
+    X = np.load(tmp_path / "X.npy", mmap_mode=mode)
     X[:100] = 7
+    source = MappedRows(X)
+    assert (source[:100] == 7).all()
     VAETransformer(2, **SMALL).fit(X)
     assert (X[:100] == 7).all()
 
