@@ -36,8 +36,8 @@ def _pace(n_rows, n_features):
 
 def holds_out(estimator, n_rows, first, one_epoch):
     """Whether rows are held out, rather than none or those of folds."""
-    few = first and estimator.early_stopping == "auto" and n_rows < CROSS_FIT_ROWS
-    return bool(estimator.early_stopping) and not one_epoch and not few
+    by_folds = estimator.early_stopping == "cv" or (estimator.early_stopping == "auto" and n_rows < CROSS_FIT_ROWS)
+    return bool(estimator.early_stopping) and not one_epoch and not (first and by_folds)
 
 
 def split_of(estimator, x, seed, first, one_epoch):
@@ -47,6 +47,8 @@ def split_of(estimator, x, seed, first, one_epoch):
         return Split(x, [train_rows], [valid_rows])
     if one_epoch or not estimator.early_stopping or len(x) < 2 * N_FOLDS:
         return whole(x)
+    if isinstance(x, ScaledRows):
+        raise ValueError("early_stopping='cv' is for tables in memory and one process: use True, or 'auto'.")
     n_judged = N_FOLDS if x.shape[1] <= _WIDE else 1
     train_rows, valid_rows = (rows[:n_judged] for rows in folds(len(x), N_FOLDS, seed))
     return Split(x, [torch.arange(len(x)), *train_rows], valid_rows)
@@ -59,8 +61,10 @@ def none_held_out(estimator, n_rows, first, one_epoch):
         return reason, reason
     if holds_out(estimator, n_rows, first, one_epoch):
         return "", ""
-    reason = "early_stopping='auto' holds none out of fewer than {} rows"
-    return reason.format(2 * N_FOLDS) if n_rows < 2 * N_FOLDS else "", reason.format(CROSS_FIT_ROWS)
+    folds_only = f"early_stopping={estimator.early_stopping!r} holds none out"
+    too_few = f"{folds_only} of fewer than {2 * N_FOLDS} rows" if n_rows < 2 * N_FOLDS else ""
+    of_few = "" if estimator.early_stopping == "cv" else f" of fewer than {CROSS_FIT_ROWS} rows"
+    return too_few, folds_only + of_few
 
 
 def stream_before(estimator, X, fresh, one_epoch):

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ._blocks import location_scale
 from ._input import advice, plain
 from ._random import subsample
+from ._rows import RowSource, parts_of
 from ._table import is_frame, missing_cells, without_column
 from ._transformer import VAETransformer
 from .likelihoods import Gaussian
@@ -156,7 +157,8 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         self.estimator_ = self._model(seed).fit(X)
         self._center, self._spread = location_scale(self.estimator_._check_X(X))
-        rows = _safe_indexing(X, subsample(len(X), MAX_ROWS, seed))
+        some = subsample(len(X), MAX_ROWS, seed)
+        rows = X[some] if isinstance(X, RowSource) else _safe_indexing(X, some)
         parts = self._measure(rows)
         self._unit = _unit(parts)
         self.offset_ = self._offset(-parts / self._unit @ WEIGHTS)
@@ -175,7 +177,8 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         scores : ndarray of shape (n_samples,)
             High is ordinary. The mean over the training rows is about -1.
         """
-        return -self._parts(self._check(X)) / self._unit @ WEIGHTS
+        X = self._check(X)
+        return np.concatenate([-self._parts(part) / self._unit @ WEIGHTS for part in parts_of(X)])
 
     def decision_function(self, X):
         """`score_samples` less `offset_`: negative for outliers.
@@ -226,7 +229,12 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         nats : ndarray of shape (n_samples, n_features)
             Nats lost, high is strange.
         """
-        X, score = self._check(X), self.estimator_.score_samples
+        X = self._check(X)
+        return np.concatenate([self._explained(part) for part in parts_of(X)])
+
+    def _explained(self, X):
+        """`explain` of rows that memory holds."""
+        score = self.estimator_.score_samples
         known = score(X)
         filled = (self.estimator_.impute(without_column(X, column)) for column in range(self.n_features_in_))
         gains = np.column_stack([score(rows) - known for rows in filled])
@@ -260,7 +268,7 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         if not reset:
             check_is_fitted(self)
         X = plain(X)
-        if is_frame(X):
+        if is_frame(X) or isinstance(X, RowSource):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
         finite = "allow-nan" if get_tags(self).input_tags.allow_nan else True

@@ -1,9 +1,6 @@
 """VAETransformer: parameters, validation and building; numpy in, numpy out."""
 
-import copy
 import os
-import warnings
-from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
 from typing import ClassVar
@@ -11,32 +8,20 @@ from typing import ClassVar
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import validate_data
 
 from ._aggregate import fit_aggregate, from_arrays, posterior_draws, to_arrays
 from ._blocks import is_far
-from ._build import REGISTRIES, SklearnCallbacks, check_nested
-from ._checkpoint import open_checkpoint
-from ._checks import check_monitors
+from ._build import REGISTRIES, check_nested
 from ._files import FileMixin
-from ._fitting import begin, go_on, mean_gain, none_held_out, rows_for, schedule_of, stream_before, weight_decay_of
 from ._generation import GenerationMixin
 from ._inference import InferenceMixin
-from ._input import plain
-from ._made_with import check_unchanged, made_with
-from ._net import OPTIMIZERS, train
+from ._net import OPTIMIZERS
 from ._portable import portable
-from ._processes import is_first, of_first, shared, together
 from ._program import own_settings
-from ._random import subsample
-from ._schedule import CROSS_FIT_ROWS
-from ._stream import MAX_KEPT
+from ._training import TrainingMixin
 from ._validation import ValidationMixin
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
-from .callbacks import REPORT_ROWS, Report
 from .likelihoods import LIKELIHOODS, Likelihood
 from .objectives import OBJECTIVES, Objective
 from .priors import PRIORS, Prior
@@ -50,6 +35,7 @@ except ImportError:  # scikit-learn < 1.9
 
 
 class VAETransformer(
+    TrainingMixin,
     ValidationMixin,
     GenerationMixin,
     InferenceMixin,
@@ -130,11 +116,12 @@ class VAETransformer(
     max_iter : int or "auto", default="auto"
         Most passes over the rows (epochs). "auto" allows five steps a row, at least 700 and at most 10,000, or 2000 for
         fewer than 1000 rows; and at least 20 passes.
-    early_stopping : bool or "auto", default="auto"
+    early_stopping : bool, "auto" or "cv", default="auto"
         How the number of steps is chosen. True holds out rows and keeps the state that scores best on them, the start
-        included. "auto" does so too from 1000 rows on. On smaller tables, where a tenth is too few rows to judge by, it
-        trains a model on all rows beside those of five folds, and keeps its state at the step where these score best on
-        the rows that they have not seen; one fold has to do for more than 500 features. False runs `max_iter` epochs.
+        included. "cv" trains a model on all rows beside those of five folds, and keeps its state at the step where
+        these score best on the rows that they have not seen; one fold has to do for more than 500 features. "auto" is
+        True from 1000 rows on and "cv" on smaller tables, where a tenth is too few rows to judge by. False runs
+        `max_iter` epochs. A fit that goes on holds out rows in place of "cv".
     validation_fraction : float, default=0.1
         Share of the rows to hold out.
     n_iter_no_change : int or "auto", default="auto"
@@ -268,7 +255,7 @@ class VAETransformer(
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "max_iter": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
-        "early_stopping": [StrOptions({"auto"}), "boolean"],
+        "early_stopping": [StrOptions({"auto", "cv"}), "boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
@@ -558,107 +545,3 @@ class VAETransformer(
         likelihood = LIKELIHOODS.get(self.likelihood) if isinstance(self.likelihood, str) else self.likelihood
         tags.input_tags.positive_only = getattr(likelihood, "non_negative", False)
         return tags
-
-    # Training
-
-    def _fit(self, X, y, *, fresh, one_epoch=False):
-        with together():
-            X = plain(X)
-        X = shared(X, CROSS_FIT_ROWS)
-        if fresh:
-            values, gain, likelihood, table = self._check_first(X, in_chunks=one_epoch)
-            table.keep_conditions(values)
-            asked = made_with(self.get_params(deep=False), likelihood)
-            seed = of_first(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
-        else:
-            asked = made_with(self.get_params(deep=False), self.likelihood_)
-            whose = "partial_fit" if one_epoch else "warm_start"
-            check_unchanged(getattr(self, "_made_with", {}), asked, whose, self.device, self.net_.device)
-            (values, loss), likelihood, seed = self._check_rows(X), self.likelihood_, self.net_.seed
-            table, gain = self._table, -loss
-        check_monitors(self.callbacks, *none_held_out(self, len(values), fresh, one_epoch))
-        former, known = None if fresh else self.net_, values
-        stream, start = stream_before(self, values, fresh, one_epoch).take(values)
-        if one_epoch and start is not None:  # from the rows of all chunks so far
-            fresh, known = True, start
-        checkpoint = None
-        if self.checkpoint is not None and not one_epoch:
-            checkpoint = open_checkpoint(self.get_params(deep=False), seed, values, former)
-            seed = checkpoint.seed
-        if fresh:
-            net, split = begin(self, known, likelihood, seed, one_epoch, table.n_context)
-            net.gain_ = mean_gain(net, values, gain)
-        else:
-            net, split = go_on(self, values, asked, one_epoch)
-        if one_epoch:
-            net.set_weight_decay(weight_decay_of(self, stream.n_rows))
-        if fresh and former is not None:
-            net.carry_on(former)
-            split = rows_for(net, values)
-        schedule = schedule_of(self, *values.shape, one_epoch)
-        with self._task((net, likelihood, X, table), schedule.n_epochs, y) as bridge:
-            callbacks = [
-                *bridge,
-                *([Report()] if self.verbose and is_first() else []),
-                *([checkpoint] if checkpoint else []),
-            ]
-            train(net, split, schedule, callbacks)
-        self._set_fitted(net, likelihood, X, table)
-        self._made_with = asked
-        self._report(known, stream, fresh)
-        if net.interrupted_:
-            raise KeyboardInterrupt(
-                f"Training was interrupted. The model is fitted as it stands, after {self.n_iter_} epoch(s)."
-            )
-        if checkpoint:
-            checkpoint.remove()
-        return self
-
-    @contextmanager
-    def _task(self, fit, n_epochs, y):
-        """Tell scikit-learn's callbacks of the fit; yields the skorch callback that tells them of its epochs. `fit` is
-        what `_set_fitted` takes."""
-        if not hasattr(self, "_skl_callbacks"):
-            yield []
-            return
-        _, _, X, _ = fit
-        data = {"estimator": self, "X": X, "y": y}
-        context = self._init_callback_context(max_subtasks=n_epochs).call_on_fit_task_begin(**data)
-        fitted = copy.copy(self)
-        fitted._set_fitted(*fit)
-        yield [SklearnCallbacks(context, vars(fitted), **data)]
-        context.call_on_fit_task_end(**data, reconstruction_attributes=vars(fitted))
-
-    def _set_fitted(self, net, likelihood, X, table):
-        is_first = not hasattr(self, "net_") or net is not self.net_
-        validate_data(self, X, reset=is_first, skip_check_array=True)
-        if is_first:
-            self._table = table
-        self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
-
-    def _report(self, X, stream, fresh):
-        """Attributes that tell how training went, and a warning where the latent space is empty."""
-        history, shift = self.net_.history, self.net_.mean_log_jacobian
-        self.loss_curve_ = [-row["train_bound"] - shift for row in history if "train_bound" in row]
-        self.kl_curve_ = [row["train_kl"] for row in history if "train_kl" in row]
-        self.n_iter_ = len(self.loss_curve_)
-        scores = [row["valid_bound"] + shift for row in history if "valid_bound" in row]
-        self.validation_scores_ = scores or None
-        seed, prior = self.net_.seed, self.module_.prior
-        latents = np.hstack(self._encode(X[subsample(len(X), REPORT_ROWS, seed)]))
-        if not fresh:
-            latents = stream.mixed(self._latents, latents, len(X), seed)
-        mean, log_scale = np.split(latents, 2, axis=1)
-        tensors = [torch.from_numpy(part) for part in (mean, log_scale)]
-        self._latents = latents[subsample(len(latents), MAX_KEPT, seed)]
-        self._stream, self._aggregate = vars(stream), {}
-        with torch.no_grad():
-            self.kl_per_unit_ = prior.kl_per_unit(*tensors).numpy().mean(axis=0)
-            self.active_units_ = prior.active_units(tensors[0]).numpy()
-        if not self.active_units_.any() and len(mean) > 1:
-            warnings.warn(
-                "No latent unit is active: E[z | x] has at most 0.01 of the prior's variance (posterior collapse). The "
-                "features may be independent of each other; otherwise lower `beta` or set `init='linear'`.",
-                ConvergenceWarning,
-                stacklevel=6,
-            )

@@ -47,6 +47,7 @@ LAYERS = [
     ["_net"],
     ["_files", "_inference", "_made_with", "_validation"],
     ["_fitting", "_generation"],
+    ["_training"],
     ["_transformer"],
     ["_load", "_imputation", "_outliers", "metrics", "datasets", "displays._estimator", "displays._figure"],
     ["displays._latent", "displays._outliers", "displays._paths", "displays._rows", "displays._training"],

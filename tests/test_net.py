@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from skorch.callbacks import (
     Callback,
@@ -31,6 +32,7 @@ from skvae._net import OPTIMIZERS, Net, build_net, train
 from skvae._random import INIT_STREAM, generator
 from skvae._schedule import Schedule
 from skvae._split import Split, TrainBatches, hold_out, whole
+from skvae._stack import Stack
 from skvae.architectures import Custom
 from skvae.likelihoods import Gaussian
 from skvae.objectives import ELBO
@@ -707,3 +709,22 @@ def test_a_batch_of_few_rows_takes_a_shorter_step(table, monkeypatch):
     monkeypatch.setattr(Net, "_step_at", lambda self, factor: (rates.append(factor), step(self, factor)))
     VAETransformer(2, batch_size=8, max_iter=20, **SMALL).fit(table(n_rows=64))
     assert rates[-1] == 8 / 32
+
+
+def test_folds_can_be_asked_for_by_name(table, monkeypatch):
+    members = []
+    inner = Stack.__init__
+    monkeypatch.setattr(Stack, "__init__", lambda self, *args: members.append(len(args[0])) or inner(self, *args))
+    X, quick = table(), {"max_iter": 3, "n_draws": 5, "hidden_layer_sizes": (8,), "random_state": 0}
+    few = {how: VAETransformer(2, early_stopping=how, **quick).fit(X) for how in ("auto", "cv")}
+    np.testing.assert_array_equal(*(vae.transform(X) for vae in few.values()))
+    many = np.vstack([X + i / 100 for i in range(20)])
+    scores = {how: VAETransformer(2, early_stopping=how, **quick).fit(many).validation_scores_ for how in few}
+    assert members == [6, 6, 1, 6]
+    assert len(scores["cv"]) == 3
+    again = VAETransformer(2, early_stopping="cv", warm_start=True, **quick).fit(many).fit(many)
+    assert members[4:] == [6, 1]  # which holds rows out
+    assert np.isfinite(again.score(X))
+    monkeypatch.setattr("skvae._rows.MAX_HELD", 0)
+    with pytest.raises(ValueError, match="early_stopping='cv' is for tables in memory and one process"):
+        VAETransformer(2, early_stopping="cv", **quick).fit(csr_array(many))

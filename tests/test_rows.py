@@ -5,6 +5,8 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import torch
 from scipy import sparse
@@ -12,7 +14,7 @@ from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.parallel import Parallel, delayed
 
-from skvae import Chunks, VAETransformer, _rows
+from skvae import Chunks, VAEOutlierDetector, VAETransformer, _rows
 from skvae._rows import MappedRows, RowSource, SparseRows, held, source_of
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 5, "random_state": 0}
@@ -160,6 +162,34 @@ def test_chunks_beyond_the_buffer_train(small_memory):
     assert len(pickle.dumps(Chunks(np.array_split(X, 4)))) < 2 * X.nbytes
 
 
+@pytest.mark.parametrize("read", [pl.read_parquet, pd.read_csv], ids=["parquet", "CSV"])
+def test_files_of_frames_are_parts(read, tmp_path, small_memory):
+    X = numbers("holes")
+    paths = []
+    for i, part in enumerate(np.array_split(X, 5)):
+        frame = pl.DataFrame(part).with_columns(pl.all().fill_nan(None))
+        paths.append(tmp_path / f"{i}")
+        frame.write_parquet(paths[-1]) if read is pl.read_parquet else frame.write_csv(paths[-1])
+    chunks = Chunks(paths, read)
+    np.testing.assert_array_equal(np.asarray(chunks.rows), X)
+    vae = VAETransformer(2, **SMALL)
+    np.testing.assert_array_equal(clone(vae).fit(chunks).transform(chunks), clone(vae).fit(X).transform(X))
+
+
+@pytest.mark.parametrize("kind", ["map", "CSR", "chunks"])
+def test_a_detector_takes_them(kind, tmp_path, monkeypatch):
+    X = numbers("float32")
+    detector = VAEOutlierDetector(VAETransformer(2, **SMALL), random_state=0)
+    expected = clone(detector).fit(X)
+    monkeypatch.setattr(_rows, "MAX_HELD", 0)
+    monkeypatch.setattr(_rows, "_MAX_READ", 6 * 1024)
+    source = KINDS[kind](X, tmp_path)
+    detector.fit(source)
+    assert detector.offset_ == expected.offset_
+    np.testing.assert_array_equal(detector.score_samples(source), expected.score_samples(X))
+    np.testing.assert_array_equal(detector.explain(source), expected.explain(X))
+
+
 def test_parts_must_be_of_one_table():
     with pytest.raises(ValueError, match="X has no parts"):
         Chunks([])
@@ -179,7 +209,7 @@ def test_bad_rows_are_refused_before_training(kind, method, small_memory, tmp_pa
     bad = X.copy()
     bad[2000, 3] = np.inf
     source = KINDS[kind](bad, tmp_path)
-    monkeypatch.setattr("skvae._transformer.train", lambda *args: pytest.fail("training has begun"))
+    monkeypatch.setattr("skvae._training.train", lambda *args: pytest.fail("training has begun"))
     with pytest.raises(ValueError, match="Input X contains infinity or a value too large"):
         getattr(vae, method)(source)
     if method != "fit":
