@@ -18,9 +18,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from skvae import VAETransformer, _net, _schedule
-from skvae._batch import Batch
-from skvae._split import whole
+from skvae import VAETransformer
+from skvae._data.batch import Batch
+from skvae._data.split import whole
+from skvae._training import net as _net
+from skvae._training import schedule as _schedule
 
 HIDDEN, Z_DIM, LR = 128, 100, 1e-3
 

@@ -39,7 +39,7 @@ from tables import ALL_SOURCES, SOURCES, load_all
 from threadpoolctl import threadpool_limits
 
 from skvae import VAETransformer
-from skvae._batch import Batch
+from skvae._data.batch import Batch
 from skvae.datasets import load_images
 from skvae.likelihoods import Bernoulli, Gaussian
 

@@ -49,7 +49,12 @@ from loops import (
 from record import Results, print_table
 from skorch.callbacks import Callback
 
-from skvae import VAETransformer, _fitting, _gradient, _net, _products, _schedule
+from skvae import VAETransformer
+from skvae._fast import gradient as _gradient
+from skvae._fast import products as _products
+from skvae._training import fitting as _fitting
+from skvae._training import net as _net
+from skvae._training import schedule as _schedule
 from skvae.datasets import load_images
 
 HERE = Path(__file__).parent

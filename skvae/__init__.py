@@ -1,10 +1,10 @@
 """skvae: the variational autoencoder as a scikit-learn estimator."""
 
 from . import architectures, callbacks, likelihoods, objectives, priors
+from ._data.rows import Chunks
 from ._imputation import VAEImputer
-from ._load import load
+from ._io.load import load
 from ._outliers import VAEOutlierDetector
-from ._rows import Chunks
 from ._transformer import VAETransformer
 
 __all__ = [

@@ -11,8 +11,8 @@ from sklearn.utils._mask import _get_mask
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
-from ._input import plain
-from ._table import container_of, is_frame, missing_cells
+from ._data.input import plain
+from ._data.table import container_of, is_frame, missing_cells
 from ._transformer import VAETransformer
 
 

@@ -10,11 +10,11 @@ from sklearn.utils import _safe_indexing, check_random_state, get_tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ._blocks import location_scale
-from ._input import advice, plain
-from ._random import subsample
-from ._rows import RowSource, parts_of
-from ._table import is_frame, missing_cells, without_column
+from ._data.blocks import location_scale
+from ._data.input import advice, plain
+from ._data.rows import RowSource, parts_of
+from ._data.table import is_frame, missing_cells, without_column
+from ._system.random import subsample
 from ._transformer import VAETransformer
 from .likelihoods import Gaussian
 

@@ -10,17 +10,17 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ._aggregate import fit_aggregate, from_arrays, posterior_draws, to_arrays
-from ._blocks import is_far
-from ._build import REGISTRIES, check_nested
-from ._files import FileMixin
-from ._generation import GenerationMixin
-from ._inference import InferenceMixin
-from ._net import OPTIMIZERS
-from ._portable import portable
-from ._program import own_settings
-from ._training import TrainingMixin
-from ._validation import ValidationMixin
+from ._data.blocks import is_far
+from ._estimator.generation import GenerationMixin
+from ._estimator.inference import InferenceMixin
+from ._estimator.training import TrainingMixin
+from ._estimator.validation import ValidationMixin
+from ._io.files import FileMixin
+from ._io.portable import portable
+from ._model.aggregate import fit_aggregate, from_arrays, posterior_draws, to_arrays
+from ._model.build import REGISTRIES, check_nested
+from ._system.program import own_settings
+from ._training.net import OPTIMIZERS
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
 from .likelihoods import LIKELIHOODS, Likelihood
 from .objectives import OBJECTIVES, Objective

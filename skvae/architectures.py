@@ -15,7 +15,7 @@ import torch
 from sklearn.utils._param_validation import Interval
 from torch import Tensor, nn
 
-from ._component import Component, Counts
+from ._model.component import Component, Counts
 
 ACTIVATIONS = {
     "relu": nn.ReLU,

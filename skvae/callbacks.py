@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from skorch.callbacks import Callback
 
-from ._random import subsample
+from ._system.random import subsample
 
 __all__ = ["Report", "SampleGrid"]
 

@@ -17,8 +17,8 @@ from sklearn.utils.validation import check_non_negative
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._component import Component
-from ._device import blocks_of, widest
+from ._model.component import Component
+from ._system.device import blocks_of, total, widest
 
 _LOG_2PI = math.log(2 * math.pi)
 _ROUNDING = 8  # units in the last place that a scaler may leave the unit interval by
@@ -135,8 +135,8 @@ def _normal_like(raw: Tensor, generator: torch.Generator) -> Tensor:
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each feature, in float64: two tensors (n_features,)."""
-    mean = sum(block.sum(0, dtype=torch.float64) for block in blocks_of(x)) / len(x)
-    return mean, sum((block.double() - mean).square().sum(0) for block in blocks_of(x)) / len(x)
+    mean = total(block.sum(0, dtype=torch.float64) for block in blocks_of(x)) / len(x)
+    return mean, total((block.double() - mean).square().sum(0) for block in blocks_of(x)) / len(x)
 
 
 def _bounded_log(raw: Tensor) -> Tensor:

@@ -12,15 +12,15 @@ import torch
 from sklearn.metrics import mean_squared_error
 from sklearn.utils import check_array
 
-from ._batch import Batch
-from ._blocks import apply, chunk_sizes, is_far, scaled, scaled_blocks
-from ._device import widest
-from ._holes import without_holes
-from ._module import MODERATE
-from ._program import multiplications, own_settings
-from ._random import generator
-from ._refine import Refined
-from ._split import Rows
+from ._data.batch import Batch
+from ._data.blocks import apply, chunk_sizes, is_far, scaled, scaled_blocks
+from ._data.holes import without_holes
+from ._data.split import Rows
+from ._model.module import MODERATE
+from ._model.refine import Refined
+from ._system.device import widest
+from ._system.program import multiplications, own_settings
+from ._system.random import generator
 from .priors import mixture_log_prob
 
 __all__ = [

@@ -14,8 +14,8 @@ import torch
 from sklearn.utils._param_validation import Interval, InvalidParameterError
 from torch import Tensor
 
-from ._batch import Batch
-from ._component import COUNT, Component
+from ._data.batch import Batch
+from ._model.component import COUNT, Component
 
 _LOG_2PI = math.log(2 * math.pi)
 _MAX_ELEMENTS = 24_000  # pairs of rows, times units, that are worked out at once in small batches; more are slower

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ._component import COUNT, Component, Counts
-from ._device import widest
+from ._model.component import COUNT, Component, Counts
+from ._system.device import widest
 
 _LOG_2PI = math.log(2 * math.pi)
 _MOMENT_DRAWS = 2_500

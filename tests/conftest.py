@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from skvae._module import VAE
-from skvae._net import Net
+from skvae._model.module import VAE
+from skvae._training.net import Net
 from skvae.architectures import MLP, NetworkSpec
 from skvae.priors import StandardNormal
 

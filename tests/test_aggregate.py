@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import norm
 
 from skvae import VAETransformer
-from skvae._aggregate import draw_latents, fit_aggregate, posterior_draws
+from skvae._model.aggregate import draw_latents, fit_aggregate, posterior_draws
 
 
 def mixture_of(mean, std, seed):

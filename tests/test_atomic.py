@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from skvae._atomic import replace_file
+from skvae._io.atomic import replace_file
 
 
 @pytest.mark.parametrize("name", ["file", "a.b.pt", ".hidden", 255 * "a", 251 * "b" + ".pt"])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from skvae._blocks import chunk_sizes, is_far, location_scale, scaled, scaled_blocks
+from skvae._data.blocks import chunk_sizes, is_far, location_scale, scaled, scaled_blocks
 
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1.0, 1e6, 1e30])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from skvae import VAETransformer
-from skvae._build import REGISTRIES, resolve, resolve_objective
+from skvae._model.build import REGISTRIES, resolve, resolve_objective
 from skvae.architectures import ARCHITECTURES, MLP, Conv
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.metrics import log_likelihood

@@ -15,9 +15,9 @@ from sklearn.pipeline import Pipeline
 from skorch.callbacks import Callback, MlflowLogger, TensorBoard, WandbLogger
 
 from skvae import VAETransformer
-from skvae._guard import Guard, Judge
-from skvae._net import Net
-from skvae._optimizers import AdamW
+from skvae._fast.optimizers import AdamW
+from skvae._training.guard import Guard, Judge
+from skvae._training.net import Net
 from skvae.architectures import MLP
 from skvae.callbacks import SampleGrid
 from skvae.priors import StandardNormal
@@ -210,8 +210,8 @@ def test_an_epoch_that_diverges_is_undone(ema_decay, table, monkeypatch):
 
 def test_divergence_goes_back_to_the_best_validated_state(table, monkeypatch):
     X, states = table(n_rows=100), []
-    monkeypatch.setattr("skvae._guard._LEAST_STEPS", 3)  # a look at the end of each epoch
-    monkeypatch.setattr("skvae._guard._FRACTION", 0)
+    monkeypatch.setattr("skvae._training.guard._LEAST_STEPS", 3)  # a look at the end of each epoch
+    monkeypatch.setattr("skvae._training.guard._FRACTION", 0)
     rates = spoil(monkeypatch, 3 * 6 + 1)
     params = {"max_iter": 20, "batch_size": 32, "learning_rate": 0.03, "ema_decay": 0.0, "init": "random"}
     with diverged(7, "1.5e-02"):

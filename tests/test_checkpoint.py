@@ -10,8 +10,9 @@ from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 
-from skvae import VAETransformer, _checkpoint
-from skvae._net import Net
+from skvae import VAETransformer
+from skvae._training import checkpoint as _checkpoint
+from skvae._training.net import Net
 from skvae.likelihoods import Gaussian
 
 SMALL = {"hidden_layer_sizes": (8,), "batch_size": 16, "max_iter": 8, "early_stopping": True, "random_state": 0}
@@ -219,7 +220,8 @@ def test_a_search_may_share_the_folder(table, tmp_path):
 KILLS = """
 import joblib, numpy, os, pathlib, signal, sys, time, torch
 torch.set_num_threads(1)
-from skvae import VAETransformer, _checkpoint
+from skvae import VAETransformer
+from skvae._training import checkpoint as _checkpoint
 _checkpoint._SECONDS, _checkpoint._SHARE = 0, float("inf")
 rng, folder = numpy.random.default_rng(), pathlib.Path(sys.argv[1])
 X = numpy.random.default_rng(0).normal(size=(60, 6)) @ numpy.random.default_rng(1).normal(size=(6, 6))

@@ -13,7 +13,7 @@ from sklearn.utils import check_array, estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skvae import VAETransformer
-from skvae._build import REGISTRIES
+from skvae._model.build import REGISTRIES
 from skvae.architectures import Conv
 from skvae.likelihoods import LIKELIHOODS
 from skvae.priors import Flow

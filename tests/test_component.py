@@ -12,8 +12,8 @@ from sklearn.utils._param_validation import Interval, InvalidParameterError
 from torch import nn
 
 from skvae import VAETransformer
-from skvae._build import REGISTRIES
-from skvae._component import Component, check_component
+from skvae._model.build import REGISTRIES
+from skvae._model.component import Component, check_component
 from skvae.architectures import MLP, Architecture, Conv, Custom, Residual
 from skvae.likelihoods import Bernoulli, Gaussian, Likelihood
 from skvae.objectives import ELBO, IWAE, MMD, BetaTC, DReG, Objective

@@ -24,8 +24,8 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from skvae import VAETransformer
-from skvae._module import VAE
-from skvae._net import Net
+from skvae._model.module import VAE
+from skvae._training.net import Net
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 
 N_CASES = int(os.environ.get("SKVAE_CASES", 0))

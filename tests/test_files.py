@@ -14,9 +14,10 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from skvae import VAETransformer, _files, load
-from skvae._build import REGISTRIES
-from skvae._net import OPTIMIZERS
+from skvae import VAETransformer, load
+from skvae._io import files as _files
+from skvae._model.build import REGISTRIES
+from skvae._training.net import OPTIMIZERS
 from skvae.callbacks import Report, SampleGrid
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from skvae._batch import Batch
-from skvae._gradient import FastELBO, covers
-from skvae._module import MAX_INPUT, MAX_Z, VAE
-from skvae._stack import Stack
+from skvae._data.batch import Batch
+from skvae._fast.gradient import FastELBO, covers
+from skvae._model.module import MAX_INPUT, MAX_Z, VAE
+from skvae._training.stack import Stack
 from skvae.architectures import MLP, NetworkSpec
 from skvae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian
 from skvae.objectives import ELBO

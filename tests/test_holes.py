@@ -13,10 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skvae import VAETransformer
-from skvae._batch import Batch
-from skvae._gradient import FastELBO
-from skvae._holes import without_holes
-from skvae._stack import Stack
+from skvae._data.batch import Batch
+from skvae._data.holes import without_holes
+from skvae._fast.gradient import FastELBO
+from skvae._training.stack import Stack
 from skvae.likelihoods import Gaussian
 from skvae.metrics import log_likelihood, reconstruction_error
 from skvae.objectives import ELBO

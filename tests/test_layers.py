@@ -9,47 +9,47 @@ import skvae
 
 LAYERS = [
     [
-        "_atomic",
-        "_batch",
-        "_component",
-        "_device",
-        "_holes",
-        "_marginals",
-        "_optimizers",
-        "_products",
-        "_rows",
-        "_schedule",
+        "_io.atomic",
+        "_data.batch",
+        "_model.component",
+        "_system.device",
+        "_data.holes",
+        "_data.marginals",
+        "_fast.optimizers",
+        "_fast.products",
+        "_data.rows",
+        "_training.schedule",
     ],
-    ["_gaussian", "_input", "_processes", "_program", "_random"],
+    ["_model.gaussian", "_data.input", "_training.processes", "_system.program", "_system.random"],
     [
-        "_blocks",
-        "_aggregate",
-        "_checks",
-        "_checkpoint",
-        "_linear",
-        "_module",
-        "_onnx",
-        "_portable",
-        "_split",
-        "_stack",
-        "_stream",
-        "_table",
+        "_data.blocks",
+        "_model.aggregate",
+        "_training.checks",
+        "_training.checkpoint",
+        "_model.linear",
+        "_model.module",
+        "_io.onnx",
+        "_io.portable",
+        "_data.split",
+        "_training.stack",
+        "_data.stream",
+        "_data.table",
         "likelihoods",
         "priors",
         "objectives",
         "architectures",
         "callbacks",
     ],
-    ["_columns", "_refine"],
-    ["_gradient"],
-    ["_guard"],
-    ["_build"],
-    ["_net"],
-    ["_files", "_inference", "_made_with", "_validation"],
-    ["_fitting", "_generation"],
-    ["_training"],
+    ["_model.columns", "_model.refine"],
+    ["_fast.gradient"],
+    ["_training.guard"],
+    ["_model.build"],
+    ["_training.net"],
+    ["_io.files", "_estimator.inference", "_training.made_with", "_estimator.validation"],
+    ["_training.fitting", "_estimator.generation"],
+    ["_estimator.training"],
     ["_transformer"],
-    ["_load", "_imputation", "_outliers", "metrics", "datasets", "displays._estimator", "displays._figure"],
+    ["_io.load", "_imputation", "_outliers", "metrics", "datasets", "displays._estimator", "displays._figure"],
     ["displays._latent", "displays._outliers", "displays._paths", "displays._rows", "displays._training"],
     ["displays"],
 ]
@@ -85,20 +85,26 @@ def test_imports_point_down(path):
 
 
 def test_import_reader_sees_each_form():
-    lines = ["from . import likelihoods", "from .priors import X", "import skvae._net", "from skvae.callbacks import Y"]
+    lines = [
+        "from . import likelihoods",
+        "from .priors import X",
+        "import skvae._training.net",
+        "from skvae.callbacks import Y",
+    ]
     found = [name for line in lines for name in imported(ast.parse(line).body[0])]
-    assert found == ["likelihoods", "priors", "_net", "callbacks"]
+    assert found == ["likelihoods", "priors", "_training.net", "callbacks"]
 
 
 def test_import_reader_sees_a_package():
     lines = [
         "from ._figure import panels",
         "from ..priors import X",
-        "from .. import _net",
+        "from .. import priors",
+        "from .._training import net",
         "import skvae.displays._paths",
     ]
     found = [name for line in lines for name in imported(ast.parse(line).body[0], ("skvae", "displays"))]
-    assert found == ["displays._figure", "priors", "_net", "displays._paths"]
+    assert found == ["displays._figure", "priors", "priors", "_training.net", "displays._paths"]
 
 
 def test_import_is_silent_and_light():

@@ -11,10 +11,11 @@ from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.preprocessing import StandardScaler
 from torch.distributions import MultivariateNormal
 
-from skvae import VAETransformer, _linear
-from skvae._batch import Batch
-from skvae._gaussian import LinearGaussian
-from skvae._linear import linear_start
+from skvae import VAETransformer
+from skvae._data.batch import Batch
+from skvae._model import linear as _linear
+from skvae._model.gaussian import LinearGaussian
+from skvae._model.linear import linear_start
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.objectives import ELBO
 

@@ -74,7 +74,7 @@ def test_log_likelihood_does_not_depend_on_the_blocks(table, monkeypatch):
     X = table(n_rows=200)
     vae = VAETransformer(2, **SMALL).fit(X)
     whole = log_likelihood(vae, X, n_draws=500)
-    monkeypatch.setattr("skvae._blocks._MAX_ELEMENTS", 5 * 64 * 100)
+    monkeypatch.setattr("skvae._data.blocks._MAX_ELEMENTS", 5 * 64 * 100)
     parts = log_likelihood(vae, X, n_draws=500)
     assert whole.value == pytest.approx(parts.value, abs=5 * math.hypot(whole.standard_error, parts.standard_error))
 

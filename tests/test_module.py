@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
-from skvae._batch import Batch
-from skvae._module import VAE
+from skvae._data.batch import Batch
+from skvae._model.module import VAE
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 
 each_likelihood = pytest.mark.parametrize("name", LIKELIHOODS)

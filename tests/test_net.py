@@ -28,11 +28,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from skvae import VAETransformer
-from skvae._net import OPTIMIZERS, Net, build_net, train
-from skvae._random import INIT_STREAM, generator
-from skvae._schedule import Schedule
-from skvae._split import Split, TrainBatches, hold_out, whole
-from skvae._stack import Stack
+from skvae._data.split import Split, TrainBatches, hold_out, whole
+from skvae._system.random import INIT_STREAM, generator
+from skvae._training.net import OPTIMIZERS, Net, build_net, train
+from skvae._training.schedule import Schedule
+from skvae._training.stack import Stack
 from skvae.architectures import Custom
 from skvae.likelihoods import Gaussian
 from skvae.objectives import ELBO
@@ -725,6 +725,6 @@ def test_folds_can_be_asked_for_by_name(table, monkeypatch):
     again = VAETransformer(2, early_stopping="cv", warm_start=True, **quick).fit(many).fit(many)
     assert members[4:] == [6, 1]  # which holds rows out
     assert np.isfinite(again.score(X))
-    monkeypatch.setattr("skvae._rows.MAX_HELD", 0)
+    monkeypatch.setattr("skvae._data.rows.MAX_HELD", 0)
     with pytest.raises(ValueError, match="early_stopping='cv' is for tables in memory and one process"):
         VAETransformer(2, early_stopping="cv", **quick).fit(csr_array(many))

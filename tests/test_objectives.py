@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal, Normal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skvae import VAETransformer
-from skvae._batch import Batch
+from skvae._data.batch import Batch
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.objectives import ELBO, IWAE, MMD, OBJECTIVES, BetaTC, DReG, squared_mmd, total_correlation
 from skvae.priors import PRIORS

@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 
-from skvae._optimizers import BARE
+from skvae._fast.optimizers import BARE
 
 
 def descend(kind, n_steps=5):

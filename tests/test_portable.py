@@ -10,7 +10,7 @@ from skorch.callbacks import EarlyStopping, LRScheduler
 from torch import nn
 
 from skvae import VAETransformer
-from skvae._portable import portable, to_bytes
+from skvae._io.portable import portable, to_bytes
 from skvae.architectures import MLP, Custom
 from skvae.objectives import ELBO
 

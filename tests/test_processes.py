@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from scipy import sparse
 
-from skvae import Chunks, VAETransformer, _rows
+from skvae import Chunks, VAETransformer
+from skvae._data import rows as _rows
 
 SMALL = {"z_dim": 2, "hidden_layer_sizes": (16,), "n_draws": 5, "random_state": 0}
 STEPS = {"max_iter": 2, "early_stopping": False}
@@ -190,10 +191,10 @@ def test_what_one_process_refuses_all_refuse(tmp_path):
 
 
 def write_checkpoints(rank, folder):
-    import skvae._checkpoint
+    import skvae._training.checkpoint
     from skvae.objectives import ELBO
 
-    skvae._checkpoint._SECONDS = 0
+    skvae._training.checkpoint._SECONDS = 0
     begin = ELBO.begin_epoch
 
     def count(self, epoch, *rest):

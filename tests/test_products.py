@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from skvae import _products
-from skvae._blocks import _RowwiseLinear
-from skvae._products import LinearByOneDNN, has_onednn, is_large, linear
+from skvae._data.blocks import _RowwiseLinear
+from skvae._fast import products as _products
+from skvae._fast.products import LinearByOneDNN, has_onednn, is_large, linear
 
 
 @pytest.mark.parametrize("relu", [False, True])

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from skvae import VAETransformer, load, metrics
-from skvae._program import multiplications, own_settings, threads_for
+from skvae._system.program import multiplications, own_settings, threads_for
 from skvae.architectures import Conv, Custom
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 5, "random_state": 0}
@@ -197,7 +197,8 @@ def test_multiplications_of_layers_and_kernels():
 
 SMALL_FIT = """if True:
     import torch
-    from skvae import VAETransformer, _net
+    from skvae import VAETransformer
+    from skvae._training import net as _net
     seen, step = set(), _net.Net.gradient
     _net.Net.gradient = lambda self, batch: (seen.add(torch.get_num_threads()), step(self, batch))[1]
     torch.set_num_threads(2)
@@ -215,7 +216,7 @@ def test_small_fits_take_one_thread_and_large_ones_the_programs_number():
 def test_mkl_takes_one_thread_too_where_the_program_has_set_a_number():
     """It then goes by that number, not by OpenMP's; it is set for the calling thread alone."""
     code = (
-        "import torch; from skvae._program import _set_mkl_threads, threads_for; torch.set_num_threads(2);"
+        "import torch; from skvae._system.program import _set_mkl_threads, threads_for; torch.set_num_threads(2);"
         "mkl = _set_mkl_threads(); before = mkl(2)\n"
         "with threads_for(1): inside = mkl(1)\n"
         "print(before, inside, mkl(2))"

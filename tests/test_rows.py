@@ -14,8 +14,9 @@ from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.utils.parallel import Parallel, delayed
 
-from skvae import Chunks, VAEOutlierDetector, VAETransformer, _rows
-from skvae._rows import MappedRows, RowSource, SparseRows, held, source_of
+from skvae import Chunks, VAEOutlierDetector, VAETransformer
+from skvae._data import rows as _rows
+from skvae._data.rows import MappedRows, RowSource, SparseRows, held, source_of
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 5, "random_state": 0}
 
@@ -111,7 +112,7 @@ def test_training_goes_on_with_other_rows(method, small_memory, tmp_path):
 
 
 def test_a_checkpoint_of_a_file_is_gone_on_from(small_memory, tmp_path, monkeypatch):
-    monkeypatch.setattr("skvae._checkpoint._SECONDS", 0)
+    monkeypatch.setattr("skvae._training.checkpoint._SECONDS", 0)
     X, stop_at = mapped(numbers("float32"), tmp_path), [3]
     vae = VAETransformer(2, **SMALL | {"max_iter": 6})
     expected = clone(vae).fit(X)
@@ -209,7 +210,7 @@ def test_bad_rows_are_refused_before_training(kind, method, small_memory, tmp_pa
     bad = X.copy()
     bad[2000, 3] = np.inf
     source = KINDS[kind](bad, tmp_path)
-    monkeypatch.setattr("skvae._training.train", lambda *args: pytest.fail("training has begun"))
+    monkeypatch.setattr("skvae._estimator.training.train", lambda *args: pytest.fail("training has begun"))
     with pytest.raises(ValueError, match="Input X contains infinity or a value too large"):
         getattr(vae, method)(source)
     if method != "fit":

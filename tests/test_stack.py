@@ -4,11 +4,11 @@ import pickle
 import pytest
 import torch
 
-import skvae._gradient
+import skvae._fast.gradient
 from skvae import VAETransformer
-from skvae._batch import Batch
-from skvae._net import Net
-from skvae._stack import Stack
+from skvae._data.batch import Batch
+from skvae._training.net import Net
+from skvae._training.stack import Stack
 from skvae.likelihoods import Gaussian
 
 SMALL = {"hidden_layer_sizes": (8,), "early_stopping": False, "max_iter": 3, "random_state": 0}
@@ -119,7 +119,7 @@ def test_a_flat_step_is_the_plain_one(early_stopping, optimizer, table, monkeypa
 def test_autograd_and_the_gradient_by_hand_train_alike(early_stopping, table, monkeypatch):
     X, options = table(n_rows=300), SMALL | {"early_stopping": early_stopping, "max_iter": 10}
     by_hand = VAETransformer(2, **options).fit(X)
-    monkeypatch.setattr(skvae._gradient, "ENABLED", False)
+    monkeypatch.setattr(skvae._fast.gradient, "ENABLED", False)
     by_autograd = VAETransformer(2, **options).fit(X)
     assert by_hand.score(X) == pytest.approx(by_autograd.score(X), abs=1e-3)
     assert by_hand.loss_curve_ == pytest.approx(by_autograd.loss_curve_, abs=1e-3)

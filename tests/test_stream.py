@@ -10,8 +10,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
 from skvae import VAETransformer, load
-from skvae._random import subsample
-from skvae._stream import Stream
+from skvae._data.stream import Stream
+from skvae._system.random import subsample
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 10, "random_state": 0}
 silent = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

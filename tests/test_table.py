@@ -14,9 +14,9 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from skvae import VAETransformer, load
-from skvae._columns import Categorical, Columns, Ordinal
-from skvae._marginals import fit_knots, from_scores, to_scores
-from skvae._table import Table
+from skvae._data.marginals import fit_knots, from_scores, to_scores
+from skvae._data.table import Table
+from skvae._model.columns import Categorical, Columns, Ordinal
 from skvae.likelihoods import Gaussian
 from skvae.metrics import column_gains
 

@@ -20,7 +20,7 @@ from sklearn.preprocessing import MinMaxScaler
 from torch import nn
 
 from skvae import VAETransformer, load
-from skvae._net import Net
+from skvae._training.net import Net
 from skvae.likelihoods import LIKELIHOODS, Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
 from skvae.metrics import log_likelihood
 from skvae.objectives import ELBO
@@ -1072,7 +1072,7 @@ def test_score_samples_does_not_depend_on_its_chunks(table, monkeypatch):
     X = table(n_rows=200)
     vae = small(n_draws=100).fit(X)
     whole = vae.score_samples(X)
-    monkeypatch.setattr("skvae._blocks._MAX_ELEMENTS", 64 * 5 * 10)  # ten draws of 64 rows at a time
+    monkeypatch.setattr("skvae._data.blocks._MAX_ELEMENTS", 64 * 5 * 10)  # ten draws of 64 rows at a time
     np.testing.assert_allclose(vae.score_samples(X), whole, rtol=1e-6)
 
 

@@ -12,8 +12,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .._program import own_settings
-from .._table import is_frame
+from .._data.table import is_frame
+from .._system.program import own_settings
 from ..priors import StandardNormal
 
 _MAX_PANELS = 64

@@ -1,0 +1,1 @@
+"""Rows: from what a user has to batches."""

@@ -1,0 +1,108 @@
+"""X as it is given: made into what scikit-learn's validation takes as it is meant, or words about what to do."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+
+from .rows import RowSource, held
+
+_MAX_NAMES = 10  # of columns, in a message
+_TO_NUMBERS = (
+    "Encode them before, as by OneHotEncoder(sparse_output=False), or fit to a DataFrame: its text and bool columns "
+    "are taken for categories, and its datetime columns for numbers; in an array, name the columns that are categories "
+    "in `categorical_features`."
+)
+
+
+def plain(X):
+    """X without what NumPy or torch would take for something else than it means; a large table that is sparse, in a
+    file or in chunks as a `RowSource`.
+
+    Raises
+    ------
+    ValueError
+        If X has dates.
+    """
+    if isinstance(X, torch.Tensor) and X.layout != torch.strided:
+        X = _sparse_from_tensor(X)
+    if isinstance(X, torch.Tensor):
+        return _from_tensor(X)
+    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
+        X = X.astype(np.result_type(X.dtype, np.float32)).filled(np.nan) if X.dtype.kind in "biuf" else X.filled(None)
+    if isinstance(X, np.ndarray):
+        X = np.asarray(X)  # no matrix, whose rows would stay matrices
+    X = held(X)
+    if isinstance(X, np.ndarray):
+        X = X if X.dtype.isnative else X.astype(X.dtype.newbyteorder("="))
+    if any(map(_is_date, np.ravel(getattr(X, "dtype", [])))):
+        raise ValueError(words("Dates or times were passed for X, but numbers are required", _not_numbers(X)))
+    return X
+
+
+def _from_tensor(X):
+    if X.is_meta:
+        raise ValueError("X is a tensor on the device 'meta', which holds no values.")
+    X = X.detach().cpu().resolve_neg()
+    return (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # NumPy has no such numbers; float32 has all of them
+
+
+def _sparse_from_tensor(X):
+    X = X.detach().cpu().to_sparse_coo().coalesce()
+    return coo_array((X.values().numpy(), X.indices().numpy()), shape=X.shape)
+
+
+def _is_date(dtype):
+    return getattr(dtype, "kind", "") in ("M", "m") or (hasattr(dtype, "is_temporal") and dtype.is_temporal())
+
+
+@contextmanager
+def advice(X):
+    """Around the validation of X: where a value is no number, the message names the columns and what to do."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        columns = _not_numbers(X)
+        if not columns:
+            raise
+        kind = ValueError if hasattr(X, "columns") else type(error)
+        raise kind(words(error, columns)) from error
+
+
+def words(problem, columns):
+    """A message that names the columns and what to do."""
+    names = ", ".join(map(repr, columns[:_MAX_NAMES])) + (", ..." if len(columns) > _MAX_NAMES else "")
+    return f"{str(problem).strip()}. Columns of X that are not numbers: {names}. {_TO_NUMBERS}"
+
+
+def _not_numbers(X):
+    """Names of the columns with values that are not numbers; of an array the columns' places."""
+    try:
+        return [name for name, column in _columns(X) if not _is_numeric(np.asarray(column))]
+    except (ValueError, TypeError):  # no table
+        return []
+
+
+def _columns(X):
+    if isinstance(X, RowSource):
+        return []  # its dtype is of numbers
+    if hasattr(X, "iloc") and hasattr(X, "columns"):
+        return [(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
+    if hasattr(X, "columns"):
+        names = getattr(X, "column_names", X.columns)
+        return [(name, X[name]) for name in names]
+    values = np.asarray(X)
+    return list(enumerate(values.T)) if values.ndim == 2 else []
+
+
+def _is_numeric(values):
+    return values.dtype.kind in "biuf" or (values.dtype.kind in "OSUT" and all(map(is_number, values.flat)))
+
+
+def is_number(value):
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return value is None or type(value).__name__ == "NAType"  # pandas has no float for what is missing
+    return True

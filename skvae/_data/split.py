@@ -1,0 +1,225 @@
+"""Which rows of a table each model is trained on and which it is judged by, and the batches of an epoch."""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from sklearn.model_selection import KFold
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from .._system.random import SPLIT_STREAM, generator
+from .._training.processes import add_up
+from .batch import Batch
+from .holes import observed_cells
+
+_MAX_ELEMENTS = 2**20  # random values that are drawn at once
+_BLOCK = 2048  # rows whose holes are filled at once
+
+
+class Split(Dataset):
+    """Rows `x` in the model's units, and their shares in the training of the members of a stack.
+
+    Parameters
+    ----------
+    x : Tensor or ScaledRows of shape (n_samples, n_features)
+        All rows, or those that this process has.
+    train : list of Tensor
+        Indices of the rows that each member trains on. The first member is the model that is kept.
+    valid : list of Tensor, default=()
+        Indices of the rows that the last members are judged by.
+    others : list of nn.Module, default=()
+        All members but the first.
+    shards : Shards, default=None
+        The table of several processes that the indices are of.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        train: Sequence[Tensor],
+        valid: Sequence[Tensor] = (),
+        others: Sequence[nn.Module] = (),
+        shards: Any = None,
+    ) -> None:
+        self.x, self.train, self.valid, self.others, self.shards = x, list(train), list(valid), list(others), shards
+
+    def __len__(self) -> int:
+        return len(self.train[0])
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+        indices, _ = self.own(self.train[0][index])
+        rows = self.x[indices.to(self.x.device)]
+        return rows, rows.new_zeros(rows.shape[:-1])
+
+    def own(self, indices: Tensor) -> tuple[Tensor, Any]:
+        """The `indices` (..., n) that are rows of this process, as indices of `x`, and their places in the last
+        dimension."""
+        if self.shards is None:
+            return indices, slice(None)
+        is_own = ((indices >= self.shards.start) & (indices < self.shards.stop)).flatten()
+        return indices[..., is_own] - self.shards.start, is_own.nonzero().flatten()
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes of what each has of its rows."""
+        if self.shards is not None:
+            add_up([values])
+        return values
+
+
+class Rows:
+    """What batches take their rows from: `x` (n_samples, n_features), and where it has holes, or features that are
+    given, what `module` makes of them: before training where `x` is a tensor, and else when a row is taken."""
+
+    def __init__(self, x: Any, module: Any) -> None:
+        self.x, self.module = x, module
+        self.fields = self._fields(x) if isinstance(x, Tensor) else None
+
+    def _fields(self, x: Tensor) -> dict[str, Tensor]:
+        if not self.module.n_context and observed_cells(x) is None:
+            return {"x": x}
+        with torch.no_grad():
+            blocks = [self.module.complete(block)._asdict() for block in x.split(_BLOCK)]
+        known = [name for name, part in blocks[0].items() if part is not None]
+        return {name: torch.cat([block[name] for block in blocks]) for name in known}
+
+    def take(self, rows: Tensor) -> dict[str, Any]:
+        """The fields of a `Batch` that belong to these rows, whose indices may have any shape."""
+        flat = rows.to(self.x.device).flatten()
+        if self.fields is None:
+            found = self._fields(self.x[flat])
+        else:
+            found = {name: part.index_select(0, flat) for name, part in self.fields.items()}
+        return {name: part.view(*rows.shape, part.shape[-1]) for name, part in found.items()}
+
+
+def _shuffled(x: Any, rows: Tensor, rng: torch.Generator) -> Tensor:
+    """Indices of rows in the order of a pass: at random, or as a table that is not held can be read best."""
+    permutation = torch.randperm(len(rows), generator=rng)
+    return rows[permutation] if isinstance(x, Tensor) else x.order(rows, permutation)
+
+
+def whole(x: Any) -> Split:
+    """All rows for one model."""
+    return Split(x, [torch.arange(len(x))])
+
+
+def hold_out(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of rows in random order, split into those to train on and those to validate on."""
+    n_valid = math.ceil(fraction * n_rows)
+    if n_valid >= n_rows:
+        raise ValueError(
+            f"The validation set is too small: X has {n_rows} sample(s). Increase 'validation_fraction' or the size of "
+            "your dataset, or set early_stopping=False."
+        )
+    order = torch.randperm(n_rows, generator=generator(seed, SPLIT_STREAM))
+    return order[n_valid:], order[:n_valid]
+
+
+def folds(n_rows: int, n_folds: int, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Indices of the rows to train on and to validate on in each fold."""
+    pairs = KFold(n_folds, shuffle=True, random_state=seed).split(range(n_rows))
+    train, valid = zip(*([torch.from_numpy(rows) for rows in pair] for pair in pairs), strict=True)
+    return list(train), list(valid)
+
+
+def padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Indices of all parts, filled up to one length, and weights that add up to 1 in each: (n_parts, n) both."""
+    size = max(map(len, parts))
+    indices = torch.stack([torch.cat([part, part[:1].expand(size - len(part))]) for part in parts])
+    weight = torch.stack([(torch.arange(size) < len(part)).float() / len(part) for part in parts])
+    return indices, weight
+
+
+def _positions(n_rows: int, n_batches: int, width: int) -> tuple[Tensor, Tensor]:
+    """Cut `n_rows` into nearly equal batches: positions and whether they count, (n_batches, width) both."""
+    ends = torch.arange(1, n_batches + 1) * n_rows // n_batches
+    starts = torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])
+    positions = starts[:, None] + torch.arange(width)
+    return positions.clamp(max=n_rows - 1), positions < ends[:, None]
+
+
+def _draws(shape: Sequence[int], n_steps: int, rng: torch.Generator, device: Any) -> Iterator[Tensor]:
+    """Standard normal draws of `shape` for each step, a block of steps at a time."""
+    size = max(1, _MAX_ELEMENTS // math.prod(shape))
+    for start in range(0, n_steps, size):
+        yield from torch.randn(min(size, n_steps - start), *shape, generator=rng).to(device)
+
+
+class TrainBatches:
+    """Shuffled passes over the rows of all members, in steps of which each has about `batch_size` rows.
+
+    The noise comes with the batch, so that the step itself draws nothing; the streams belong to (seed, epoch), so that
+    epoch k is the same however training was cut into calls. All fields of a batch have a dimension of members before
+    that of rows. A pass has nearly equal batches: none of a single row where others are larger.
+    """
+
+    def __init__(self, net: Any, split: Split) -> None:
+        self.net, self.split = net, split
+        self.n_rows = [len(rows) for rows in split.train]
+        most, fewest = max(self.n_rows), min(self.n_rows)
+        self.n_batches = 1 if net.batch_size == -1 else math.ceil(most / net.batch_size)  # skorch's -1: all rows
+        if net.batch_size != 1:
+            self.n_batches = max(1, min(self.n_batches, fewest // 2))
+        self.width = math.ceil(most / self.n_batches)
+        self.sizes = [self.width] * self.n_batches
+        if len(self.n_rows) == 1:
+            ends = [i * most // self.n_batches for i in range(self.n_batches + 1)]
+            self.sizes = [end - start for start, end in pairwise(ends)]
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The rows with their holes filled, when a pass asks for them: the sizes of batches take none."""
+        return Rows(self.split.x, self.net.module_)
+
+    def __iter__(self) -> Iterator[tuple[Batch, None]]:
+        net, x = self.net, self.split.x
+        rng, likelihood, device = generator(net.seed, len(net.history)), net.module_.likelihood, x.device
+        n_members, n_draws = len(self.n_rows), net.criterion_.n_draws
+        scale = net.input_noise
+        shape = (1, self.width, net.z_dim) if n_draws == 1 else (n_draws, 1, self.width, net.z_dim)
+        orders = [_shuffled(x, rows, rng) for rows in self.split.train]
+        steps = self._of_one(orders[0]) if n_members == 1 else self._of_several(orders)
+        noise = _draws(shape, self.n_batches, rng, device)
+        blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
+        for (rows, weight), eps in zip(steps, noise, strict=True):
+            size, (own, at) = weight.shape[-1], self.split.own(rows)
+            fields = self.rows.take(own)
+            fields["x"] = likelihood.draw(fields["x"], rng)
+            if scale is not None and net.in_first_phase:  # which may end in mid-epoch
+                seen = fields["seen"] if "seen" in fields else likelihood.inputs(fields["x"])
+                fields["seen"] = torch.addcmul(seen, next(blur)[:, :size][:, at], scale)
+            eps = eps[..., :size, :][..., at, :].expand(*eps.shape[:-3], n_members, -1, -1)
+            yield Batch(**fields, eps=eps, weight=weight[:, at], **net.phase), None
+
+    def _of_one(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices and weights of the rows of each step, (1, size) both, without a copy of a long order."""
+        order = order.to(self.split.x.device)[None]
+        weights = {size: torch.full((1, size), 1 / size, device=order.device) for size in set(self.sizes)}
+        end = 0
+        for size in self.sizes:
+            start, end = end, end + size
+            yield order[:, start:end], weights[size]
+
+    def _of_several(self, orders: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same for several members, (n_members, width): shorter batches are filled up with rows that weigh 0."""
+        positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in self.n_rows), strict=True)
+        counts = torch.stack(inside, 1)  # (n_batches, n_members, width)
+        weight = counts.float() / counts.sum(-1, keepdim=True).clamp(min=1)
+        rows = torch.stack([order[at] for order, at in zip(orders, positions, strict=True)], 1)
+        yield from zip(rows.to(self.split.x.device), weight.to(self.split.x.device), strict=True)
+
+
+def member(batch: Batch, i: int) -> Batch:
+    """The rows of member `i`, without those that only fill up."""
+    alone = len(batch.x) == 1  # then nothing fills up
+    keep = slice(None) if alone or batch.weight is None else slice(0, int(batch.weight[i].count_nonzero()))
+    parts = {name: getattr(batch, name) for name in ("x", "seen", "spread", "observed", "context")}
+    fields = {name: part[i, keep] for name, part in parts.items() if part is not None}
+    return Batch(**fields, eps=batch.eps[..., i, keep, :], balanced=batch.balanced, for_map=batch.for_map)

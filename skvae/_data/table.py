@@ -1,0 +1,584 @@
+"""The user's table: its columns, and the way from its cells to the model's features and back.
+
+A table of numbers is one feature for each column. In others, a column of categories is a feature for each level, and
+a numeric one goes by its marginal: normal scores, levels in their order, or a flag for a value that many rows share
+beside the scores of the rest.
+"""
+
+import importlib
+import re
+import sys
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from .._system.random import subsample
+from .input import is_number, words
+from .marginals import fit_knots, from_scores, to_scores
+from .rows import RowSource, gathered, row_blocks
+
+MAX_LEVELS = 255  # of a category, as in HistGradientBoosting
+_ORDINAL_SHARE = 0.1  # of the rows: fewer distinct numbers than that are levels
+_SPIKE_SHARE = 0.05  # of the rows: a number that more of them share is flagged
+_MAX_CONDITIONS = 2_500
+_NUMBERS = ("int", "uint", "float", "double", "decimal", "null", "sparse")
+_CATEGORIES = (str, bool, np.bool_, int, float, np.number)
+_NS_PER_DAY = 86_400 * 10**9
+
+
+@dataclass(eq=False)
+class Column:
+    """A column of the table.
+
+    Parameters
+    ----------
+    name : str or int
+        Its name, or its place in an array.
+    dtype : str
+        As the container calls it.
+    kind : {"numeric", "categorical", "date"}
+        What its cells are.
+    levels : list, default=None
+        Categories, or distinct numbers, in order.
+    marginal : {"standardize", "quantile", "ordinal", "spike", "categorical"} or None, default=None
+        How its cells become features.
+    spike : float, default=None
+        The number that is flagged.
+    knots, scores : ndarray, default=None
+        Of the quantile transformation.
+    whole : bool, default=False
+        Whether all numbers seen are whole.
+    low, high : float
+        The range seen.
+    likelihood : str or Likelihood, default=None
+        What the user wants for it.
+    ordered : bool, default=False
+        Whether a pandas category has an order.
+    given : bool, default=False
+        Whether it is given and not modelled.
+    """
+
+    name: Any
+    dtype: str
+    kind: str
+    levels: list | None = None
+    marginal: str | None = None
+    spike: float | None = None
+    knots: Any = None
+    scores: Any = None
+    whole: bool = False
+    low: float = 0.0
+    high: float = 0.0
+    likelihood: Any = None
+    ordered: bool = False
+    given: bool = False
+
+    @property
+    def n_features(self):
+        """Number of the model's features that the column becomes."""
+        return {"categorical": len(self.levels or ()), "spike": 2}.get(self.marginal, 1)
+
+    def look_at(self, values, marginal):
+        """Take note of the range of the column's values (n_samples,), and choose how they become features."""
+        seen = values[~np.isnan(values)]
+        if self.kind == "categorical":
+            self.marginal = "categorical"
+            return
+        if len(seen):
+            self.low, self.high = float(seen.min()), float(seen.max())
+            self.whole = bool((seen == np.round(seen)).all())
+        self.marginal = "standardize" if self.likelihood is not None or self.given or len(seen) < 2 else marginal
+        if self.marginal == "quantile":
+            self._choose(seen)
+
+    def _choose(self, seen):
+        levels, counts = np.unique(seen, return_counts=True)
+        if len(levels) <= max(2, min(MAX_LEVELS, _ORDINAL_SHARE * len(seen))):
+            self.marginal, self.levels = "ordinal", levels.tolist()
+            return
+        if counts.max() > _SPIKE_SHARE * len(seen):
+            self.marginal, self.spike = "spike", float(levels[counts.argmax()])
+            seen = seen[seen != self.spike]
+        self.knots, self.scores = fit_knots(seen)
+
+    def encode(self, values):
+        """Features of the column's values, and the logarithm of the map's slope: (n_samples, n_features) and
+        (n_samples,) or 0."""
+        if self.marginal == "standardize":
+            return values[:, None], 0.0
+        holes = np.isnan(values)
+        if self.marginal == "ordinal":
+            return np.where(holes, np.nan, _nearest(self.levels, values))[:, None], 0.0
+        if self.marginal == "categorical":
+            features = np.eye(len(self.levels))[np.where(holes, 0, values).astype(int)]
+            features[holes] = np.nan
+            return features, 0.0
+        flag = np.where(holes, np.nan, values == self.spike)
+        scores, log_slope = to_scores(np.where(flag == 1, np.nan, values), self.knots, self.scores)
+        return (np.column_stack([scores, flag]) if self.marginal == "spike" else scores[:, None]), log_slope
+
+    def decode(self, features, drawn):
+        """Values (n_samples,) of features, as the model draws or expects them."""
+        if self.marginal == "standardize":
+            values = features[:, 0]
+        elif self.marginal == "ordinal":
+            levels = np.asarray(self.levels)
+            values = np.interp(features[:, 0], np.arange(len(levels)), levels)
+        elif self.marginal == "categorical":
+            values = features.argmax(axis=1).astype(float)
+        else:
+            values = from_scores(features[:, 0], self.knots, self.scores)
+            if self.marginal == "spike":
+                values = np.where(features[:, 1] > 0.5, self.spike, values)
+        return self.rounded(values, drawn)
+
+    def rounded(self, values, drawn):
+        """Draws of whole numbers whole and in their range, and what has to be whole; dates to the second."""
+        is_whole = self.whole and (drawn or "int" in self.dtype.lower() or self.kind == "date")
+        if self.kind == "categorical" or not (is_whole or self.kind == "date"):
+            return values
+        unit = 1 if is_whole else 86_400
+        return np.clip(np.round(values * unit) / unit, self.low, self.high)
+
+    def cells(self, values):
+        """What stands in a frame: categories, dates or numbers, with None or NaN where there is none."""
+        if self.kind == "categorical":
+            return [None if np.isnan(value) else self.levels[int(value)] for value in values]
+        return values.tolist()
+
+
+def _nearest(levels, values):
+    """Places of the nearest levels."""
+    levels = np.asarray(levels)
+    place = np.clip(np.searchsorted(levels, np.nan_to_num(values)), 1, max(1, len(levels) - 1))
+    if len(levels) == 1:
+        return np.zeros(len(values))
+    return place - (values - levels[place - 1] <= levels[place] - values)
+
+
+@dataclass(eq=False)
+class Table:
+    """Columns, and what holds them.
+
+    Parameters
+    ----------
+    container : {"array", "pandas", "polars"}
+        What X is.
+    columns : list of Column
+        In the order of X.
+    dtype : str, default="float64"
+        Of an array that is given back.
+    conditions : ndarray of shape (n, n_context), default=None
+        Features that are given, of some of the training rows.
+    """
+
+    container: str
+    columns: list
+    dtype: str = "float64"
+    conditions: Any = None
+
+    @classmethod
+    def of(cls, X, categorical_features="from_dtype", likelihoods=None, conditions=()):
+        """The table that a frame is, or an array with text, before its values are looked at."""
+        container = container_of(X)
+        columns = [Column(name, *_kind(cells)) for name, cells in _cells(X)]
+        if strange := [column.name for column in columns if column.kind == "unknown"]:
+            raise ValueError(
+                words("X has cells that are neither numbers, text nor dates with a time zone or none", strange)
+            )
+        _mark(columns, categorical_features, X)
+        if isinstance(categorical_features, str) and all(_is_bool(column) for column in columns):
+            for column in columns:  # a table of bits, as an array of them
+                column.kind = "numeric"
+        for name, likelihood in (likelihoods or {}).items():
+            _named(columns, name).likelihood = likelihood
+        for name in conditions:
+            _named(columns, name).given = True
+        if all(column.given for column in columns):
+            raise ValueError("condition_features names all columns of X: there is nothing left to model.")
+        for column, (_, cells) in zip(columns, _cells(X), strict=True):
+            if column.kind == "categorical":
+                levels, column.ordered = _levels(cells, column)
+                column.levels = levels or [None]  # of a column without any value, what stands there
+        return cls(container, columns)
+
+    @classmethod
+    def of_numbers(cls, values, dtype):
+        """The table that an array of numbers is, given its validated values."""
+        columns = [Column(i, str(dtype), "numeric") for i in range(values.shape[1])]
+        return cls("array", columns, "float32" if values.dtype == np.float32 else "float64")
+
+    @property
+    def is_plain(self):
+        """Whether each column is a number and all go by one likelihood."""
+        return self._is_of_numbers and not any(column.given for column in self.columns)
+
+    @property
+    def _is_of_numbers(self):
+        """Whether what is modelled are numbers that go by one likelihood."""
+        return all(
+            column.kind == "numeric" and column.likelihood is None for column in self.columns if not column.given
+        )
+
+    @property
+    def n_context(self):
+        """Number of features that are given."""
+        return sum(column.n_features for column in self.columns if column.given)
+
+    @property
+    def is_identity(self):
+        """Whether each column is a feature as it stands."""
+        return self.is_plain and all(column.marginal in ("standardize", None) for column in self.columns)
+
+    def values(self, X):
+        """X as numbers: codes of categories, days, NaN where nothing is known: (n_samples, n_columns), float64."""
+        cells = [cells for _, cells in _cells(X)]
+        return np.column_stack([_numbers(column, part) for column, part in zip(self.columns, cells, strict=True)])
+
+    def partial(self, given):
+        """Values of rows of which some columns are given, NaN in the others: (n, n_columns), float64."""
+        if isinstance(given, dict):
+            cells = {name: np.atleast_1d(np.asarray(part, dtype=object)) for name, part in given.items()}
+        elif is_frame(given):
+            cells = dict(_cells(given))
+        else:
+            rows = np.atleast_2d(np.asarray(given, dtype=object))
+            if rows.shape[1] != len(self.columns):
+                raise ValueError(f"`given` has {rows.shape[1]} columns, and X had {len(self.columns)}.")
+            cells = {column.name: part for column, part in zip(self.columns, rows.T, strict=True)}
+        known = [_named(self.columns, name) for name in cells]
+        values = np.full((max(map(len, cells.values()), default=1), len(self.columns)), np.nan)
+        for column, part in zip(known, cells.values(), strict=True):
+            values[:, self.columns.index(column)] = _known(column, part)
+        return values
+
+    def look_at(self, values, marginal):
+        """Choose each column's marginal; "auto" is "standardize" in a table of numbers, and "quantile" in others."""
+        if marginal == "auto":
+            marginal = "standardize" if self._is_of_numbers else "quantile"
+        if self.gives_floats and marginal == "standardize":
+            return  # nothing of it would be used
+        if isinstance(values, RowSource):
+            return self._look_at_rows(values)
+        for column, part in zip(self.columns, values.T, strict=True):
+            column.look_at(part.astype(float), marginal)
+
+    def _look_at_rows(self, rows):
+        """Take note of the range of whole numbers, without their columns at hand."""
+        ends = [(block.min(axis=0), block.max(axis=0)) for block in row_blocks(rows)]
+        lows, highs = zip(*chain.from_iterable(gathered(rows, ends)), strict=True)
+        low, high = np.min(lows, axis=0), np.max(highs, axis=0)
+        for column, *column_range in zip(self.columns, low, high, strict=True):
+            column.low, column.high = map(float, column_range)
+            column.whole, column.marginal = True, "standardize"
+
+    def keep_conditions(self, features):
+        """Keep what is given in some of the rows, to draw from."""
+        if self.n_context:
+            self.conditions = np.array(features[subsample(len(features), _MAX_CONDITIONS, 0), -self.n_context :])
+
+    @property
+    def gives_floats(self):
+        """Whether it is an array of numbers that need not be whole."""
+        return self.container == "array" and self.is_plain and not self.columns[0].dtype.startswith(("int", "uint"))
+
+    @property
+    def groups(self):
+        """Lists of columns that share a likelihood, in the order of their features: Gaussian ones first."""
+        kinds = {"gaussian": [], "ordinal": [], "flag": [], "categorical": []}
+        context = [i for i, column in enumerate(self.columns) if column.given]
+        for i, column in enumerate(self.columns):
+            own = column.likelihood
+            if column.given:
+                continue
+            if own is not None and not (isinstance(own, str) and own == "gaussian"):
+                kinds.setdefault(own if isinstance(own, str) else f"own {i}", []).append(i)
+            elif column.marginal == "spike":
+                kinds["gaussian"].append(i)
+                kinds["flag"].append(i)
+            else:
+                kinds[{"ordinal": "ordinal", "categorical": "categorical"}.get(column.marginal, "gaussian")].append(i)
+        return {kind: places for kind, places in (kinds | {"context": context}).items() if places}
+
+    def features(self, values):
+        """What the model sees of values, before scaling, and what each row's log-likelihood gains by it: arrays
+        (n_samples, n_features) and (n_samples,), or 0."""
+        if self.is_identity:
+            return values, 0.0
+        parts, slopes = zip(*(c.encode(part) for c, part in zip(self.columns, values.T, strict=True)), strict=True)
+        picked = []
+        for kind, places in self.groups.items():
+            picked += [parts[i][:, _share(kind, self.columns[i])] for i in places]
+        return np.concatenate(picked, axis=1), sum(slopes)
+
+    def values_of(self, features, drawn):
+        """Values (n_samples, n_columns) of features, which are draws or expectations: these need not be whole in an
+        array."""
+        if self.is_identity and self.container == "array" and (self.gives_floats or not drawn):
+            return features
+        return np.column_stack(
+            [c.decode(part, drawn) for c, part in zip(self.columns, self._parts(features), strict=True)]
+        )
+
+    def by_column(self, features):
+        """Features of what is modelled, or something of each of them, by column; none for columns that are given."""
+        empty = np.empty((len(features), 0))
+        context = np.full((len(features), self.n_context), np.nan)
+        parts = self._parts(np.hstack([features, context]))
+        return [empty if column.given else part for column, part in zip(self.columns, parts, strict=True)]
+
+    def _parts(self, features):
+        """The features of each column."""
+        if self.is_identity:
+            return [part[:, None] for part in features.T]
+        parts, end = [[] for _ in self.columns], 0
+        for kind, places in self.groups.items():
+            for i in places:
+                width = self.columns[i].n_features if kind in ("categorical", "context") else 1
+                parts[i].append(features[:, end : end + width])
+                end += width
+        return [np.concatenate(part, axis=1) for part in parts]
+
+    def compose(self, values, like=None):
+        """Values in the container of X, with the index of the frame `like`."""
+        if self.container == "array":
+            return self._array(values)
+        library, make = importlib.import_module(self.container), _SERIES[self.container]
+        columns = [make(library, column, _in_range(part, column.dtype))
+                   for column, part in zip(self.columns, values.T, strict=True)]  # fmt: skip
+        frame = library.DataFrame({f"{i}": column for i, column in enumerate(columns)})
+        frame.columns = [column.name for column in self.columns]
+        if hasattr(frame, "iloc") and hasattr(like, "iloc"):
+            frame.index = like.index
+        return frame
+
+    def _array(self, values):
+        if all(column.kind == "numeric" for column in self.columns):
+            return values.astype(self.dtype, copy=False)
+        cells = [column.cells(part) for column, part in zip(self.columns, values.T, strict=True)]
+        is_text = any(isinstance(level, str) for column in self.columns for level in column.levels or ())
+        return np.array(list(zip(*cells, strict=True)), dtype=object if is_text else self.dtype)
+
+
+def _in_range(values, dtype):
+    """Values that a column of few bits can hold: draws may lie beyond."""
+    bits = re.fullmatch(r"float(16|32)", dtype.lower())
+    if not bits:
+        return values
+    largest = np.finfo(bits[0]).max
+    return np.clip(values, -largest, largest)
+
+
+def _share(kind, column):
+    """Which of the column's features belong to a kind."""
+    if column.marginal != "spike":
+        return slice(None)
+    return slice(1, 2) if kind == "flag" else slice(0, 1)
+
+
+# Containers
+
+
+def is_frame(X):
+    """Whether X is a DataFrame of a library that is known here."""
+    return container_of(X) != "array"
+
+
+def container_of(X):
+    """What X is: "pandas", "polars" or "array"."""
+    for name in ("pandas", "polars"):
+        library = sys.modules.get(name)
+        if library is not None and isinstance(X, library.DataFrame):
+            return name
+    return "array"
+
+
+def missing_cells(X):
+    """Which cells of an array of numbers or of a frame are missing: (n_samples, n_columns)."""
+    if not is_frame(X):
+        return np.isnan(X)
+    return np.column_stack([[_is_missing(cell) for cell in _objects(cells)] for _, cells in _cells(X)])
+
+
+def without_column(X, place):
+    """X with one column missing."""
+    if not is_frame(X):
+        return np.where(np.arange(X.shape[1]) == place, np.nan, X)
+    library, name = importlib.import_module(container_of(X)), X.columns[place]
+    if hasattr(X, "iloc"):
+        return X.assign(**{name: library.Series(None, index=X.index, dtype=object)})
+    return X.with_columns(library.lit(None).alias(name))
+
+
+def _cells(X):
+    """Names and columns of X."""
+    container = container_of(X)
+    if container == "pandas":
+        return [(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
+    if container == "polars":
+        return [(name, X[name]) for name in X.columns]
+    return list(enumerate(np.asarray(X).T))
+
+
+def _is_bool(column):
+    return column.dtype.lower().startswith("bool")
+
+
+def _kind(cells):
+    """dtype and kind of a column."""
+    name = str(cells.dtype)
+    lower = name.lower()
+    if lower.startswith(("category", "categorical", "enum", "str", "bool", "object", "large_string")):
+        return name, _kind_of_objects(cells) if lower == "object" else "categorical"
+    if lower.startswith("date"):
+        return name, "date"
+    return name, "numeric" if lower.startswith(_NUMBERS) else "unknown"
+
+
+def _kind_of_objects(cells):
+    cells = [cell for cell in _objects(cells) if not _is_missing(cell)]
+    if all(is_number(cell) and not isinstance(cell, bool) for cell in cells):
+        return "numeric"
+    return "categorical" if all(isinstance(cell, _CATEGORIES) for cell in cells) else "unknown"
+
+
+def _mark(columns, wanted, X):
+    """Set which columns are categorical, as `categorical_features` says."""
+    if isinstance(wanted, str) and wanted == "from_dtype":
+        if container_of(X) == "array":  # of which nothing is asked: text is refused, with advice, as numbers are wanted
+            for column in columns:
+                column.kind = "numeric"
+        return
+    wanted = [] if wanted is None else np.asarray(wanted)
+    if len(wanted) and wanted.dtype == bool:
+        if len(wanted) != len(columns):
+            raise ValueError(
+                f"categorical_features set as a boolean mask should have shape (n_features,), got: {wanted.shape}"
+            )
+        wanted = np.flatnonzero(wanted)
+    for column in columns:
+        column.kind = "numeric" if column.kind == "categorical" else column.kind
+    for name in wanted:
+        _named(columns, name).kind = "categorical"
+
+
+def _named(columns, name):
+    """The column of that name or place."""
+    for i, column in enumerate(columns):
+        if column.name == name or (not isinstance(name, str) and i == name):
+            return column
+    raise ValueError(f"There is no column {name!r} in X: it has {[column.name for column in columns][:10]}.")
+
+
+def _levels(cells, column):
+    """Categories of a column in order, and whether a pandas category says that they are ordered."""
+    declared = getattr(getattr(cells, "dtype", None), "categories", None)
+    found = declared if declared is not None else {cell for cell in _objects(cells) if not _is_missing(cell)}
+    levels = list(declared) if declared is not None else sorted(found, key=lambda cell: (type(cell).__name__, cell))
+    if len(levels) > MAX_LEVELS:
+        raise ValueError(
+            f"Categorical feature {column.name!r} is expected to have a cardinality <= {MAX_LEVELS} but actually has a "
+            f"cardinality of {len(levels)}. Group rare categories before, as OrdinalEncoder(max_categories=...) does, "
+            "or drop the column if it only names its rows."
+        )
+    return [_plain(level) for level in levels], bool(getattr(cells.dtype, "ordered", False))
+
+
+def _objects(cells):
+    return cells.to_list() if hasattr(cells, "to_list") else list(cells)
+
+
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_missing(cell):
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and np.isnan(cell))
+
+
+def _numbers(column, cells):
+    """A column as float64."""
+    if column.kind == "categorical":
+        codes = {level: float(i) for i, level in enumerate(column.levels)}
+        return np.array(
+            [np.nan if _is_missing(c) else codes.get(_plain(c), np.nan) for c in _objects(cells)], dtype=float
+        )
+    if column.kind == "date":
+        return _days(cells)
+    if hasattr(cells, "to_numpy") and hasattr(cells, "iloc"):
+        return cells.to_numpy(dtype=float, na_value=np.nan)
+    return np.array(cells, dtype=float)
+
+
+def _known(column, cells):
+    """A column that is given as float64, whose categories must be known."""
+    values = _numbers(column, cells)
+    unknown = [cell for cell, value in zip(_objects(cells), values, strict=True) if np.isnan(value)]
+    unknown = [cell for cell in unknown if not _is_missing(cell)]
+    if unknown:
+        raise ValueError(f"`given` has the category {unknown[0]!r} in column {column.name!r}, which fit has not seen.")
+    return values
+
+
+def _days(cells):
+    if getattr(getattr(cells, "dt", None), "tz", None) is not None:  # pandas
+        cells = cells.dt.tz_convert("UTC").dt.tz_localize(None)
+    elif getattr(getattr(cells, "dtype", None), "time_zone", None):  # polars
+        cells = cells.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    dates = np.asarray(cells.to_numpy() if hasattr(cells, "to_numpy") else cells)
+    if dates.dtype.kind != "M":
+        dates = np.array([np.datetime64("NaT") if _is_missing(cell) else np.datetime64(cell.replace(tzinfo=None), "ns")
+                          for cell in _objects(cells)])  # fmt: skip
+    days = dates.astype("datetime64[ns]").astype(np.int64) / _NS_PER_DAY
+    return np.where(np.isnat(dates), np.nan, days)
+
+
+def _dates(values):
+    return (np.nan_to_num(values) * 86_400_000).round().astype("datetime64[ms]")
+
+
+def _pandas_series(pandas, column, values):
+    if column.kind == "categorical":
+        cells = pandas.Series(column.cells(values), dtype=object)
+        if column.dtype == "category":
+            return cells.astype(pandas.CategoricalDtype([x for x in column.levels if x is not None], column.ordered))
+        return cells.astype(column.dtype) if not cells.isna().any() or column.dtype != "bool" else cells
+    if column.kind == "date":
+        dates = pandas.Series(_dates(values)).where(~np.isnan(values))
+        zone = column.dtype.partition(", ")[2].rstrip("]")
+        return (dates.dt.tz_localize("UTC") if zone else dates).astype(column.dtype)
+    if np.isnan(values).any() and not column.dtype.startswith(("float", "Float", "Int", "UInt")):
+        return pandas.Series(values)
+    if _is_bool(column):
+        return pandas.Series(values >= 0.5).astype(column.dtype)
+    is_whole = column.dtype.lower().startswith(("int", "uint"))
+    return pandas.Series(np.round(values) if is_whole else values).astype(column.dtype)
+
+
+def _polars_series(polars, column, values):
+    holes = np.isnan(values)
+    if column.kind == "categorical":
+        kind = polars.Boolean if column.dtype == "Boolean" else None
+        series = polars.Series(column.cells(values), dtype=kind)
+        if column.dtype.startswith("Enum"):
+            return series.cast(polars.Enum(column.levels))
+        return series.cast(polars.Categorical) if column.dtype.startswith("Categorical") else series
+    if column.kind == "date":
+        series = polars.Series(_dates(values)).set(polars.Series(holes), None)
+        if column.dtype == "Date":
+            return series.cast(polars.Date)
+        zone = re.search(r"time_zone='([^']+)'", column.dtype)
+        series = series.cast(polars.Datetime("us"))
+        return series.dt.replace_time_zone("UTC").dt.convert_time_zone(zone[1]) if zone else series
+    if _is_bool(column):
+        return polars.Series(values >= 0.5)
+    is_whole = "Int" in column.dtype
+    series = polars.Series(np.round(values) if is_whole else values)
+    if is_whole:
+        series = series.set(polars.Series(holes), None) if holes.any() else series
+    return series.cast(getattr(polars, column.dtype), strict=False)
+
+
+_SERIES = {"pandas": _pandas_series, "polars": _polars_series}

@@ -1,0 +1,253 @@
+"""What a fitted model makes of latent points and of cells that are not there: means, draws and imputations."""
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.validation import check_is_fitted
+
+from .._data.blocks import chunk_sizes, scaled_blocks
+from .._data.input import advice, plain
+from .._data.rows import RowSource
+from .._data.table import is_frame
+from .._model.aggregate import draw_latents
+from .._model.refine import Refined, antithetic, drawn, expected
+from .._system.program import own_settings
+from .._system.random import generator
+
+_PARTICLES = 20  # for each draw given the same cells
+
+
+def _as_many(values, n_wanted, name, n_samples=None):
+    """`values` of one row, or of as many as there are to be, as that many."""
+    n_samples = n_wanted if n_samples is None else n_samples
+    if len(values) not in (1, n_samples):
+        raise ValueError(f"`{name}` must have one row, or {n_samples} rows as are asked for. Got {len(values)}.")
+    return np.repeat(values, n_wanted, axis=0) if len(values) < n_wanted else values
+
+
+def _stream(random_state):
+    """An own stream, from scikit-learn's."""
+    return generator(int(check_random_state(random_state).randint(np.iinfo(np.int32).max)))
+
+
+class GenerationMixin:
+    """`inverse_transform`, `sample` and `impute` for an estimator with a fitted `net_`."""
+
+    # `conditions` is an argument to pass, and not metadata that a pipeline routes
+    __metadata_request__inverse_transform: ClassVar[dict] = {"conditions": UNUSED}
+
+    @own_settings()
+    def inverse_transform(self, X, *, conditions=None):
+        """Map latent coordinates back to features: E[x | z].
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, z_dim)
+            Latent coordinates.
+        conditions : DataFrame, dict or array-like, default=None
+            The columns that are `condition_features`, of one row or of as many as X has: what the rows would be under
+            these. None takes typical ones.
+
+        Returns
+        -------
+        X_original : ndarray or DataFrame of shape (n_samples, n_features)
+            Means of p(x | z) in the units of X, as `fit` was given it: a DataFrame with its columns and dtypes (whole
+            numbers rounded, categories the most probable ones), or an array, float32 if that was float32, else float64.
+        """
+        check_is_fitted(self)
+        X = plain(X)
+        with advice(X):
+            X = check_array(X, dtype=np.float32, input_name="X", estimator=self)
+        if X.shape[1] != self._n_features_out:
+            raise ValueError(
+                f"X has {X.shape[1]} features, but {type(self).__name__}.inverse_transform is expecting "
+                f"{self._n_features_out} features as input."
+            )
+        vae = self.module_
+        return self._decoded(lambda *z: vae.likelihood.mean(vae.decode(*z)), X, self._conditions(conditions, len(X)))
+
+    @own_settings()
+    def sample(self, n_samples=1, *, given=None, noise=False, latents="prior", random_state=None):
+        """Draw rows from the model.
+
+        Parameters
+        ----------
+        n_samples : int, default=1
+            Number of rows.
+        given : DataFrame, dict or array-like, default=None
+            Cells that the rows are to have: some of the columns (a dict by their names, or by their places in an array,
+            or an array with NaN elsewhere), of one row or of `n_samples`. The other cells are drawn given these, by
+            sampling and resampling, whatever `noise` is. `condition_features` that are not given are those of training
+            rows.
+        noise : bool, default=False
+            Whether to draw x from p(x | z), as the model has it, or return E[x | z].
+        latents : {"prior", "aggregate"}, default="prior"
+            Where z is drawn from: the prior, as the model has it, or `aggregate_`, a Gaussian mixture fitted to the
+            training rows' latent points (Ghosh et al., 2020), which keeps out of parts of the prior without rows.
+        random_state : int, RandomState instance or None, default=None
+            Source of the draws. None takes numpy's global stream.
+
+        Returns
+        -------
+        X : ndarray or DataFrame of shape (n_samples, n_features)
+            Rows in the units of X, as `fit` was given them: a DataFrame with its columns and dtypes, or an array,
+            float32 if that was float32, else float64.
+
+        Raises
+        ------
+        ValueError
+            If `given` has columns or categories that `fit` has not seen, or another number of rows.
+        """
+        check_is_fitted(self)
+        if n_samples < 1:
+            raise ValueError(f"Invalid value for 'n_samples': {n_samples}. The sampling requires at least one sample.")
+        if latents not in ("prior", "aggregate"):
+            raise ValueError(f"latents must be 'prior' or 'aggregate'. Got {latents!r} instead.")
+        random_state = check_random_state(random_state)
+        rng, vae = _stream(random_state), self.module_
+        if given is not None:
+            return self._sample_given(given, n_samples, rng, random_state)
+        if latents == "aggregate":
+            z = draw_latents(self.aggregate_, n_samples, random_state)
+        else:
+            with torch.no_grad():
+                z = vae.prior.sample(n_samples, rng).cpu().numpy()
+        context = self._any_conditions(n_samples, random_state)
+        if not noise:
+            return self._decoded(lambda *z: vae.likelihood.mean(vae.decode(*z)), z, context)
+        return self._decoded(lambda z, *given: vae.sample(z, rng, *given), z, context, drawn=True)
+
+    @own_settings()
+    def impute(self, X, *, sample=False, n_draws=None, random_state=None):
+        """Fill missing cells by what the model makes of the observed ones.
+
+        The posterior of z given the observed cells is explored with `n_draws` importance-weighted draws (the
+        estimator's parameter), as in `score_samples` [1]_.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows, in which NaN stands for a missing cell. Any columns may be missing, whatever was missing in `fit`.
+        sample : bool, default=False
+            Whether to draw from p(missing | observed), or return the mean.
+        n_draws : int, default=None
+            With ``sample=True``, number of draws of each cell. None draws once, and leaves the first dimension out.
+        random_state : int, RandomState instance or None, default=None
+            Source of the draws. None takes numpy's global stream.
+
+        Returns
+        -------
+        X_imputed : ndarray or DataFrame of shape (n_samples, n_features)
+            As X is; observed cells are as they were. With `n_draws` an array (n_draws, n_samples, n_features), or a
+            list of frames. Missing categories are the most probable ones, or draws of them.
+
+        References
+        ----------
+        .. [1] Mattei & Frellsen (2019). "MIWAE: deep generative modelling and imputation of incomplete data sets",
+           section 4. ICML.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from sklearn.datasets import load_iris
+        >>> from skvae import VAETransformer
+        >>> X = load_iris().data
+        >>> X[::3, 2] = np.nan
+        >>> vae = VAETransformer(z_dim=2, max_iter=20, random_state=0).fit(X)
+        >>> vae.impute(X).shape
+        (150, 4)
+        >>> vae.impute(X, sample=True, n_draws=5, random_state=0).shape
+        (5, 150, 4)
+        """
+        if n_draws is not None and (not sample or n_draws < 1):
+            raise ValueError(f"n_draws is the number of draws with sample=True, at least 1. Got {n_draws!r} instead.")
+        rng = _stream(random_state) if sample else None
+        filled = self._filled(X, (n_draws or 1) if sample else None, rng)
+        if n_draws is None:
+            return filled[0]
+        return np.stack(filled) if isinstance(filled[0], np.ndarray) else filled
+
+    def _imputed(self, X, n_draws, rng):
+        """Rows with holes, whole and in the units of X: expected (1, n_samples, n_features), or that many draws."""
+        vae, device = self._model(True)
+        eps = antithetic(self._draws(next(vae.parameters())) if n_draws is None else self._particles(n_draws, rng))
+        n_rows, _ = chunk_sizes(len(eps), X.shape[1])
+
+        def impute(x):
+            refined = Refined(vae, vae.complete(x.double()))
+            filled = expected(refined, eps) if n_draws is None else drawn(refined, eps, n_draws, rng)
+            return filled.movedim(0, 1)  # (batch, n_draws, n_features)
+
+        blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
+        filled = self._apply(impute, blocks, len(X), self._in_units_of_X, size=n_rows * len(eps))
+        return np.moveaxis(filled, 1, 0)
+
+    def _particles(self, n_draws, rng):
+        """Standard normal draws to choose `n_draws` from for each row: (n_particles, 1, z_dim)."""
+        n = max(self.n_draws, min(_PARTICLES * n_draws, 20_000))
+        return torch.randn(n, 1, self._n_features_out, generator=rng, dtype=torch.float64)
+
+    def _decoded(self, function, z, context, drawn=False):
+        """What `function` makes of latent coordinates, and of what is given if anything is, in the container of X."""
+        if context is None:
+            return self._given_back(self._decode(function, z), drawn)
+        n, (offset, scale) = context.shape[1], (self.net_.offset, self.net_.scale)
+        both = np.hstack([z, (context - offset[-n:]) / scale[-n:]]).astype(np.float32)
+        features = self._decode(lambda rows: function(rows[:, :-n], rows[:, -n:]), both)
+        return self._given_back(np.hstack([features, context]), drawn)
+
+    def _conditions(self, conditions, n_samples):
+        """What is given for that many rows, in the units of X: (n_samples, n_context), or None."""
+        n = self.module_.n_context
+        if conditions is not None and not n:
+            raise ValueError("`conditions` are for a model with condition_features, and this one has none.")
+        if not n:
+            return None
+        typical = self.net_.offset[-n:]
+        values = self._table.partial({} if conditions is None else conditions)
+        features = self._table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:]
+        return np.where(np.isnan(features), typical, features)
+
+    def _any_conditions(self, n_samples, random_state):
+        """What is given in that many training rows, or None."""
+        known = self._table.conditions
+        return None if known is None else known[random_state.randint(len(known), size=n_samples)]
+
+    def _sample_given(self, given, n_samples, rng, random_state):
+        """Draws of what is not given, beside what is, in the container of X."""
+        values = self._table.partial(given)
+        context = self._any_conditions(n_samples, random_state)
+        values = _as_many(values, n_samples if context is not None else len(values), "given", n_samples)
+        features = self._check_values(self._table.features(values)[0], self.likelihood_, self._table.n_context)
+        if context is not None:
+            own = features[:, -context.shape[1] :]
+            own[...] = np.where(np.isnan(own), context, own)
+        if len(values) == n_samples:
+            found = self._imputed(features, 1, rng)[0]
+        else:
+            found = self._imputed(features, n_samples, rng)[:, 0]
+        drawn = self._table.values_of(found, drawn=True)
+        return self._table.compose(np.where(np.isnan(values), drawn, values))
+
+    def _filled(self, X, n_draws, rng):
+        """X without holes, in its container: expected, in a list of one, or a list of that many draws."""
+        X = plain(X)
+        if not isinstance(X, RowSource):
+            return self._filled_part(X, n_draws, rng)
+        found = [self._filled_part(part, n_draws, rng) for part in X.parts()]
+        return [np.concatenate(same) for same in zip(*found, strict=True)]
+
+    def _filled_part(self, X, n_draws, rng):
+        """The same for rows that memory holds."""
+        features = self._check_X(X)
+        holes = np.isnan(features).any(axis=1)
+        filled = np.repeat(features[np.newaxis], n_draws or 1, axis=0)
+        if holes.any():
+            drawn = self._imputed(features[holes], n_draws, rng)
+            filled[:, holes] = np.where(np.isnan(features[holes]), drawn, features[holes])
+        values = self._table.values(X) if not self._table.is_plain or is_frame(X) else features
+        found = (self._table.values_of(one, n_draws is not None) for one in filled)
+        return [self._table.compose(np.where(np.isnan(values), one, values), X) for one in found]

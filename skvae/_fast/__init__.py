@@ -1,0 +1,1 @@
+"""What makes steps fast: hand-written gradients, products by oneDNN, bare optimizers."""

@@ -1,0 +1,1 @@
+"""The model: components, the VAE, the linear model, posteriors of incomplete rows."""

@@ -1,0 +1,233 @@
+"""From parameters to what they stand for: names to components, components to a VAE."""
+
+import copy
+import math
+from numbers import Integral
+
+import numpy as np
+import torch
+from skorch.callbacks import Callback
+from torch import nn
+
+from .._data.holes import without_holes
+from .._data.rows import dtype_of, gathered, row_blocks
+from .._system.random import INIT_STREAM, PRIOR_STREAM, generator, subsample
+from .._training.guard import StopTraining
+from ..architectures import ARCHITECTURES, NetworkSpec, check_network, undrawn
+from ..callbacks import REPORT_ROWS
+from ..likelihoods import LIKELIHOODS, Bernoulli, Likelihood
+from ..objectives import OBJECTIVES
+from ..priors import PRIORS
+from .columns import Categorical, Columns, MarginalBackground, Ordinal
+from .gaussian import LinearGaussian
+from .linear import linear_start
+from .module import VAE
+
+_MAX_NOISE, _MAX_NOISE_OF_FEW = 0.5, 0.25  # of the encoder's inputs, in standard deviations of the feature
+_MANY_ROWS = 1000  # from which on two hidden layers serve better than one
+_FAR_LEVELS = 0.5  # in the same unit
+
+REGISTRIES = {
+    "likelihood": LIKELIHOODS,
+    "prior": PRIORS,
+    "objective": OBJECTIVES,
+    "architecture": ARCHITECTURES,
+}
+
+
+def resolve(kind, component):
+    """The component of that name, or a copy of the user's own, unbuilt."""
+    return REGISTRIES[kind][component]() if isinstance(component, str) else copy.deepcopy(component)
+
+
+def resolve_objective(objective, beta):
+    """The objective, with the estimator's `beta` where it is given by name."""
+    kind = OBJECTIVES[objective] if isinstance(objective, str) else None
+    if beta is None:
+        return resolve("objective", objective)
+    if kind is None or "beta" not in kind._get_param_names():
+        hint = f"{type(objective).__name__}(beta={beta!r})" if kind is None else "objective='elbo'"
+        raise ValueError(f"The 'beta' parameter of VAETransformer is not that of objective={objective!r}: use {hint}.")
+    return kind(beta=beta)
+
+
+def check_nested(params, changes):
+    """Refuse parameters of parts that are given by name, as in ``likelihood__noise``, among the `changes`."""
+    for key, value in changes.items():
+        name, nested, parameter = key.partition("__")
+        part = changes.get(name, params.get(name))
+        if not nested or name not in params or hasattr(part, "set_params"):
+            continue
+        kind = _class_with(REGISTRIES.get(name, {}), part, parameter)
+        if isinstance(part, str) and kind:
+            raise ValueError(
+                f"{name}={part!r} is a name, which has no parameters: write {name}={kind.__name__}"
+                f"({parameter}={value!r}), with {kind.__name__} of {kind.__module__}."
+            )
+        whole = f"net_params={{{key!r}: {value!r}}}" if name == "optimizer" else f"{name} as a whole"
+        hint = "learning_rate" if key == "optimizer__lr" else whole
+        raise ValueError(f"Invalid parameter {key!r}: {name}={part!r} has no such parameter. Set {hint}.")
+
+
+def _class_with(registry, name, parameter):
+    """The class that a name stands for, or else the first one, that has the parameter; None where none has."""
+    kinds = [registry[name]] if isinstance(name, str) and name in registry else []
+    return next((kind for kind in (*kinds, *registry.values()) if parameter in kind._get_param_names()), None)
+
+
+def build_vae(
+    *, n_features, z_dim, hidden_layer_sizes, activation, architecture, likelihood, prior, init, linear_share, seed,
+    n_context=0,
+):  # fmt: skip
+    """The module of the net: networks of mirrored hidden layers, with linear paths beside them for the linear start."""
+    rng = generator(seed, INIT_STREAM)
+    encoder, decoder = copy.deepcopy(architecture), copy.deepcopy(architecture)
+    likelihood, prior = copy.deepcopy(likelihood), copy.deepcopy(prior)
+    likelihood.build(n_features)
+    n_outputs = likelihood.n_raw * n_features
+    params = {"activation": activation, "generator": rng}
+    specs = [
+        NetworkSpec(n_features + n_context, 2 * z_dim, hidden_layer_sizes, **params),
+        NetworkSpec(z_dim + n_context, n_outputs, hidden_layer_sizes[::-1], n_raw=likelihood.n_raw, **params),
+    ]
+    for network, spec in zip((encoder, decoder), specs, strict=True):
+        network.build(spec)
+        check_network(network, spec)
+    prior.build(z_dim, n_features + n_context, rng)
+    with torch.no_grad():
+        encoder.head.weight[z_dim:] *= 0.5  # He's start is meant for log-variances, and these are log-scales
+    linear: dict[str, nn.Module | float] = {}
+    if init == "linear" and not architecture.is_linear(hidden_layer_sizes):
+        sizes = {
+            "linear_encoder": (n_features + n_context, z_dim),
+            "linear_decoder": (z_dim + n_context, n_outputs),
+        }
+        linear = {name: undrawn(nn.Linear, *size, bias=False) for name, size in sizes.items()}
+        background = background_of(likelihood, n_features, z_dim)
+        if linear_share and background is not None:
+            linear |= {"background": background, "share": linear_share}
+    if n_context or not isinstance(linear.get("background"), LinearGaussian):
+        linear["filler"] = LinearGaussian(n_features, z_dim)
+    return VAE(encoder, decoder, likelihood, prior, **linear, n_context=n_context)
+
+
+def background_of(likelihood, n_features, z_dim):
+    """The density beside the model, where features are real-valued."""
+    if isinstance(likelihood, Columns):
+        first = int(hasattr(likelihood.parts[0], "set_noise"))
+        others = Columns(copy.deepcopy(likelihood.parts[first:]), likelihood.sizes[first:])
+        return MarginalBackground(sum(likelihood.sizes[:first]), z_dim, others)
+    return LinearGaussian(n_features, z_dim) if hasattr(likelihood, "set_noise") else None
+
+
+def _check_log_prob(likelihood, x):
+    """Refuse a likelihood of the user's own whose `log_prob` is not by feature."""
+    shape = likelihood.log_prob(x.new_zeros(len(x), likelihood.n_raw, x.shape[1]), x).shape
+    if shape != x.shape:
+        raise ValueError(
+            f"{type(likelihood).__name__}.log_prob must return a value for each feature, of the shape of x: got "
+            f"{tuple(shape)} for {tuple(x.shape)}. Do not sum over the features."
+        )
+
+
+def started_vae(recipe, x, rows, kl_weight, near=None):
+    """The VAE that `recipe` builds, at its start on the `rows` of `x`, of which `near` is one on most of them."""
+    vae, seed, filled = build_vae(**recipe), recipe["seed"], without_holes(x)
+    with torch.no_grad():
+        filled, context = vae.parts(filled)
+        _check_log_prob(vae.likelihood, filled[:2])
+        raw = vae.likelihood.start(filled)  # statistics of single features, as the scaling's are of all rows
+        some = torch.from_numpy(subsample(rows.numpy(), REPORT_ROWS, seed))
+        inputs = vae.likelihood.inputs(filled[some])
+        seen = inputs if context is None else torch.cat([inputs, context[some]], -1)
+        vae.prior.start(seen, generator(seed, PRIOR_STREAM))
+        if vae.filler is not None:
+            vae.filler.mean.copy_(inputs.mean(0))
+    if recipe["init"] == "linear":
+        linear_start(vae, x, raw, beta=kl_weight, seed=seed, rows=rows, near=near)
+    return vae
+
+
+def input_noise(vae, x, kl_weight, few):
+    """Standard deviation of the noise that the encoder sees in the first phase of training, by feature; None for none.
+
+    It is the linear model's, as the weight of the KL term makes it seem, up to a half of the feature's own standard
+    deviation, or a quarter for few rows: the posterior is then smooth at that scale (amortised inference
+    regularisation; Shu et al., 2018). A feature whose levels lie further apart has none.
+    """
+    if vae.background is None or not kl_weight:
+        return None
+    some, _ = vae.parts(without_holes(x[torch.from_numpy(subsample(len(x), REPORT_ROWS, 0))]))
+    n_levels = torch.tensor([len(column.unique()) for column in some.T])
+    apart = (some.amax(0) - some.amin(0)) / (n_levels - 1).clamp(min=1) > _FAR_LEVELS
+    noise = math.sqrt(kl_weight) * vae.background.noise_scale
+    noise = noise.clamp(max=_MAX_NOISE_OF_FEW if few else _MAX_NOISE).masked_fill(apart, 0)
+    return nn.functional.pad(noise, (0, vae.n_context))
+
+
+def layer_sizes(sizes, n_rows):
+    """Widths of the hidden layers; "auto" is one layer for few rows and two for more."""
+    if isinstance(sizes, str):
+        return (128,) if n_rows < _MANY_ROWS else (128, 64)
+    sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
+    if not all(isinstance(size, Integral) and size > 0 for size in sizes):
+        raise ValueError(
+            f"The 'hidden_layer_sizes' parameter of VAETransformer must hold ints > 0. Got {sizes} instead."
+        )
+    return tuple(map(int, sizes))
+
+
+def guess_likelihood(X, values=None):
+    """What "auto" becomes for X: "bernoulli" for booleans and, where its validated `values` are the whole table and not
+    a first part of it, for zeros and ones. Nothing else is guessed: a Gaussian fits it too, and comparably."""
+    if values is None:
+        return "bernoulli" if dtype_of(X).kind == "b" else "gaussian"
+    return "bernoulli" if all(gathered(values, all(map(_is_binary, row_blocks(values))))) else "gaussian"
+
+
+def _is_binary(values):
+    return np.all((values == 0) | (values == 1) | np.isnan(values))
+
+
+def likelihood_of(table, given):
+    """The likelihood of a table whose columns are of several kinds; `given` holds for numeric columns of which nothing
+    else is said."""
+    named = given if isinstance(given, (str, Likelihood)) and given != "auto" else None
+    known = {"ordinal": Ordinal, "categorical": Categorical, "flag": Bernoulli}
+    parts, sizes = [], []
+    for kind, places in table.groups.items():
+        if kind == "context":
+            continue
+        columns = [table.columns[i] for i in places]
+        widths = [column.n_features if kind == "categorical" else 1 for column in columns]
+        if kind in known:
+            levels = [[len(column.levels) for column in columns]] if kind != "flag" else []
+            parts.append(known[kind](*levels))
+        else:
+            parts.append(resolve("likelihood", columns[0].likelihood or named or "gaussian"))
+        sizes.append(sum(widths))
+    return parts[0] if len(parts) == 1 and "gaussian" in table.groups else Columns(parts, sizes)
+
+
+def copies(callbacks):
+    """Copies of skorch callbacks, or of (name, callback) pairs: training leaves the user's own untouched."""
+    return [(cb[0], copy.copy(cb[1])) if isinstance(cb, tuple) else copy.copy(cb) for cb in callbacks or ()]
+
+
+class SklearnCallbacks(Callback):
+    """Tells scikit-learn's callbacks of each epoch, and lets them end training."""
+
+    def __init__(self, context, fitted, **data):
+        self.context = context
+        self.fitted = fitted
+        self.data = data
+        self.task = None
+
+    def on_epoch_begin(self, net, **kwargs):
+        if self.task is None:  # else an epoch was undone and comes again
+            self.task = self.context.subcontext(task_name="epoch").call_on_fit_task_begin(**self.data)
+
+    def on_epoch_end(self, net, **kwargs):
+        task, self.task = self.task, None
+        if task.call_on_fit_task_end(**self.data, reconstruction_attributes=self.fitted):
+            raise StopTraining

@@ -1,0 +1,158 @@
+"""The posterior of rows with holes, for inference: a Gauss-Newton step or a few from where the encoder puts them.
+
+The encoder's posterior has no correlations, and an incomplete row's has. Here it is N(mean, (root @ root.T)^-1). That
+is exact where the decoder is linear and the noise does not depend on z, whatever is missing; for other models it is
+what importance sampling draws from.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._data.batch import Cells
+from .gaussian import log_scales
+from .module import FARTHEST, MODERATE, VAE
+
+_MAX_STEPS = 3
+_LEAST_STEP = 0.05  # of a difference quotient, in units of z
+
+
+class Refined:
+    """Posteriors of the rows of some `Cells` under `vae`, and draws from them.
+
+    Parameters
+    ----------
+    vae : VAE
+        A trained model.
+    cells : Cells
+        What it made of rows with holes.
+    """
+
+    def __init__(self, vae: VAE, cells: Cells) -> None:
+        self.vae, self.cells = vae, cells
+        self.mean, log_scale = vae.encode_inputs(cells.seen.clamp(-FARTHEST, FARTHEST))
+        self.step = (log_scale + cells.spread).clamp(*MODERATE).exp().clamp(_LEAST_STEP, 1.0)
+        value = self._log_joint(self.mean)
+        for _ in range(_MAX_STEPS):
+            gradient, root = self._expansion(self.mean)
+            moved = self.mean + torch.cholesky_solve(gradient.unsqueeze(-1), root).squeeze(-1)
+            found = self._log_joint(moved)
+            better = found > value
+            self.mean, value = torch.where(better[:, None], moved, self.mean), torch.where(better, found, value)
+        _, self.root = self._expansion(self.mean)
+
+    @property
+    def log_scale(self) -> Tensor:
+        """Logarithm of each unit's standard deviation: (batch, z_dim)."""
+        return log_scales(self.root)
+
+    def draw(self, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws z (n_draws, batch, z_dim) made of `eps` (n_draws, 1, z_dim), their raw outputs, and the logarithms of
+        their importance weights p(x, z) / q(z | x) (n_draws, batch)."""
+        eps = eps.expand(-1, len(self.mean), -1)
+        moves = torch.linalg.solve_triangular(self.root.mT, eps.permute(1, 2, 0), upper=True)  # (batch, z_dim, n_draws)
+        z = self.mean + moves.permute(2, 0, 1)
+        log_det = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_q = log_det - 0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1)
+        raw = self._decode(z)
+        return z, raw, self._log_prob(raw) + self.vae.prior.log_prob(z) - log_q
+
+    def mixed(self, log_weights: Tensor) -> Tensor:
+        """Log-likelihood of each row under the mixture with the background: (batch,)."""
+        cells = self.cells
+        return self.vae.mixed(log_mean(log_weights), cells.x, cells.observed, cells.context)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z, self.cells.context)
+
+    def _log_prob(self, raw: Tensor) -> Tensor:
+        log_prob = self.vae.likelihood.log_prob(raw, self.cells.x)
+        return torch.where(self.cells.observed, log_prob, 0.0).sum(-1)
+
+    def _log_joint(self, z: Tensor) -> Tensor:
+        return self._log_prob(self._decode(z)) + self.vae.prior.log_prob(z)
+
+    def _expansion(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of the log-joint in z, and the Cholesky factor of minus its Hessian, without the second derivative
+        of the decoder: (batch, z_dim) and (batch, z_dim, z_dim)."""
+        slope, curvature = self.vae.likelihood.expansion(self._decode(z), self.cells.x)
+        slope, curvature = (torch.where(self.cells.observed, part, 0.0) for part in (slope, curvature.clamp(min=0)))
+        jacobian = self._jacobian(z)
+        gradient = (jacobian @ slope.unsqueeze(-1)).squeeze(-1) + _gradient(self.vae.prior, z)
+        hessian = (jacobian * curvature.unsqueeze(1)) @ jacobian.mT
+        return gradient, torch.linalg.cholesky(hessian + torch.eye(z.shape[-1]).to(hessian))
+
+    def _jacobian(self, z: Tensor) -> Tensor:
+        """Slopes of the first raw outputs in z, over about a standard deviation of it: (batch, z_dim, n_features)."""
+        moves = torch.diag_embed(self.step).movedim(1, 0)  # (z_dim, batch, z_dim)
+        ahead, behind = (self._decode(z + sign * moves)[..., 0, :] for sign in (1, -1))
+        return ((ahead - behind) / (2 * self.step.T.unsqueeze(-1))).movedim(0, 1)
+
+
+def log_mean(log_weights: Tensor) -> Tensor:
+    """Logarithm of the mean importance weight of each row; of far rows weights may be NaN: (n_draws, batch)."""
+    log_weights = log_weights.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    return log_weights.logsumexp(0) - math.log(len(log_weights))
+
+
+def _gradient(prior: torch.nn.Module, z: Tensor) -> Tensor:
+    """Gradient of the prior's log-density: (batch, z_dim)."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(prior.log_prob(z).sum(), z)  # type: ignore[operator]
+    return gradient
+
+
+def antithetic(eps: Tensor) -> Tensor:
+    """Draws (n_draws, ...) in pairs of opposite signs, whose mean is 0: what is linear in them is then exact."""
+    half = eps[: -(-len(eps) // 2)]
+    return torch.cat([half, -half])
+
+
+def _shares(log_weights: Tensor) -> Tensor:
+    """Importance weights (n_draws, batch) that add up to 1 for each row."""
+    return F.softmax(log_weights.nan_to_num(nan=-1e30, posinf=0.0, neginf=-1e30), dim=0)
+
+
+def _chance_of_background(refined: Refined, log_weights: Tensor) -> Tensor:
+    """Probability that a row comes from the background of the mixture, given its observed cells: (batch, 1)."""
+    vae, cells = refined.vae, refined.cells
+    background = vae.background_log_prob(cells.x, cells.observed, cells.context) + math.log(vae.share)
+    return (background - refined.mixed(log_weights)).exp().unsqueeze(-1)
+
+
+def _whole(cells: Cells, x: Tensor) -> Tensor:
+    """Rows whose holes are filled by `x`, with what is given at their end."""
+    filled = torch.where(cells.observed, cells.x, x)
+    return filled if cells.context is None else torch.cat([filled, cells.context.expand(*x.shape[:-1], -1)], -1)
+
+
+def expected(refined: Refined, eps: Tensor) -> Tensor:
+    """The rows with their holes filled by what is expected there, E[x | observed], as a mean over weighted draws
+    (Mattei & Frellsen, 2019, equation 12): (1, batch, n_features)."""
+    vae, cells = refined.vae, refined.cells
+    _, raw, log_weights = refined.draw(eps)
+    mean = (_shares(log_weights).unsqueeze(-1) * vae.likelihood.mean(raw)).sum(0)
+    if vae.background is not None:
+        shift = vae.background_shift(cells.context)
+        other = vae.background.expected_given(cells.x - shift, cells.observed) + shift
+        mean = mean + _chance_of_background(refined, log_weights) * (other - mean)
+    return _whole(cells, mean).unsqueeze(0)
+
+
+def drawn(refined: Refined, eps: Tensor, n_draws: int, rng: torch.Generator) -> Tensor:
+    """The rows with their holes filled by draws of p(x | observed), by sampling and resampling (Mattei & Frellsen,
+    2019, section 4.2): (n_draws, batch, n_features)."""
+    vae, cells = refined.vae, refined.cells
+    _, raw, log_weights = refined.draw(eps)
+    choices = torch.multinomial(_shares(log_weights).T, n_draws, replacement=True, generator=rng).T  # (n_draws, batch)
+    chosen = raw[choices, torch.arange(len(cells.x))]  # (n_draws, batch, n_raw, n_features)
+    x = vae.likelihood.sample(chosen, rng).to(cells.x)
+    if vae.background is not None:
+        shift = vae.background_shift(cells.context)
+        strange = torch.rand(n_draws, len(cells.x), 1, generator=rng) < _chance_of_background(refined, log_weights)
+        other = vae.background.sample_given(cells.x - shift, cells.observed, n_draws, rng) + shift
+        x = torch.where(strange, other, x)
+    return _whole(cells, x)

@@ -1,0 +1,44 @@
+"""Devices by name: what "auto" is, and where to go on when a device is not there."""
+
+from collections.abc import Iterable
+from functools import reduce
+
+import torch
+
+_BLOCK, _BLOCK_VALUES = 4096, 2**20
+
+
+def resolve_device(device: str | torch.device) -> str:
+    if str(device) == "auto":
+        return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"The 'device' parameter of VAETransformer names a device that torch cannot use here: {str(device)!r}. "
+            "device='auto' takes an accelerator where there is one."
+        ) from error
+    return str(device)
+
+
+def device_here(device: str | torch.device) -> str:
+    """The device that a fitted model was on, or the CPU if there is no such device here."""
+    try:
+        return resolve_device(device)
+    except ValueError:
+        return "cpu"
+
+
+def widest(x: torch.Tensor) -> torch.Tensor:
+    """`x` in float64, or as it is where the device has none: Apple's."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def total(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of tensors of one shape, of which there is at least one."""
+    return reduce(torch.add, parts)
+
+
+def blocks_of(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Rows of `x` (n_samples, n_features) in blocks of at most a million values, of which copies take little memory."""
+    return x.split(min(_BLOCK, max(1, _BLOCK_VALUES // x.shape[1])))

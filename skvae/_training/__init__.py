@@ -1,0 +1,1 @@
+"""Training: the net, its members, what watches over them, and several processes."""

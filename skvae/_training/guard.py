@@ -1,0 +1,245 @@
+"""What watches over training: it judges states, keeps the good ones, owns the learning rate and says when to stop."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from .._data.batch import Batch
+from .._data.split import Rows, Split, member, padded
+from .._fast.gradient import FastELBO
+from .._system.random import VALIDATION_STREAM, generator, subsample
+
+WARMUP = 100  # steps over which the learning rate rises
+_USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
+_LEAST_STEPS = 40  # between two looks
+_FRACTION = 4  # trained rows for each judged one: a look takes a tenth of the time of the steps before it, at most
+_VALIDATION_ROWS = 256  # fewer held-out rows are repeated, with other noise, up to about this many
+_MAX_JUDGED, _LEAST_JUDGED, _JUDGED_VALUES = 25_000, 1_000, 2**23  # rows say enough; more are judged less often
+_BLOCK, _BLOCK_VALUES = 2048, 2**21
+_CHECKED_ROWS = 2048
+
+
+class StopTraining(Exception):
+    """The wish of a callback, or of the guard, to end training; skorch knows KeyboardInterrupt only."""
+
+
+class Diverged(ArithmeticError):
+    """A loss that is not finite."""
+
+
+class Judge:
+    """Scores the last members of a stack by the rows that they have not seen.
+
+    A row's value is the objective's, with the bound in it replaced by that of the mixture with the linear background,
+    which is what `score_samples` returns.
+
+    Parameters
+    ----------
+    net : Net
+        In training.
+    split : Split
+        Says which rows.
+    """
+
+    def __init__(self, net: Any, split: Split) -> None:
+        self.net, self.split, self.n_judged = net, split, len(split.valid)
+        n_features = split.x.shape[1]
+        most = min(_MAX_JUDGED, max(_LEAST_JUDGED, _JUDGED_VALUES // n_features))
+        valid = [rows[torch.from_numpy(subsample(len(rows), most, net.seed))] for rows in split.valid]
+        self.modules = (net.stack_.averages or net.stack_.members)[-self.n_judged :]
+        n_repeats = min(16, -(-_VALIDATION_ROWS // max(map(len, valid))))
+        indices, weight = padded([rows.repeat(n_repeats) for rows in valid])
+        rng, n_draws = generator(net.seed, VALIDATION_STREAM), net.criterion_.n_draws
+        shape = (*indices.shape, net.z_dim) if n_draws == 1 else (n_draws, *indices.shape, net.z_dim)
+        eps = torch.randn(shape, generator=rng).to(net.device)
+        self.n_rows = indices.shape[1]
+        own, at = split.own(indices)
+        weight, eps = weight[:, at], eps[..., at, :]
+        fields = Rows(split.x, net.module_).take(own)
+        fields["x"] = net.module_.likelihood.draw(fields["x"], rng)
+        self.weight, size = weight.to(net.device), min(_BLOCK, _BLOCK_VALUES // n_features)
+        size = max(1, size // (n_draws * self.n_judged))
+        pieces = [[(name, piece) for piece in part.split(size, 1)] for name, part in fields.items()]
+        draws = zip(*pieces, eps.split(size, -2), strict=True)
+        self.parts = [Batch(**dict(named), eps=some) for *named, some in draws]
+        self.background = self._background()
+        fast = net.fast_ and (self.n_judged == len(net.stack_.members) or net.stack_.averages)
+        self.fast = FastELBO(net.stack_, net.fast_.beta, self.n_judged) if fast else None
+
+    @torch.no_grad()
+    def _background(self) -> list[Tensor] | None:
+        """Log-densities of the rows of each part under the linear model, which does not change."""
+        if self.modules[0].background is None:
+            return None
+        return [torch.stack([module.background_of(some) for module, some in self._shares(part)]) for part in self.parts]
+
+    def _shares(self, part: Batch) -> list[tuple[Any, Batch]]:
+        """The members with their rows of a part."""
+        return [(module, member(part, i)) for i, module in enumerate(self.modules)]
+
+    @torch.no_grad()
+    def __call__(self) -> tuple[float, float, float]:
+        """Mean score, bound of the mixture and KL over the rows and members, in nats per row."""
+        self.net.stack_.take_buffers()
+        terms = [torch.stack(self._terms(part)) for part in self.parts]  # (3, n_judged, batch)
+        values, log_prob, kl = torch.cat(terms, -1)
+        bound = log_prob - kl
+        if self.background is not None:
+            mixed = self.modules[0].mixture(bound, torch.cat(self.background, -1))
+            values, bound = values + (mixed - bound), mixed
+        means = torch.stack([(rows * self.weight).sum() for rows in (values, bound, kl)]) / self.n_judged
+        return tuple(self.split.total(means).tolist())
+
+    def _terms(self, part: Batch) -> tuple[Tensor, ...]:
+        if self.fast:
+            log_prob, kl = self.fast.terms(part)
+            return log_prob - self.fast.beta * kl, log_prob, kl
+        found = []
+        for module, some in self._shares(part):
+            with self.net.inference(module):
+                found.append(torch.stack(self.net.criterion_(module, some)))
+        return tuple(torch.stack(found, 1))
+
+
+class Guard:
+    """Keeps the state with the best score, the start included, and stops when none better comes.
+
+    When the score has not risen by `tol` for more than the first `patience`, in steps, the first phase ends: training
+    goes back to the best state and on from there with `factor` of the learning rate, without noise on the encoder's
+    inputs and with the gradient of the bound as it is. With the last patience training ends. `pace` shortens all these
+    steps. Where nothing is judged, the last state that a finite loss has confirmed is kept instead, and training ends
+    with its last one.
+
+    An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
+    learning rate is halved the first time, quartered the second, and so on, and stays there.
+    """
+
+    n_tries = 5  # how often an epoch is undone before training is given up
+
+    def __init__(
+        self, net: Any, split: Split, *, patience: Sequence[int], tol: float, pace: float = 1.0, factor: float = 0.5
+    ) -> None:
+        self.net, self.split = net, split
+        self.patience, self.tol, self.factor = [pace * steps for steps in patience], tol, factor
+        self.warmup = max(1, round(pace * WARMUP))
+        self.judge = Judge(net, split) if split.valid else None
+        judged = self.judge.n_rows * self.judge.n_judged if self.judge else 0
+        trained = net.batch_size * len(split.train)
+        self.every = max(1, round(pace * _LEAST_STEPS), -(-_FRACTION * judged // trained))
+        self.end = 0  # the epoch after which training ends
+        self.n_steps = self.progress = self.n_falls = self.n_undone = 0
+        self.seen: tuple[float, float, float] | None = None  # the last look
+        self.best = self.reference = -math.inf
+        self.kept: dict | None = None
+        self.start: dict | None = None
+        self.latest: dict | None = None
+
+    def lr_factor(self, n_rows: int) -> float:
+        """Return the factor of the learning rate for a step on `n_rows`: small batches have noisy gradients."""
+        warmth = min(1.0, (self.net.n_steps_ + 1) / self.warmup)
+        return self.factor**self.n_falls * warmth * min(1.0, n_rows / _USUAL_ROWS)
+
+    def state(self) -> dict:
+        """Return what a checkpoint keeps."""
+        return {key: value for key, value in vars(self).items() if key not in ("net", "split", "judge", "end")}
+
+    def load(self, state: dict) -> None:
+        vars(self).update(state)
+
+    def on_epoch_begin(self) -> None:
+        if self.judge and self.seen is None:
+            self._look()
+        if not self.judge:  # a finite loss of the epoch before does not confirm the state after its last step
+            state = self.net.stack_.state()
+            self.start = self.start or state
+            self.kept, self.latest = self.latest, state
+
+    def on_epoch_end(self) -> None:
+        if self.judge and len(self.net.history) == self.end and self.n_steps % self.every:
+            self._look()
+
+    def on_step_end(self) -> None:
+        self.n_steps += 1
+        if self.judge and self.n_steps % self.every == 0:
+            self._look()
+            stale = self.n_steps - self.progress > max(self.patience[self.n_falls], self.every)
+            if stale and not self.net.criterion_.warming:
+                self._turn()
+
+    def _look(self) -> None:
+        assert self.judge
+        first, self.seen = self.seen is None, self.judge()
+        score = self.seen[0]
+        if not math.isfinite(score):
+            if not first:
+                raise Diverged(f"the validation loss of epoch {len(self.net.history)} is {-score}")
+            score = -math.inf
+        if first or score > self.best:
+            self.best, self.kept = score, self.net.stack_.state()
+        if score > self.reference + self.tol or self.net.criterion_.warming:
+            self.progress = self.n_steps
+        self.reference = max(self.reference, score)
+
+    def _turn(self) -> None:
+        if self.n_falls + 1 == len(self.patience):
+            raise StopTraining
+        self.n_falls, self.progress = self.n_falls + 1, self.n_steps
+        self.net.stack_.load(self.kept)
+        for state in self.net.optimizer_.state.values():
+            if "exp_avg" in state:
+                state["exp_avg"].zero_()
+
+    def undo(self, error: Exception) -> None:
+        """Take back the epoch in which `error` occurred, or raise ValueError if it was the last try."""
+        self.net.history.pop()
+        state = self.kept or self.latest
+        self.latest = None if self.judge else state
+        self._go_back(state, str(error))
+        if self.n_undone > self.n_tries:
+            raise ValueError(
+                f"Training diverged: {error}, at a learning rate of {2**self.n_undone * self.net.lr:.1e} still. Lower "
+                "`learning_rate`, or look for outliers in X and scale or clip them."
+            )
+
+    def _go_back(self, state: dict | None, reason: str) -> None:
+        self.n_undone += 1
+        factor = 0.5**self.n_undone
+        if state is not None:
+            self.net.stack_.load(state)
+        self.net.lr *= factor
+        self.net.optimizer_.state.clear()
+        for group in self.net.optimizer_.param_groups:
+            for name in group.keys() & {"lr", "initial_lr", "min_lr", "max_lr"}:
+                group[name] *= factor
+        if self.n_undone <= self.n_tries:
+            warnings.warn(
+                f"Training diverged: {reason}. It goes back to the last good state, with the learning rate lowered to "
+                f"{self.net.lr:.1e}.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+    def finish(self) -> None:
+        """Leave the best state, or the last one that is finite."""
+        if self.judge:
+            if self.kept is not None:
+                self.net.stack_.load(self.kept)
+        elif self.latest is not None and not self.is_finite():
+            self._go_back(self.latest, f"the loss after epoch {len(self.net.history)} is not finite")
+            for state in (self.kept or self.start, self.start):  # each row was evaluated at one state only
+                if not self.is_finite():
+                    self.net.stack_.load(state)
+
+    def is_finite(self) -> bool:
+        """Whether the last step left finite terms of the bound, on some rows."""
+        x, _ = self.split[torch.from_numpy(subsample(len(self.split), _CHECKED_ROWS, self.net.seed))]
+        eps = torch.randn(len(x), self.net.z_dim, generator=generator(self.net.seed, VALIDATION_STREAM))
+        with self.net.inference() as module:
+            fields = Rows(x, module).take(torch.arange(len(x)))
+            terms = torch.cat(module(Batch(**fields, eps=eps.to(x.device))))
+        return not bool(self.split.total((~terms.isfinite()).sum().float()))

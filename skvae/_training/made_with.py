@@ -1,0 +1,97 @@
+"""What a model was made with: parameters that a fit which goes on from it cannot change, and whether it was asked to.
+
+Kept as strings, so that a fitted estimator holds no second copy of its parameters and they survive in any file.
+"""
+
+import re
+import textwrap
+from functools import lru_cache
+from numbers import Integral, Real
+
+from .._model.build import REGISTRIES, layer_sizes, resolve, resolve_objective
+from .._system.device import device_here
+from .checkpoint import recognisable
+from .net import OPTIMIZERS
+
+_FIXED = (
+    "z_dim",
+    "hidden_layer_sizes",
+    "activation",
+    "likelihood",
+    "categorical_features",
+    "marginal",
+    "condition_features",
+    "prior",
+    "architecture",
+    "init",
+    "linear_share",
+    "optimizer",
+    "weight_decay",
+    "ema_decay",
+    "device",
+    "net_params",
+    "random_state",
+)
+
+
+def made_with(params, likelihood):
+    """A fingerprint and a text of each parameter that training goes by; `likelihood` is what "auto" stands for.
+
+    Fingerprints are equal where values mean the same, as ``8`` and ``(8,)`` for hidden layers or a name and its object.
+    """
+    meant = {name: params[name] for name in (*_FIXED, "learning_rate")}
+    if isinstance(meant["likelihood"], str) and meant["likelihood"] == "auto":
+        meant["likelihood"] = likelihood
+    if not isinstance(meant["hidden_layer_sizes"], str):
+        meant["hidden_layer_sizes"] = layer_sizes(meant["hidden_layer_sizes"], 0)
+    meant["device"] = str(meant["device"])
+    if not isinstance(meant["random_state"], Integral | None):
+        meant["random_state"] = "a stream"  # which moves on when it is used
+    shown = {name: _short(value) for name, value in meant.items()}
+    meant["optimizer"] = OPTIMIZERS.get(meant["optimizer"], meant["optimizer"])
+    objective = resolve_objective(params["objective"], params["beta"]) if params["beta"] is not None else None
+    meant["objective"] = params["objective"] if objective is None else objective
+    return {name: [_fingerprint(name, value), shown.get(name, "")] for name, value in meant.items()}
+
+
+def _fingerprint(name, value):
+    if isinstance(value, dict) and name == "likelihood":
+        return repr({column: _fingerprint(name, part) for column, part in value.items()})
+    if name in REGISTRIES and isinstance(value, str):
+        return _of_named(name, value)
+    if isinstance(value, Real):
+        return repr(float(value))  # 300 is 300.0
+    return repr(value) if value is None or isinstance(value, (str, tuple)) else recognisable(value)
+
+
+@lru_cache
+def _of_named(kind, name):
+    return recognisable(resolve(kind, name))
+
+
+def _short(value):
+    """A parameter as a message shows it."""
+    return textwrap.shorten(re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value)), 60, placeholder=" ...")
+
+
+def has_changed(name, then, now):
+    """Whether a parameter is another than before; not if nothing is known of it."""
+    return name in then and then[name][0] != now[name][0]
+
+
+def check_unchanged(then, now, whose, device, net_device):
+    """Refuse to go on with a model that was made with other parameters.
+
+    `whose` wish it is stands in the message; `device` is the parameter and `net_device` where the model is, which may
+    be the same by other names.
+    """
+    changed = [name for name in _FIXED if has_changed(name, then, now)]
+    if "device" in changed and device_here(device) == str(net_device):
+        changed.remove("device")
+    if changed:
+        names = " and ".join(f"`{name}`" for name in changed)
+        values = ", ".join(f"{name}={then[name][1]}, now {now[name][1]}" for name in changed)
+        raise ValueError(
+            f"{whose} can only be used where {names} {'has' if len(changed) == 1 else 'have'} the same value as in the "
+            f"previous call to fit. Previously got {values}. To begin anew, call fit with warm_start=False."
+        )

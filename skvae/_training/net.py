@@ -1,0 +1,685 @@
+"""The skorch net: how a VAE is trained. Whole-tensor batches, own random streams, one synchronisation an epoch."""
+
+import copy
+import dis
+import math
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback, PassthroughScoring
+from skorch.exceptions import SkorchTrainingImpossibleError
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+from .._data.batch import Batch
+from .._data.blocks import memory_advice
+from .._data.split import Rows, Split, TrainBatches, member, whole
+from .._fast.gradient import FastELBO, fast_elbo
+from .._fast.optimizers import BARE
+from .._fast.products import LinearByOneDNN
+from .._io.portable import to_bytes
+from .._system.device import device_here
+from .._system.program import multiplications, own_settings, threads_for
+from .._system.random import EPOCH_STREAM, VALIDATION_STREAM, generator
+from .guard import Diverged, Guard, StopTraining
+from .processes import add_up
+from .schedule import Schedule
+from .stack import Stack
+
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+_FLUSH_EVERY = 500  # training steps; a moment takes about 800 to decay into the denormal numbers
+_TINY = 1e-30
+_BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
+_WEIGHT_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")  # where a callback may set weights
+_BLOCK = 2048  # rows that `forward` takes at once
+MAP_DIM = 2  # up to which the latent space is a map of the rows
+
+
+class Net(NeuralNet):
+    """Trains a VAE on its objective, which stands where skorch has a criterion.
+
+    The fitted estimator's `net_` can be used as skorch documents it, on rows in the model's units, ``(X - offset) /
+    scale``: arrays, tensors or data sets. `partial_fit` trains on, with the averaged weights, `forward` and `predict`
+    give each row's terms of the bound, `set_params` sets the learning rate and options of the optimizer, and callbacks
+    may freeze parameters. `save_params` keeps the last weights as ``f_params`` and the averaged ones, which the
+    estimator uses, as ``f_average``. What the model is made of belongs to the estimator: `fit`, `initialize` and
+    parameters of module and criterion say so.
+
+    `seed` decides all that is random; `offset` and `scale` (n_features,) lead from the model's units to those of X.
+    With `ema_decay`, an exponential moving average of the weights is kept beside them, and is what gets judged and
+    used: it takes the noise of the last steps out, as a falling learning rate would. `input_noise` (n_features,) is the
+    standard deviation of the noise that the encoder sees in the first phase of training, and `balanced` says whether
+    the gradients are balanced there.
+
+    `partial_fit` also takes a `Split`, which says how several members are trained at once. While it runs, the
+    parameters of all lie in flat tensors.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        seed: int = 0,
+        offset: Any = 0.0,
+        scale: Any = 1.0,
+        ema_decay: float = 0.0,
+        input_noise: Tensor | None = None,
+        balanced: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.seed = seed
+        self.offset = offset
+        self.scale = scale
+        self.ema_decay = ema_decay
+        self.input_noise = input_noise
+        self.balanced = balanced
+        self.interrupted_ = False
+        self.gain_ = 0.0  # nats per row that log-likelihoods of the training rows gain by marginals, and by holes
+        self.run_length_ = 1  # epochs that the whole run is meant to have
+        self.patience_: dict[str, Any] = {"patience": (0,), "tol": 0.0}
+        self.n_steps_ = self.n_step_rows_ = 0
+        self.stack_: Any = None  # while training lasts
+        self.fast_: FastELBO | None = None
+        self.guard_: Any = None
+        self.epochal_: list[Any] = []  # parts that want to know of a new epoch
+        self.given_callbacks_: list[Any] = []  # the user's own, of which `callbacks` has copies
+
+    def __getstate__(self) -> dict:
+        with self.own_optimizer():
+            state = vars(self).copy()
+        state |= {"stack_": None, "fast_": None, "guard_": None, "epochal_": [], "module": None}
+        prefixes = (*self.cuda_dependent_attributes_, "callbacks", "criterion", "recipe_", "input_noise")
+        names = [name for name in state if name.startswith(prefixes)]
+        return state | {"tensors_": to_bytes({name: state.pop(name) for name in names})}
+
+    @own_settings()
+    def __setstate__(self, state: dict) -> None:
+        tensors = pickle.loads(state.pop("tensors_"))
+        vars(self).update(state | tensors | {"device": device_here(state["device"])})
+        self.module = self.module_  # one object, kept once
+
+    # What skorch documents
+
+    def start(self) -> "Net":
+        """skorch's `initialize`, once."""
+        return super().initialize()
+
+    def initialize(self) -> "Net":
+        raise SkorchTrainingImpossibleError(
+            "The net of a VAETransformer cannot be initialized anew, since its weights start at the estimator's linear "
+            "start. Call the estimator's fit to begin anew, or net_.partial_fit to train on."
+        )
+
+    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> "Net":
+        if not self.warm_start:
+            self.initialize()
+        return self.partial_fit(X, y, **fit_params)
+
+    def set_params(self, **kwargs: Any) -> "Net":
+        fixed = [name for name in kwargs if name.split("__")[0] in ("module", "criterion", "average")]
+        if self.initialized_ and fixed:
+            raise ValueError(
+                f"{fixed[0]!r} is what the model is made of, and belongs to the estimator: set the parameter there and "
+                "fit anew."
+            )
+        return super().set_params(**kwargs)
+
+    def set_callbacks(self, callbacks: Any) -> None:
+        """Go on with other callbacks beside the net's own."""
+        kept, own = vars(self).copy(), dict(self.callbacks_)
+        self.callbacks = callbacks
+        try:
+            self._initialize_callbacks()
+        except Exception:
+            vars(self).update(kept)
+            raise
+        defaults = dict(self._default_callbacks)
+        self.callbacks_ = [(name, own[name] if name in defaults else callback) for name, callback in self.callbacks_]
+
+    def save_params(self, *args: Any, **kwargs: Any) -> None:
+        with self.own_optimizer():
+            super().save_params(*args, **kwargs)
+
+    def load_params(self, f_params: Any = None, *args: Any, checkpoint: Any = None, **kwargs: Any) -> None:
+        """skorch's; the averaged weights are those of ``f_params``, unless ``f_average`` is given too."""
+        super().load_params(f_params, *args, checkpoint=checkpoint, **kwargs)
+        source = f_params or getattr(checkpoint, "f_params", None)
+        if self.ema_decay and source and not (kwargs.get("f_average") or getattr(checkpoint, "f_average", None)):
+            self.average_.load_state_dict(self.module_.state_dict())
+
+    def initialize_module(self) -> "Net":
+        super().initialize_module()
+        if self.ema_decay:
+            self.average_ = copy.deepcopy(self.module_).requires_grad_(False)
+        return self
+
+    @property
+    def trained_module(self) -> nn.Module:
+        """The averaged module, or the last one where nothing is averaged."""
+        return self.average_ if self.ema_decay else self.module_
+
+    @property
+    def z_dim(self) -> int:
+        return self.module_.prior.z_dim
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes are training it, each on rows of its own."""
+        return self.guard_ is not None and self.guard_.split.shards is not None
+
+    @property
+    def in_first_phase(self) -> bool:
+        """Whether training is judged and has not come to its first plateau, whose end lowers the learning rate."""
+        return self.guard_ is not None and self.guard_.judge is not None and not self.guard_.n_falls
+
+    @property
+    def phase(self) -> dict[str, bool]:
+        """What a batch says of the phase of training."""
+        balanced = self.balanced and self.in_first_phase
+        return {"balanced": balanced, "for_map": balanced and self.z_dim <= MAP_DIM}
+
+    @property
+    def log_jacobian(self) -> float:
+        """What a log-likelihood in the model's units gains in those of X, in nats for a complete row."""
+        return -float(np.sum(np.log(self.scale[: self.n_features] if np.ndim(self.scale) else self.scale)))
+
+    def units(self, n: int) -> tuple[Any, Any]:
+        """Offset and scale of the first `n` features, with or without what is given behind them."""
+        return tuple(part[:n] if np.ndim(part) else part for part in (self.offset, self.scale))  # type: ignore[return-value]
+
+    @property
+    def n_features(self) -> int | None:
+        """Number of features that are modelled."""
+        return self.recipe_["vae"].get("n_features")
+
+    @property
+    def mean_log_jacobian(self) -> float:
+        """The same for the training rows on average, with what marginals add."""
+        return self.log_jacobian + self.gain_
+
+    def set_objective(self, objective: nn.Module) -> None:
+        """Go on with another objective; the optimizer's state stays."""
+        self.criterion_ = objective.to(self.device)
+        self.recipe_["objective"] = objective
+
+    def set_weight_decay(self, weight_decay: float) -> None:
+        """Shrink what is shrunk by this from now on, unless the user has chosen."""
+        if self.recipe_["weight_decay"] and "optimizer__weight_decay" not in self.recipe_:
+            self.recipe_["weight_decay"] = weight_decay
+            for group in self.optimizer_.param_groups:
+                if group.get("weight_decay"):
+                    group["weight_decay"] = _bounded(weight_decay, self.lr)
+
+    def carry_on(self, former: "Net") -> None:
+        """Take over the history of the net that this one replaces, its bounds in this one's units."""
+        shift = former.mean_log_jacobian - self.mean_log_jacobian
+        rows = ((row, {name: row[name] + shift for name in row.keys() & {"train_bound"}}) for row in former.history)
+        self.history[:] = [{**row, **shifted} for row, shifted in rows]
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`, and average from there."""
+        self.module_.load_state_dict(state)
+        self.trained_module.load_state_dict(state)
+
+    def training_state(self) -> dict:
+        """All that training goes on from; the callbacks keep the rest."""
+        flats = [part.detach() for part in (*self.stack_.wholes, *self.stack_.average_wholes)]
+        buffers = [list(module.buffers()) for module in (*self.stack_.members, *self.stack_.averages)]
+        parts = {"flats": flats, "buffers": buffers, "optimizer": self.optimizer_.state_dict()}
+        scalars = {"lr": self.lr, "n_steps": self.n_steps_, "history": list(self.history)}
+        return {**parts, **scalars, "guard": self.guard_.state()}
+
+    def load_training_state(self, state: dict) -> None:
+        flats = (*self.stack_.wholes, *self.stack_.average_wholes)
+        buffers = [list(module.buffers()) for module in (*self.stack_.members, *self.stack_.averages)]
+        pairs = [*zip(flats, state["flats"], strict=True)]
+        for own, kept in zip(buffers, state["buffers"], strict=True):
+            pairs += zip(own, kept, strict=True)
+        for part, value in pairs:
+            part.data.copy_(value)
+        self.optimizer_.load_state_dict(state["optimizer"])
+        self.lr, self.n_steps_, self.history[:] = state["lr"], state["n_steps"], state["history"]
+        self.guard_.load(state["guard"])
+
+    # Data
+
+    def get_dataset(self, X: Any, y: Any = None) -> Split:
+        """The `Split` that X is, or all rows of whatever skorch takes for one model."""
+        if isinstance(X, Split):
+            return X
+        if isinstance(X, Subset):
+            inner, rows = self.get_dataset(X.dataset), torch.as_tensor(X.indices)
+            return Split(inner.x, [inner.train[0][rows]])
+        x = _tensor_of(X).to(self.device, torch.float32)
+        n_features = self.recipe_["vae"].get("n_features", x.shape[-1]) + self.module_.n_context
+        if x.ndim != 2 or x.shape[1] != n_features:
+            raise ValueError(
+                f"The net takes rows of shape (n_samples, {n_features}), in the model's units: (X - net_.offset) / "
+                f"net_.scale. Got shape {tuple(x.shape)}."
+            )
+        return whole(x)
+
+    def forward_iter(self, X: Any, training: bool = False, device: Any = "cpu") -> Iterator[tuple[Tensor, ...]]:
+        """Reconstruction and KL term of each row, in nats and the model's units, in the order of X."""
+        for batch in self._blocks(self.get_dataset(X)):
+            yield tuple(term.to(device) for term in self.evaluation_step(batch, training))
+
+    def evaluation_step(self, batch: Any, training: bool = False) -> tuple[Tensor, ...]:
+        if training:
+            return self.module_.train()(batch)
+        with self.inference() as module:
+            return module(batch)
+
+    def get_split_datasets(self, X: Any, y: Any = None, **fit_params: Any) -> tuple[Any, Any]:
+        """Return the rows for training and those held out for callbacks: the split's, or else skorch's own."""
+        if not (isinstance(X, Split) and X.valid):
+            return super().get_split_datasets(X, y, **fit_params)
+        return X, None if X.others else Split(X.x, X.valid)
+
+    def get_iterator(self, dataset: Any, training: bool = False) -> Any:
+        split = self.get_dataset(dataset)
+        if training:
+            return TrainBatches(self, split)
+        is_judged = self.guard_ is not None and self.guard_.judge is not None
+        return [] if is_judged else list(self._blocks(split))
+
+    def _blocks(self, split: Split) -> Iterator[Batch]:
+        """All rows of the first member in their order, with draws that are always the same."""
+        rng = generator(self.seed, VALIDATION_STREAM)
+        for start in range(0, len(split), _BLOCK):
+            x, _ = split[slice(start, start + _BLOCK)]
+            eps = torch.randn(len(x), self.z_dim, generator=rng).to(x.device)
+            fields = Rows(x, self.module_).take(torch.arange(len(x)))
+            yield Batch(**fields | {"x": self.module_.likelihood.draw(fields["x"], rng)}, eps=eps)
+
+    # Training
+
+    def get_all_learnable_params(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.module_.named_parameters()
+
+    @contextmanager
+    def _stacked(self, split: Split) -> Iterator[None]:
+        """Put the parameters of all members into flat tensors, for as long as it lasts."""
+        own, averages = self.optimizer_, [self.average_] if self.ema_decay else []
+        averages += [copy.deepcopy(other).requires_grad_(False) for other in split.others if averages]
+        names = {part: name for name, part in self.module_.named_parameters()}
+        groups = [[names[part] for part in group["params"]] for group in own.param_groups]
+        self.stack_ = Stack([self.module_, *split.others], averages, groups)
+        self.fast_ = fast_elbo(self.stack_, self.criterion_)
+        parts = [part for module in (*self.stack_.members, self.criterion_) for part in module.train().modules()]
+        self.epochal_ = [part for part in parts if hasattr(part, "begin_epoch")]
+        self.optimizer_, self.stack_.own_optimizer = self._stacked_optimizer(own), own
+        self.guard_ = Guard(self, split, **self.patience_)
+        try:
+            yield
+        finally:
+            self._take_optimizer(own)
+            self.stack_.release()
+            self.optimizer_, self.stack_, self.fast_, self.guard_, self.epochal_ = own, None, None, None, []
+
+    @contextmanager
+    def own_optimizer(self) -> Iterator[None]:
+        """Within this context the optimizer is that of the module's own parameters, in training too."""
+        if self.stack_ is None:
+            yield
+            return
+        stacked, own = self.optimizer_, self.stack_.own_optimizer
+        self._take_optimizer(own)
+        self.optimizer_ = own
+        try:
+            yield
+        finally:
+            self.optimizer_ = stacked
+
+    def _parts(self, group: int) -> list[list[nn.Parameter]]:
+        """The parameters of each member in a group of the optimizer."""
+        named = [dict(module.named_parameters()) for module in self.stack_.members]
+        return [[parts[name] for name in self.stack_.groups[group]] for parts in named]
+
+    @property
+    def _elementwise(self) -> bool:
+        """Whether the optimizer treats each number by itself, so that parameters may be flat."""
+        return self.optimizer in BARE.values()
+
+    def _stacked_optimizer(self, own: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimizer of all members, which goes on from the first one's."""
+        _, options = self.get_params_for_optimizer("optimizer", self.module_.named_parameters())
+        groups = []
+        for i, (group, flat) in enumerate(zip(own.param_groups, self.stack_.wholes, strict=True)):
+            params = [flat] if self._elementwise else [part for parts in self._parts(i) for part in parts]
+            groups.append({**group, "params": params})
+        optimizer = self.optimizer(groups, **options)
+        for i, (group, flat) in enumerate(zip(own.param_groups, self.stack_.wholes, strict=True)):
+            states = [own.state.get(part) for part in group["params"]]
+            if not all(states) or len(self.stack_.members) > 1:  # several members start together
+                continue
+            if not self._elementwise:
+                optimizer.state.update(zip(self._parts(i)[0], states, strict=True))
+                continue
+            optimizer.state[flat] = {
+                key: torch.cat([state[key].flatten() for state in states]) if value.ndim else value.clone()
+                for key, value in states[0].items()
+            }
+        return optimizer
+
+    def _take_optimizer(self, own: torch.optim.Optimizer) -> None:
+        """Bring what the optimizer of all members has learned to the first one's."""
+        own.state.clear()
+        for i, (group, stacked) in enumerate(zip(own.param_groups, self.optimizer_.param_groups, strict=True)):
+            group.update({key: value for key, value in stacked.items() if key != "params"})
+            if not self._elementwise:
+                found = {part: self.optimizer_.state.get(part) for part in self._parts(i)[0]}
+                own.state.update({part: state for part, state in found.items() if state})
+            elif state := self.optimizer_.state.get(stacked["params"][0]):
+                own.state.update(self._split_state(i, state))
+
+    def _split_state(self, group: int, state: dict[str, Tensor]) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """The flat state of a group as that of the first member's parameters."""
+        found: dict[nn.Parameter, dict[str, Tensor]] = {part: {} for part in self._parts(group)[0]}
+        for key, value in state.items():
+            sizes = [len(self.stack_.members) * part.numel() for part in found]
+            pieces = value.split(sizes) if value.ndim else [value] * len(sizes)
+            for part, piece in zip(found, pieces, strict=True):
+                found[part][key] = piece[: part.numel()].view(part.shape).clone() if value.ndim else piece.clone()
+        return found
+
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> "Net":
+        split = self.get_dataset(X, y)
+        with self._stacked(split):
+            super().partial_fit(split, None, **fit_params)
+        return self
+
+    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> "Net":
+        self.check_training_readiness()
+        self.interrupted_ = False
+        self.guard_.end = len(self.history) + (self.max_epochs if epochs is None else epochs)
+        try:
+            while len(self.history) < self.guard_.end:
+                self._fit_until(self.guard_.end, X, y, **kwargs)
+        except StopTraining:
+            pass
+        except KeyboardInterrupt:
+            if self.is_shared:  # other processes are elsewhere
+                raise
+            self.interrupted_ = True  # for the caller to see: the state is whole, and can be used
+        self.guard_.finish()
+        if self.is_shared:
+            self.stack_.share_buffers()
+        return self
+
+    def _fit_until(self, end: int, *args: Any, **kwargs: Any) -> None:
+        """skorch's loop, until `end` epochs are in the history or one has diverged and was undone."""
+        try:
+            super().fit_loop(*args, epochs=end - len(self.history), **kwargs)
+        except Diverged as error:
+            self.guard_.undo(error)
+            if isinstance(error.__context__, KeyboardInterrupt):  # in the epoch that was undone
+                raise error.__context__ from None
+
+    def notify(self, method_name: str, **cb_kwargs: Any) -> None:
+        with self._averaged(method_name):
+            try:
+                super().notify(method_name, **cb_kwargs)
+            except KeyboardInterrupt as stop:  # a callback's way to end training, to be told from the user's Ctrl-C
+                if not _is_raised(stop):
+                    raise
+                raise StopTraining from stop
+            except KeyError as error:
+                missing = re.search(r"\bvalid_\w+", str(error))
+                if not missing:
+                    raise
+                raise ValueError(
+                    f"A callback looks at '{missing[0]}' in the history, and no rows are held out. Set "
+                    "early_stopping=True and call fit, or let it look at 'train_loss'."
+                ) from error
+
+    @contextmanager
+    def _averaged(self, method_name: str) -> Iterator[None]:
+        """Within this context, weights that the user's callbacks set are taken over by the average."""
+        if not (self.ema_decay and method_name in _WEIGHT_HOOKS and self.callbacks):
+            yield
+            return
+        before = [part.detach().clone() for part in self.module_.parameters()]
+        yield
+        for old, new, average in zip(before, self.module_.parameters(), self.average_.parameters(), strict=True):
+            if not torch.equal(old, new):
+                average.data.copy_(new.data)
+
+    @property
+    def _default_callbacks(self) -> list:
+        return [
+            ("train_loss", PassthroughScoring(name="train_loss", on_train=True)),
+            ("valid_loss", PassthroughScoring(name="valid_loss")),
+        ]
+
+    def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
+        super().on_epoch_begin(net, **kwargs)
+        epoch = len(self.history)
+        rng = generator(self.seed, epoch, EPOCH_STREAM)
+        self.module_.train()  # a callback may have looked at it
+        for part in self.epochal_:
+            part.begin_epoch(epoch, self.run_length_, rng)
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """skorch's step without its closure and its `train()` at every batch, for all members."""
+        step = self.gradient(batch[0])
+        if self.is_shared:
+            add_up([*(whole.grad for whole in self.stack_.wholes), *step.values()])
+        if self.listens_["on_grad_computed"]:
+            for i, module in enumerate(self.stack_.members):
+                some = {"named_parameters": list(module.named_parameters()), "batch": (member(batch[0], i), None)}
+                self.notify("on_grad_computed", **some, training=True)
+            self.stack_.gather()
+        self._step_at(self.guard_.lr_factor(self.n_step_rows_))
+        self.n_steps_ += 1
+        return step
+
+    def _step_at(self, factor: float) -> None:
+        """A step at `factor` times the learning rate."""
+        if factor == 1:
+            return self.stack_.step(self.optimizer_, self.ema_decay)
+        rates = [group["lr"] for group in self.optimizer_.param_groups]
+        try:
+            for group, rate in zip(self.optimizer_.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            self.stack_.step(self.optimizer_, self.ema_decay)
+        finally:
+            for group, rate in zip(self.optimizer_.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+    def gradient(self, batch: Batch) -> dict[str, Any]:
+        """Loss and terms of the first member, with the gradients of all left in the stack; of the rows of this process,
+        what they add to those of all."""
+        if not len(batch):
+            self.stack_.zero_grad()
+            return {"loss": batch.x.new_zeros(()), "y_pred": batch.x.new_zeros(2)}
+        if self.fast_:
+            terms = torch.stack(self.fast_.gradient(batch)) @ batch.weight[0]
+            log_prob, kl = terms
+            return {"loss": self.fast_.beta * kl - log_prob, "y_pred": terms}
+        self.stack_.zero_grad()
+        share = float(batch.weight.sum()) if self.is_shared else 1.0  # type: ignore[union-attr]
+        rows = [member(batch, i) for i in range(len(self.stack_.members))]  # none in some batches, where all are small
+        steps = [self._backward(*pair, share) for pair in zip(self.stack_.members, rows, strict=True) if len(pair[1])]
+        return steps[0]
+
+    def _backward(self, module: nn.Module, batch: Batch, share: float) -> dict[str, Any]:
+        with LinearByOneDNN():
+            value, log_prob, kl = self.criterion_(module, batch)
+            loss = -value.mean() * share
+        if loss.requires_grad:  # else all is frozen
+            loss.backward()
+        terms = torch.stack([log_prob.detach().mean(), kl.detach().mean()])
+        return {"loss": loss.detach(), "y_pred": terms * share}
+
+    def _flush_moments(self) -> None:
+        """Zero the first moments that would decay into denormal numbers, which are slow to compute with."""
+        for state in self.optimizer_.state.values():
+            if "exp_avg" in state:
+                state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], _TINY))
+
+    @contextmanager
+    def inference(self, module: nn.Module | None = None) -> Iterator[nn.Module]:
+        """The trained module as it is used, or another one: without dropout, without a graph."""
+        module = self.trained_module if module is None else module
+        training = module.training
+        try:
+            with torch.no_grad():
+                yield module.eval()
+        finally:
+            module.train(training)
+
+    def _overridden(self, hook: str) -> bool:
+        return any(getattr(type(callback), hook) is not getattr(Callback, hook) for _, callback in self.callbacks_)
+
+    def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
+        """One pass with sums kept on the device; a history row per batch only where a callback listens to batches."""
+        if not training:
+            return None if self.guard_.judge else self._validate(iterator or [])
+        self.guard_.on_epoch_begin()
+        self.stack_.freeze()
+        self.listens_ = {hook: self._overridden(hook) for hook in (*_BATCH_HOOKS, "on_grad_computed")}
+        per_batch, sizes, sums = any(self.listens_[hook] for hook in _BATCH_HOOKS), [], []
+        try:
+            for i, batch in enumerate(iterator):
+                if i % _FLUSH_EVERY == 0:
+                    self._flush_moments()
+                shown = (member(batch[0], 0), None) if per_batch else None
+                if per_batch:
+                    self.notify("on_batch_begin", batch=shown, training=True)
+                    self.stack_.freeze()  # as a callback may have
+                self.n_step_rows_ = iterator.sizes[i]  # of all processes
+                step = step_fn(batch, **fit_params)
+                sizes.append(self.n_step_rows_)
+                sums.append((step["loss"], step["y_pred"]))
+                self.guard_.on_step_end()
+                if per_batch:
+                    self._record_batch(prefix, step["loss"].item(), sizes[-1])
+                    self.notify("on_batch_end", batch=shown, training=True, **step)
+            self.guard_.on_epoch_end()
+        finally:  # an epoch that is cut short counts for the rows it saw
+            self.stack_.take_buffers()
+            if sums:
+                self._record_epoch(prefix, sizes, sums, per_batch)
+
+    def _validate(self, batches: list[Batch]) -> None:
+        """Record what a split of the net's own holds out; the estimator's rows are the guard's affair."""
+        with self.inference() as module:
+            terms = [torch.stack(self.criterion_(module, batch)) for batch in batches]
+        if terms:
+            value, log_prob, kl = torch.cat(terms, -1).mean(-1).tolist()
+            self._record_valid(value, log_prob - kl, kl)
+
+    def _record_valid(self, value: float, bound: float, kl: float) -> None:
+        self.history.new_batch()
+        self._record_batch("valid", -value, 1)
+        self._record_terms("valid", bound, kl)
+
+    def _record_epoch(self, prefix: str, sizes: list[int], sums: list, per_batch: bool) -> None:
+        losses, terms = (torch.stack(parts) for parts in zip(*sums, strict=True))
+        rows = torch.column_stack([losses, terms]).cpu().double()  # one synchronisation
+        loss, log_prob, kl = np.average(rows, axis=0, weights=sizes).tolist()
+        if not math.isfinite(loss):
+            raise Diverged(f"the {prefix} loss of epoch {len(self.history)} is {loss}")
+        if not per_batch:
+            self.history.new_batch()
+            self._record_batch(prefix, loss, sum(sizes))
+        self._record_terms(prefix, log_prob - kl, kl)
+        if self.guard_.seen:  # the last look, which an epoch of a few steps shares with others
+            self._record_valid(*self.guard_.seen)
+
+    def _record_terms(self, prefix: str, bound: float, kl: float) -> None:
+        self.history.record(prefix + "_bound", bound)
+        self.history.record(prefix + "_kl", kl)
+
+    def _record_batch(self, prefix: str, loss: float, n: int) -> None:
+        self.history.record_batch(prefix + "_loss", loss)
+        self.history.record_batch(prefix + "_batch_size", n)
+
+
+def _is_raised(error: BaseException) -> bool:
+    """Whether a statement raised it, as callbacks do to end training; a Ctrl-C arrives between statements."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def _tensor_of(data: Any) -> Tensor:
+    """The rows of an array, a tensor or a data set of skorch's or torch's."""
+    if isinstance(data, TensorDataset):
+        return data.tensors[0]
+    if isinstance(data, Dataset):
+        return _tensor_of(data.X) if hasattr(data, "X") else torch.stack([torch.as_tensor(row[0]) for row in data])
+    if isinstance(data, dict):
+        return _tensor_of(data["x"])
+    return data if isinstance(data, Tensor) else torch.from_numpy(np.array(data, dtype=np.float32))
+
+
+def _bounded(weight_decay: float, lr: float) -> float:
+    """A step shrinks no weight past zero."""
+    return min(weight_decay, 1 / lr)
+
+
+def build_net(
+    module: nn.Module, objective: nn.Module, *, vae: dict, optimizer: Any, weight_decay: float, **params: Any
+) -> Net:
+    """Return an initialised `Net` around a module; `params` are skorch's. Weight decay is for the networks' weights.
+
+    Its `recipe_` keeps the arguments, so that a saved net can be rebuilt; module, callbacks and device are not in it.
+    `vae` holds the arguments that `build_vae` built the module from.
+    """
+    recipe = {"objective": objective, "vae": vae, "optimizer": optimizer, "weight_decay": weight_decay, **params}
+    optimizer = OPTIMIZERS.get(optimizer, optimizer)
+    weight_decay = _bounded(weight_decay, params["lr"])
+    if "optimizer__weight_decay" not in params:  # else the user has chosen, for all parameters
+        groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay})] if weight_decay else []
+        params = {"optimizer__param_groups": groups, "optimizer__weight_decay": 0.0} | params
+    if optimizer in _FUSED and not params.keys() & {"optimizer__foreach", "optimizer__differentiable"}:
+        params = {"optimizer__fused": True} | params
+    optimizer = BARE.get(optimizer, optimizer)
+    params = {"use_caching": False} | params  # of outputs, which scoring callbacks would take from sums over batches
+    net = Net(module, criterion=objective, optimizer=optimizer, verbose=0, train_split=None, **params).start()
+    net.recipe_ = {name: value for name, value in recipe.items() if name not in ("callbacks", "device")}
+    return net
+
+
+def _check_batches(net: Net, split: Split) -> None:
+    if 1 in TrainBatches(net, split).sizes and any(
+        isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.module_.modules()
+    ):
+        raise ValueError(
+            f"Batch normalisation cannot train on batches of one row: there are {len(split)} row(s) and batch_size="
+            f"{net.batch_size}. Give it more, or use layer normalisation."
+        )
+
+
+@memory_advice("X is held there whole. Lower `batch_size` or `hidden_layer_sizes`, or fit with device='cpu'.")
+def train(net: Net, split: Split, schedule: Schedule, callbacks: Any = ()) -> None:
+    """Train `net`, and the other members of `split` beside it; where rows are held out, keep the best state."""
+    net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size)
+    net.patience_ = {"patience": schedule.patience, "tol": schedule.tol, "pace": schedule.pace}
+    net.run_length_, kept = schedule.run_length, net.callbacks_
+    _check_batches(net, split)
+    net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
+    work = 3 * multiplications(net.module_, schedule.batch_size * net.criterion_.n_draws, split.x.shape[1])
+    try:
+        with threads_for(work):
+            net.partial_fit(split)
+    finally:
+        net.callbacks_ = kept  # the fitted net keeps no reference to X, to the best state or to an estimator
+        net.module_.eval()
