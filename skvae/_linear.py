@@ -113,6 +113,7 @@ def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Slope of log p(x | raw) in the first raw output (n_samples, n_features), and minus its mean curvature.
 
     The squared slope has the same mean under the model; where the data spread wider than that, it is the larger one.
+    Where some rows say more than others, since they are larger, slopes are those of rows that all say as much.
     """
     scores, curvature = [], torch.zeros(x.shape[1], dtype=torch.float64)  # of counts, these are as large as counts
     for block in x.split(_BLOCK):
@@ -120,9 +121,18 @@ def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         scores.append(slope)
         curvature += bend.double().sum(0)
     slopes = torch.cat(scores)
+    if getattr(likelihood, "size_factor", None) is not None:
+        slopes = slopes / _information(likelihood, raw, x).sqrt()
     square = sum(block.double().square().sum(0) for block in slopes.split(_BLOCK))
     curvature = torch.maximum(curvature, square) / len(x)
     return slopes, curvature.clamp(min=likelihood.min_curvature)
+
+
+def _information(likelihood: Any, raw: Tensor, x: Tensor) -> Tensor:
+    """What each row says of its raw outputs, over the mean of all rows: (n_samples, n_features)."""
+    pairs = ((raw.expand(len(block), *raw.shape), likelihood.at_start(block)) for block in x.split(_BLOCK))
+    bends = torch.cat([likelihood.expansion(*pair)[1] for pair in pairs]).clamp(min=1e-30)
+    return bends / bends.mean(0)
 
 
 @dataclass(frozen=True)

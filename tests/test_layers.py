@@ -9,7 +9,7 @@ import skvae
 
 LAYERS = [
     ["_atomic", "_batch", "_component", "_device", "_holes", "_input", "_marginals", "_optimizers", "_products"],
-    ["_gaussian", "_program", "_random"],
+    ["_counts", "_gaussian", "_program", "_random"],
     [
         "_blocks",
         "_aggregate",
