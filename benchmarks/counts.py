@@ -15,8 +15,11 @@ A row for each (seed, method, k), k latent features:
 - `completion`: log-probability of held-out rows, nats per row. Every count is split in two by a fair binomial draw
   (thinning), which leaves Poisson counts independent. A method is fitted to the first halves of four fifths of the
   rows, sees the first half of each other row, and says what share of the second half's sum each feature has. All are
-  given that sum, so that no method has to predict how large a row is, and all are points: none averages over its
-  posterior. Counts are Poisson about these shares, or negative binomial where the model is.
+  given that sum, so that no method has to predict how large a row is. Counts are Poisson about these shares, or
+  negative binomial where the model is. Our shares are those at the posterior's mean, as `transform` and
+  `inverse_transform` give them.
+- `averaged`, of our models: the same with the mean of the shares over the posterior (200 weighted draws), as
+  LatentDirichletAllocation has it.
 - `joint`, of our models: log-probability of whole held-out rows. With a size factor the score is that of the row given
   its sum, to which the log-probability of the sum is added: of a negative binomial with the training sums' moments.
   What the model gives to rows with other sums is taken off: the log-probability that a row of that size adds up to it,
@@ -50,7 +53,7 @@ from skvae.likelihoods import NegativeBinomial, Poisson
 HERE = Path(__file__).parent
 SMOOTHING = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.5)
 WEIGHT_DECAY = 1000.0
-MEASURES = ("n", "p", "completion", "joint", "knn", "seconds")
+MEASURES = ("n", "p", "completion", "averaged", "joint", "knn", "seconds")
 
 
 def from_scanpy():
@@ -119,6 +122,19 @@ def log_prob_of_own_sums(vae, sums):
     return np.log(density.mean(axis=1)).mean()
 
 
+@torch.no_grad()
+def mean_shares(vae, X):
+    """Shares of each row, a mean over importance-weighted draws of the posterior."""
+    model, x, rng, total = vae.module_, torch.from_numpy(X).float(), torch.Generator().manual_seed(0), 0.0
+    eps = torch.randn(200, 1, model.prior.z_dim, generator=rng)
+    weights = model.log_weights(x, eps).softmax(dim=0)
+    mean, log_scale = model.encode(x)
+    for draw, weight in zip(eps, weights, strict=True):
+        rates = model.likelihood.mean(model.decode(mean + log_scale.exp() * draw)).double()
+        total = total + weight[:, None] * rates / rates.sum(dim=1, keepdim=True)
+    return total.numpy()
+
+
 def neighbours(Z, y, seed):
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     return cross_val_score(KNeighborsClassifier(5), Z, y, cv=folds).mean()
@@ -140,11 +156,16 @@ class Ours:
 
     def completion(self, train, seen, x, k, seed):
         vae = self.fitted(train, k, seed)
-        rates = shares(vae.inverse_transform(vae.transform(seen * 1.0))) * x.sum(axis=1, keepdims=True)
         dispersion = getattr(vae.module_.likelihood, "log_total_count", None)
+        found = {
+            "completion": shares(vae.inverse_transform(vae.transform(seen * 1.0))),
+            "averaged": mean_shares(vae, seen),
+        }
+        rates = {name: own * x.sum(axis=1, keepdims=True) for name, own in found.items()}
         if dispersion is None:
-            return poisson(x, rates)
-        return negative_binomial(x, rates, dispersion.detach().double().exp().numpy())
+            return {name: poisson(x, own) for name, own in rates.items()}
+        total_count = dispersion.detach().double().exp().numpy()
+        return {name: negative_binomial(x, own, total_count) for name, own in rates.items()}
 
     def joint(self, train, test, k, seed):
         vae = self.fitted(train, k, seed)
@@ -171,7 +192,7 @@ class Topics:
         parts, weights = model.components_, model.transform(seen)
         if isinstance(model, LatentDirichletAllocation):
             parts = shares(parts)
-        return smoothed(shares(weights @ parts), mean_row(train), x, x.sum(axis=1, keepdims=True))
+        return {"completion": smoothed(shares(weights @ parts), mean_row(train), x, x.sum(axis=1, keepdims=True))}
 
     def latents(self, X, k, seed):
         return self.make(k, seed).fit_transform(X)
@@ -183,7 +204,7 @@ class Independent:
     sizes = (0,)
 
     def completion(self, train, seen, x, k, seed):
-        return poisson(x, mean_row(train) * x.sum(axis=1, keepdims=True))
+        return {"completion": poisson(x, mean_row(train) * x.sum(axis=1, keepdims=True))}
 
 
 class LogPCA:
@@ -228,7 +249,7 @@ def measure(method, X, y, k, seed):
     train, test = train_test_split(X, test_size=0.2, random_state=seed)
     halves = rng.binomial(train, 0.5), rng.binomial(test, 0.5)
     if hasattr(method, "completion"):
-        found["completion"] = float(method.completion(*halves, test - halves[1], k, seed))
+        found = {name: float(value) for name, value in method.completion(*halves, test - halves[1], k, seed).items()}
     if hasattr(method, "joint"):
         found["joint"] = float(method.joint(train, test, k, seed))
     if hasattr(method, "latents"):
@@ -239,10 +260,11 @@ def measure(method, X, y, k, seed):
 def summarise(results):
     """Means over the seeds."""
     rows = results.rows()
-    print("method, k: completion, joint, knn")
+    names = ("completion", "averaged", "joint", "knn")
+    print("method, k:", *names)
     for method, k in dict.fromkeys((row["method"], row["k"]) for row in rows):
         own = [row for row in rows if (row["method"], row["k"]) == (method, k)]
-        values = [[float(row[name]) for row in own if row[name]] for name in ("completion", "joint", "knn")]
+        values = [[float(row[name]) for row in own if row[name]] for name in names]
         print(f"{method:16} {k:>3} ", *(f"{np.mean(value):10.3f}" if value else " " * 10 for value in values))
 
 
