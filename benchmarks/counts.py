@@ -28,7 +28,8 @@ A row for each (seed, method, k), k latent features:
   the classes. `pca` is that of log1p of counts scaled to the mean sum, `pca_1e4` to 10,000, as scanpy has it.
 
 Methods: `nb_size`, `nb`, `poisson_size` and `poisson` are ours with and without ``size_factor="sum"``, at
-``weight_decay=1000``, which was chosen on splits 10 and 11; `nb_size_default` has the default. `nmf` is NMF with the
+``weight_decay=1000``, which was chosen on splits 10 and 11 after a first look at split 0; `nb_size_default` has the
+default. `nmf` is NMF with the
 Kullback-Leibler loss, `lda` LatentDirichletAllocation; their shares are mixed with the mean row's, since a share of 0
 costs everything, as much as suits the held-out rows best: an advantage. `independent` is the mean row.
 """
