@@ -540,8 +540,8 @@ class VAETransformer(
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
-        tags.input_tags.allow_nan = True
         tags.input_tags.sparse = True
         likelihood = LIKELIHOODS.get(self.likelihood) if isinstance(self.likelihood, str) else self.likelihood
+        tags.input_tags.allow_nan = getattr(likelihood, "allow_nan", True)
         tags.input_tags.positive_only = getattr(likelihood, "non_negative", False)
         return tags

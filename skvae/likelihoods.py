@@ -4,9 +4,7 @@ Shapes: ``raw`` is (..., n_raw, n_features), ``x`` and a log-probability are (..
 Link and log-density are written together, so that each is stable for raw outputs of any size.
 """
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -18,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ._model.component import Component
+from ._model.counts import LOG_2PI, draw_counts, log1p, row_sums, stirling_error, stirling_slope
 from ._system.device import blocks_of, total, widest
 
-_LOG_2PI = math.log(2 * math.pi)
+_N_SIZES = 1000  # quantiles of the rows' sizes that are kept
 _ROUNDING = 8  # units in the last place that a scaler may leave the unit interval by
 
 
@@ -48,6 +47,7 @@ class Likelihood(Component, ABC):
     non_negative = False
     stand_in = 0.0
     min_curvature = 0.1
+    allow_nan = True
 
     def check(self, X: np.ndarray, whom: str) -> None:
         """Raise ValueError, naming `whom`, where `X` (n_samples, n_features) leaves the support."""
@@ -239,14 +239,14 @@ class Gaussian(Likelihood):
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         loc, variance = self._loc_variance(raw)
-        return -0.5 * ((x - loc).square() / variance + (variance.log() + _LOG_2PI))
+        return -0.5 * ((x - loc).square() / variance + (variance.log() + LOG_2PI))
 
     def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         half_slope, excess = self._free_noise(raw)
         variance = (half_slope * excess + self.floor).expand_as(x)
         error = raw[..., 0, :] - x
         slope = error / variance  # of -log_prob in the mean
-        log_prob = -0.5 * (torch.addcmul(variance[0].log(), slope[0], error[0]) + _LOG_2PI)
+        log_prob = -0.5 * (torch.addcmul(variance[0].log(), slope[0], error[0]) + LOG_2PI)
         noise_slope = variance.reciprocal().addcmul_(slope, slope, value=-1).mul_(half_slope)
         if self.noise == "row":
             return log_prob, torch.stack([slope, noise_slope], dim=-2).mul_(weight.unsqueeze(-2))
@@ -458,65 +458,89 @@ class ContinuousBernoulli(Likelihood):
         return torch.where(logits > 0, 1 - draw, draw).clamp(0, 1)
 
 
-def _stirling_error(a: Tensor) -> Tensor:
-    """log Gamma(a) less Stirling's ``(a - 1 / 2) * log(a) - a + log(2 * pi) / 2``, for a > 0."""
-    low, high = a.clamp(max=16.0), a.clamp(min=16.0).reciprocal()
-    direct = torch.lgamma(low).sub_((low - 0.5) * low.log()).add_(low).sub_(0.5 * _LOG_2PI)
-    square = high.square()
-    series = high * (1 / 12 - square * (1 / 360 - square * (1 / 1260)))  # to 3e-12
-    return torch.where(a < 16, direct, series)
-
-
-def _stirling_slope(a: Tensor) -> Tensor:
-    """Derivative of `_stirling_error`."""
-    low, high = a.clamp(max=16.0), a.clamp(min=16.0).reciprocal()
-    direct = torch.digamma(low) - low.log() + 0.5 / low
-    square = high.square()
-    series = -square * (1 / 12 - square * (3 / 360 - square * (5 / 1260)))
-    return torch.where(a < 16, direct, series)
-
-
-def _log1p(x: Tensor, near_minus_one: Callable[[], Tensor]) -> Tensor:
-    """log(1 + x), by another formula where x is near -1."""
-    return torch.where(x < -0.5, near_minus_one(), x.clamp(min=-0.5).log1p())
-
-
-def _draw_counts(rate: Tensor, generator: torch.Generator) -> Tensor:
-    """Poisson draws, in the widest type: float32 has no odd number above 2^24."""
-    return torch.poisson(widest(rate).to(generator.device), generator=generator).to(rate.device)
+def _check_summable(X: np.ndarray, whom: str) -> None:
+    if X.shape[1] < 2:
+        raise ValueError(f"Found array with 1 feature(s) (shape={X.shape}) while a minimum of 2 is required by {whom}.")
+    if np.isnan(X).any():
+        raise ValueError(
+            f"Input X contains NaN.\n{whom} does not accept missing values: the sum of such a row is not known. Set "
+            "size_factor=None, or fill them before, for instance with sklearn.impute.SimpleImputer."
+        )
 
 
 class _Counts(Likelihood):
-    """What the count likelihoods share: rate = typical count of the feature x link(raw)."""
+    """What the count likelihoods share: rate = typical count of the feature x link(raw) x size of the row, if that has
+    one: its sum over that of the mean row."""
+
+    _parameter_constraints: ClassVar[dict[str, list]] = {"size_factor": [StrOptions({"sum"}), None]}
 
     non_negative = True
     min_curvature = 0.5
 
-    def check(self, X: np.ndarray, whom: str) -> None:
-        _check_non_negative(X, whom)
-
     log_mean: Tensor
     inputs_mean: Tensor
     inputs_scale: Tensor
+    mean_sum: Tensor
+    sizes: Tensor
+
+    def __init__(self, size_factor: str | None = None) -> None:
+        super().__init__()
+        self.size_factor = size_factor
+        self.check_params()
+
+    @property
+    def allow_nan(self) -> bool:  # type: ignore[override]  # a search sets `size_factor` after __init__
+        return self.size_factor is None
+
+    def check(self, X: np.ndarray, whom: str) -> None:
+        _check_non_negative(X, whom)
+        if self.size_factor is not None:
+            _check_summable(X, f"{whom} with size_factor={self.size_factor!r}")
 
     def build(self, n_features: int) -> None:
         for name in ("log_mean", "inputs_mean", "inputs_scale"):
             self.register_buffer(name, torch.ones(n_features))
+        if self.size_factor is not None:
+            self.register_buffer("mean_sum", torch.ones(1))
+            self.register_buffer("sizes", torch.ones(_N_SIZES))
 
     def start(self, x: Tensor) -> Tensor:
+        if self.size_factor is not None:
+            self._start_sizes(x)
         mean, _ = _moments(x)
         self.log_mean.copy_(mean.clamp(min=0.5 / len(x)).log())  # a column of zeros: a rate that explains it
-        inputs_mean, inputs_variance = _moments(x.log1p())
+        inputs_mean, inputs_variance = _moments(self._at_mean_size(x).log1p())
         self.inputs_mean.copy_(inputs_mean)
         self.inputs_scale.copy_(inputs_variance.sqrt().clamp(min=1e-3))
         return super().start(x)
 
-    def inputs(self, x: Tensor) -> Tensor:
-        return (x.log1p() - self.inputs_mean) / self.inputs_scale
+    def _start_sizes(self, x: Tensor) -> None:
+        """Take note of the rows' sizes, by quantiles which stand for all of them."""
+        sums = row_sums(x)
+        self.mean_sum.copy_(sums.mean().clamp(min=0.5 / len(x)))
+        levels = (np.arange(_N_SIZES) + 0.5) / _N_SIZES
+        self.sizes.copy_(torch.from_numpy(np.quantile(self._size(x).cpu().numpy(), levels)))
 
-    def _log_ratio(self, raw: Tensor, n: Tensor) -> Tensor:
-        """log(rate / n), small where it is: a difference of logarithms would lose that in float32."""
-        return _bounded_log(raw[..., 0, :]) - (n / self._typical()).log()
+    def _size(self, x: Tensor) -> Tensor:
+        """Each row's size (..., 1); that of a row of zeros is not quite 0, so that its logarithm is finite."""
+        return (row_sums(x) / self.mean_sum).clamp(1e-20, 1e30).to(x.dtype)
+
+    def at_start(self, x: Tensor) -> Tensor:
+        """What is expected of rows as large as those of `x` at the start."""
+        return self._typical() * self._size(x)
+
+    def _at_mean_size(self, x: Tensor) -> Tensor:
+        return x if self.size_factor is None else x / self._size(x)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return (self._at_mean_size(x).log1p() - self.inputs_mean) / self.inputs_scale
+
+    def _log_ratio(self, raw: Tensor, x: Tensor) -> Tensor:
+        """log(rate / n) at n = x + 1, small where it is: a difference of logarithms would lose that in float32."""
+        relative = (x + 1) / self._typical()
+        if self.size_factor is not None:
+            relative = relative / self._size(x)
+        return _bounded_log(raw[..., 0, :]) - relative.log()
 
     def _link_slope(self, raw: Tensor) -> Tensor:
         """Slope of the log-rate in the raw output."""
@@ -528,6 +552,14 @@ class _Counts(Likelihood):
     def mean(self, raw: Tensor) -> Tensor:
         return _bounded_log(raw[..., 0, :]).exp() * self._typical()
 
+    def _drawn_rate(self, raw: Tensor, generator: torch.Generator) -> Tensor:
+        """Rates of rows of the mean size, or of sizes drawn from those of the training rows."""
+        rate = self.mean(raw)
+        if self.size_factor is None:
+            return rate
+        drawn = torch.randint(_N_SIZES, (*rate.shape[:-1], 1), generator=generator, device=generator.device)
+        return rate * self.sizes[drawn.to(rate.device)]
+
 
 class Poisson(_Counts):
     """Counts whose variance is their mean; the raw output is the logarithm of rate / mean count of the feature.
@@ -536,38 +568,68 @@ class Poisson(_Counts):
     their quasi-likelihood. Above a ratio of exp(5) the rate goes on linearly. The formula is one without differences of
     large numbers (Loader, 2000).
 
+    Parameters
+    ----------
+    size_factor : {"sum"} or None, default=None
+        With "sum" the rates are in proportion to the row's sum, which latent features then need not explain: for long
+        and short documents, deep and shallow sequencing (Lopez et al., 2018, with the size that is observed). The
+        score is that of the row given its sum. It is higher for that alone: it compares with other models' that have a
+        size factor, and not with scores without. The encoder sees each row at the mean sum; `inverse_transform` and
+        `sample` return means for rows of that sum, and ``sample(noise=True)`` draws rows as large as the training rows
+        are. A row of zeros is certain, given its sum. Rows with missing cells are refused.
+
     References
     ----------
     Loader (2000). "Fast and accurate computation of binomial probabilities".
+    Lopez, Regier, Cole, Jordan & Yosef (2018). "Deep generative modeling for single-cell transcriptomics". Nature
+    Methods 15.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.likelihoods import Poisson
+    >>> VAETransformer(likelihood=Poisson(size_factor="sum"))
+    VAETransformer(likelihood=Poisson(size_factor='sum'))
     """
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        n = x + 1
-        ratio = self._log_ratio(raw, n)
-        return self._log_prob(n, ratio, torch.expm1(ratio))
+        ratio = self._log_ratio(raw, x)
+        return self._log_prob(x + 1, ratio, torch.expm1(ratio))
 
     @staticmethod
     def _log_prob(n: Tensor, ratio: Tensor, excess: Tensor) -> Tensor:
         """At ``n = count + 1``, log(rate / n) and rate / n - 1."""
-        constant = _stirling_error(n).add_(n.log(), alpha=0.5).add_(0.5 * _LOG_2PI)
+        constant = stirling_error(n).add_(n.log(), alpha=0.5).add_(0.5 * LOG_2PI)
         return ((ratio - excess) * n).sub_(ratio).sub_(constant)
 
     def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        n = x + 1
-        ratio = self._log_ratio(raw, n)
+        n, ratio = x + 1, self._log_ratio(raw, x)
         excess = torch.expm1(ratio)
         log_prob = self._log_prob(n[0], ratio[0], excess[0])
         slope = excess.mul_(n).add_(1)  # the rate less the count
         return log_prob, slope.mul_(self._link_slope(raw)).mul_(weight).unsqueeze(-2)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        return _draw_counts(self.mean(raw), generator)
+        return draw_counts(self._drawn_rate(raw, generator), generator)
 
 
 class NegativeBinomial(_Counts):
     """Counts with variance ``mean + mean^2 / total_count``, `total_count` learned for each feature.
 
     Domain and link as for `Poisson`.
+
+    Parameters
+    ----------
+    size_factor : {"sum"} or None, default=None
+        As for `Poisson`: whether rates are in proportion to the row's sum. The dispersion is then that of counts at
+        the same size.
+
+    Examples
+    --------
+    >>> from skvae import VAETransformer
+    >>> from skvae.likelihoods import NegativeBinomial
+    >>> VAETransformer(likelihood=NegativeBinomial(size_factor="sum"))
+    VAETransformer(likelihood=NegativeBinomial(size_factor='sum'))
     """
 
     def build(self, n_features: int) -> None:
@@ -575,11 +637,19 @@ class NegativeBinomial(_Counts):
         self.log_total_count = nn.Parameter(torch.zeros(n_features))
 
     def start(self, x: Tensor) -> Tensor:
+        raw = super().start(x)
         mean, variance = _moments(x)
-        total_count = mean.square() / (variance - mean).clamp(min=1e-6)  # method of moments
+        square = mean.square()
+        if self.size_factor is not None:
+            size = self._size(x).double()
+            blocks = blocks_of(x)
+            pairs = zip(blocks, size.split(len(blocks[0])), strict=True)
+            variance = total((rows - sizes * mean).square().sum(0) for rows, sizes in pairs) / len(x)
+            square = square * size.square().mean()
+        total_count = square / (variance - mean).clamp(min=1e-6)  # method of moments
         # at most where the variance is within 1 % of Poisson's
         self.log_total_count.data.copy_(total_count.clamp(min=0.1).minimum(100 * mean.clamp(min=1)).log())
-        return super().start(x)
+        return raw
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         return self._log_prob(x, *self._parts(raw, x))
@@ -587,9 +657,9 @@ class NegativeBinomial(_Counts):
     def _parts(self, raw: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         """Total count; n = x + 1; log(rate / n); rate / n - 1; total count + rate; log of that over total count + n."""
         count, n = self.log_total_count.exp(), x + 1
-        ratio = self._log_ratio(raw, n)
+        ratio = self._log_ratio(raw, x)
         excess, both = torch.expm1(ratio), count + n * ratio.exp()
-        lower = _log1p(n * excess / (count + n), lambda: (both / (count + n)).log())
+        lower = log1p(n * excess / (count + n), lambda: (both / (count + n)).log())
         return count, n, ratio, excess, both, lower
 
     @staticmethod
@@ -597,9 +667,9 @@ class NegativeBinomial(_Counts):
         x: Tensor, count: Tensor, n: Tensor, ratio: Tensor, excess: Tensor, both: Tensor, lower: Tensor
     ) -> Tensor:
         total, less = n + count, x + count  # they differ by one
-        constant = 0.5 * ((total / less * (count / less) / n).log() - _LOG_2PI)
-        errors = _stirling_error(total) - _stirling_error(count) - _stirling_error(n)
-        upper = _log1p(count * excess / both, lambda: ratio - lower)  # log of rate / both, less that at a rate of n
+        constant = 0.5 * ((total / less * (count / less) / n).log() - LOG_2PI)
+        errors = stirling_error(total) - stirling_error(count) - stirling_error(n)
+        upper = log1p(count * excess / both, lambda: ratio - lower)  # log of rate / both, less that at a rate of n
         return (x * upper).sub_(count * lower).add_(constant + errors)
 
     @torch.no_grad()
@@ -607,7 +677,7 @@ class NegativeBinomial(_Counts):
         count, n, ratio, excess, both, lower = self._parts(raw, x)
         log_prob = self._log_prob(x, count, n, ratio, excess, both, lower)[0]
         total, less, excess = n + count, x + count, excess * n
-        growth = 0.5 / total + 0.5 / count - 1 / less + _stirling_slope(total) - _stirling_slope(count)
+        growth = 0.5 / total + 0.5 / count - 1 / less + stirling_slope(total) - stirling_slope(count)
         growth += less / both * (excess / total) - lower
         assert self.log_total_count.grad is not None
         self.log_total_count.grad.copy_(growth.mul_(count).mul_(-weight).sum_to_size(self.log_total_count.shape))
@@ -617,7 +687,7 @@ class NegativeBinomial(_Counts):
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         count = widest(self.log_total_count.exp().expand_as(raw[..., 0, :])).to(generator.device)
         gamma = torch._standard_gamma(count, generator=generator)  # a Poisson whose rate is gamma-distributed
-        return _draw_counts((gamma / count).to(raw.device) * self.mean(raw), generator)
+        return draw_counts((gamma / count).to(raw.device) * self._drawn_rate(raw, generator), generator)
 
 
 LIKELIHOODS = {

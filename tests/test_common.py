@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from skvae import VAETransformer
 from skvae._model.build import REGISTRIES
 from skvae.architectures import Conv
-from skvae.likelihoods import LIKELIHOODS
+from skvae.likelihoods import LIKELIHOODS, NegativeBinomial
 from skvae.priors import Flow
 
 # scikit-learn ignores this warning in its own checks: two epochs on noise need not find a latent structure
@@ -125,7 +125,7 @@ def test_pairs_are_covered_whatever_the_sizes(sizes):
     assert len(cases) < 1.5 * np.prod(sorted(sizes)[-2:])  # no fewer than the pairs of the two largest are needed
 
 
-@parametrize_with_checks(ESTIMATORS + PAIRWISE)
+@parametrize_with_checks([*ESTIMATORS, *PAIRWISE, VAETransformer(likelihood=NegativeBinomial("sum"), **SMALL)])
 def test_sklearn_check(estimator, check):
     check(estimator)
 

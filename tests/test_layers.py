@@ -20,7 +20,7 @@ LAYERS = [
         "_data.rows",
         "_training.schedule",
     ],
-    ["_model.gaussian", "_data.input", "_training.processes", "_system.program", "_system.random"],
+    ["_model.counts", "_model.gaussian", "_data.input", "_training.processes", "_system.program", "_system.random"],
     [
         "_data.blocks",
         "_model.aggregate",

@@ -500,7 +500,7 @@ BAD_PARAMETERS = [
     bad("n_draws", 0, "an int in the range [1, inf). Got 0 instead."),
     bad("tol", -1, "a float in the range [0.0, inf). Got -1 instead."),
     bad("validation_fraction", 1.0, "a float in the range (0.0, 1.0). Got 1.0 instead."),
-    bad("early_stopping", "maybe", "a str among {'auto'}"),
+    bad("early_stopping", "maybe", "a str among {'auto', 'cv'}"),
     bad("warm_start", "yes", "an instance of 'bool'"),
     bad("random_state", "seed", "an int in the range [0, 4294967295]"),
     bad("callbacks", 3, "an instance of 'list'"),

@@ -113,15 +113,25 @@ def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
     Under the model the mean squared slope equals the curvature. The larger of the two is taken, to allow for data that
     spread wider than the model has them.
+    Where some rows say more than others, since they are larger, slopes are those of rows that all say as much.
     """
     slopes, curvature = torch.empty_like(x), torch.zeros(x.shape[1], dtype=torch.float64)  # of counts, large as these
     for block, slope in zip(blocks_of(x), blocks_of(slopes), strict=True):
         first, bend = likelihood.expansion(raw.expand(len(block), *raw.shape), block)
         slope.copy_(first)
         curvature += bend.double().sum(0)
+    if getattr(likelihood, "size_factor", None) is not None:
+        slopes /= _information(likelihood, raw, x).sqrt()
     square = total(block.double().square().sum(0) for block in blocks_of(slopes))
     curvature = torch.maximum(curvature, square) / len(x)
     return slopes, curvature.clamp(min=likelihood.min_curvature)
+
+
+def _information(likelihood: Any, raw: Tensor, x: Tensor) -> Tensor:
+    """What each row says of its raw outputs, over the mean of all rows: (n_samples, n_features)."""
+    pairs = ((raw.expand(len(block), *raw.shape), likelihood.at_start(block)) for block in blocks_of(x))
+    bends = torch.cat([likelihood.expansion(*pair)[1] for pair in pairs]).clamp(min=1e-30)
+    return bends / bends.mean(0)
 
 
 @dataclass(frozen=True)
