@@ -87,9 +87,11 @@ class VAETransformer(
     condition_features : array-like of {int, str}, default=None
         Columns that are given and not modelled, such as the batch of a measurement: the encoder and the decoder see
         them, the score is that of the other columns given these, and latent coordinates say what they do not.
-    prior : {"standard_normal", "mixture", "vamp", "flow"} or Prior, default="standard_normal"
+    prior : {"auto", "standard_normal", "mixture", "vamp", "flow"} or Prior, default="auto"
         Distribution of z, from `skvae.priors`, or an object of your own class derived from `skvae.priors.Prior`. All
-        but the first are learned; "flow" needs zuko.
+        but "standard_normal" are learned; "flow" needs zuko. "auto" is a mixture of 50 components for 1000 rows or more
+        of columns of several kinds, since categories make clusters of the latent points, and "standard_normal" for
+        others.
     objective : {"elbo", "iwae", "dreg", "beta_tc", "mmd"} or Objective, default="elbo"
         What training maximises, from `skvae.objectives`, or an object of your own class derived from
         `skvae.objectives.Objective`. Curves and scores are bounds on the log-likelihood whatever was trained.
@@ -246,7 +248,7 @@ class VAETransformer(
         "categorical_features": [StrOptions({"from_dtype"}), "array-like", None],
         "marginal": [StrOptions({"auto", "standardize", "quantile"})],
         "condition_features": ["array-like", None],
-        "prior": [StrOptions(set(PRIORS)), Prior],
+        "prior": [StrOptions({"auto", *PRIORS}), Prior],
         "objective": [StrOptions(set(OBJECTIVES)), Objective],
         "architecture": [StrOptions(set(ARCHITECTURES)), Architecture],
         "init": [StrOptions({"linear", "random"})],
@@ -282,7 +284,7 @@ class VAETransformer(
         categorical_features="from_dtype",
         marginal="auto",
         condition_features=None,
-        prior="standard_normal",
+        prior="auto",
         objective="elbo",
         architecture="mlp",
         init="linear",

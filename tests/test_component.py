@@ -187,7 +187,7 @@ def test_defaults_obey_their_constraints(kind):
         ),
         ({"likelihood": "gaussian"}, "likelihood__noise", "feature", "likelihood=Gaussian(noise='feature')"),
         ({"likelihood": "bernoulli"}, "likelihood__binarize", True, "likelihood=Bernoulli(binarize=True)"),
-        ({}, "prior__n_components", 3, "prior='standard_normal' is a name, .* prior=Mixture(n_components=3)"),
+        ({}, "prior__n_components", 3, "prior='auto' is a name, .* prior=Mixture(n_components=3)"),
         (
             {"prior": "vamp"},
             "prior__n_components",

@@ -19,6 +19,7 @@ from skvae._data.table import Table
 from skvae._model.columns import Categorical, Columns, Ordinal
 from skvae.likelihoods import Gaussian
 from skvae.metrics import column_gains
+from skvae.priors import Mixture, StandardNormal
 
 SMALL = {"z_dim": 2, "hidden_layer_sizes": 8, "max_iter": 3, "random_state": 0}
 
@@ -356,3 +357,14 @@ def test_draws_of_narrow_floats_stay_finite():
     drawn = np.asarray(vae.sample(2000, noise=True, random_state=0), dtype=np.float64)
     assert np.isfinite(drawn).all()
     assert np.abs(drawn).max() == np.finfo(np.float16).max  # some would lie beyond
+
+
+@pytest.mark.parametrize("n_rows", [999, 1000])
+def test_a_large_mixed_table_has_a_mixture_for_its_prior(n_rows):
+    a, c = np.random.default_rng(0).normal(size=(2, n_rows)) + np.arange(n_rows) / 100
+    X = pd.DataFrame({"a": a, "b": np.where(a > 2, "x", "y"), "c": c})
+    quick = {"max_iter": 1, "early_stopping": False, "random_state": 0}
+    prior = VAETransformer(1, **quick).fit(X).module_.prior
+    assert isinstance(prior, Mixture if n_rows >= 1000 else StandardNormal)
+    assert isinstance(VAETransformer(1, **quick).fit(X[["a", "c"]]).module_.prior, StandardNormal)
+    assert isinstance(VAETransformer(1, prior="standard_normal", **quick).fit(X).module_.prior, StandardNormal)

@@ -23,6 +23,7 @@ from .._training.fitting import (
     go_on,
     mean_gain,
     none_held_out,
+    prior_of,
     rows_for,
     schedule_of,
     stream_before,
@@ -99,11 +100,12 @@ class TrainingMixin:
         values, gain, likelihood, table = self._check_first(X, in_chunks=one_epoch)
         table.keep_conditions(values)
         seed = of_first(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
-        return Taken(values, gain, likelihood, table, made_with(self.get_params(deep=False), likelihood), seed)
+        prior = prior_of(self.prior, likelihood, len(values))
+        return Taken(values, gain, likelihood, table, made_with(self.get_params(deep=False), likelihood, prior), seed)
 
     def _take_more(self, X, one_epoch):
         """X of a fit that goes on, whose parameters must be those that the model was made with."""
-        asked = made_with(self.get_params(deep=False), self.likelihood_)
+        asked = made_with(self.get_params(deep=False), self.likelihood_, self.net_.recipe_["vae"]["prior"])
         whose = "partial_fit" if one_epoch else "warm_start"
         check_unchanged(getattr(self, "_made_with", {}), asked, whose, self.device, self.net_.device)
         values, loss = self._check_rows(X)

@@ -10,15 +10,18 @@ from .._data.rows import gathered, parts_of
 from .._data.split import Split, folds, hold_out, whole
 from .._data.stream import Stream
 from .._model.build import copies, input_noise, layer_sizes, resolve, resolve_objective, started_vae
+from .._model.columns import Columns
 from .._model.linear import rows_to_start_from
 from .._system.device import resolve_device
 from .._system.program import threads_for
 from .._system.random import subsample
+from ..priors import Mixture
 from .made_with import has_changed
 from .net import build_net
 from .processes import Shards, of_first
 from .schedule import CROSS_FIT_ROWS, N_FOLDS, Schedule
 
+_N_CLUSTERS = 50  # of the latent points of mixed tables
 _WIDE, _SLOW_FEATURES = 500, 2000  # features beyond which one fold has to do, and beyond which steps become fewer
 
 
@@ -189,12 +192,20 @@ def recipe_of(estimator, X, likelihood, seed, n_context):
         "hidden_layer_sizes": layer_sizes(estimator.hidden_layer_sizes, len(X)),
         "activation": estimator.activation,
         "likelihood": likelihood,
-        "prior": resolve("prior", estimator.prior),
+        "prior": resolve("prior", prior_of(estimator.prior, likelihood, len(X))),
         "architecture": resolve("architecture", estimator.architecture),
         "init": estimator.init,
         "linear_share": estimator.linear_share,
         "seed": seed,
     }
+
+
+def prior_of(prior, likelihood, n_rows):
+    """What "auto" stands for."""
+    if not isinstance(prior, str) or prior != "auto":
+        return prior
+    is_mixed = isinstance(likelihood, Columns) and n_rows >= CROSS_FIT_ROWS
+    return Mixture(_N_CLUSTERS) if is_mixed else "standard_normal"
 
 
 def started_models(recipe, x, rows, kl_weight):

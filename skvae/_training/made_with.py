@@ -34,14 +34,15 @@ _FIXED = (
 )
 
 
-def made_with(params, likelihood):
-    """A fingerprint and a text of each parameter that training goes by; `likelihood` is what "auto" stands for.
+def made_with(params, likelihood, prior):
+    """A fingerprint and a text of each parameter that training goes by; `likelihood` and `prior` are what "auto" stands for.
 
     Fingerprints are equal where values mean the same, as ``8`` and ``(8,)`` for hidden layers or a name and its object.
     """
     meant = {name: params[name] for name in (*_FIXED, "learning_rate")}
-    if isinstance(meant["likelihood"], str) and meant["likelihood"] == "auto":
-        meant["likelihood"] = likelihood
+    for name, value in (("likelihood", likelihood), ("prior", prior)):
+        if isinstance(meant[name], str) and meant[name] == "auto":
+            meant[name] = value
     if not isinstance(meant["hidden_layer_sizes"], str):
         meant["hidden_layer_sizes"] = layer_sizes(meant["hidden_layer_sizes"], 0)
     meant["device"] = str(meant["device"])
