@@ -87,7 +87,10 @@ def section(heading):
     return re.split(r"\n#+ ", readme.split(f"# {heading}\n")[1])[0]
 
 
-@pytest.mark.parametrize(("benchmark", "heading"), [("papers", "The papers' numbers"), ("speed", "Speed")])
+@pytest.mark.parametrize(
+    ("benchmark", "heading"),
+    [("papers", "The papers' numbers"), ("speed", "Speed"), ("outliers", "Outliers")],
+)
 def test_readme_has_the_numbers_as_measured(benchmark, heading, monkeypatch, capsys):
     """Its tables are those that the benchmark prints of its results, but for those of when and where and of what is
     off: what the engine's parts bring is no user's concern."""
