@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from numpydoc.validate import validate
 from torch import nn
@@ -105,6 +106,16 @@ def test_readme_has_every_row_of_the_papers():
     (table,) = tables(section("The papers' numbers"))
     measured = (RESULTS / "papers.csv").read_text().splitlines()
     assert len(table) == len(measured) + 1  # the rule below the head: no result is left out
+
+
+def test_readme_has_the_errors_of_imputation():
+    """Means over tables and seeds."""
+    table = tables(section("Missing cells and synthetic rows, measured"))[0]
+    measures = ["avg_mae", "min_mae", "mae", "mse"]
+    errors = pd.read_csv(RESULTS / "imputation.csv").groupby("method")[measures].mean()
+    for line, method in zip(table[2:], ("skvae", "iterative_draws", "iterative", "knn", "missforest"), strict=True):
+        means = " | ".join(f"{mean:.3f}" for mean in errors.loc[method])
+        assert line.replace(" (missed)", "").split(" | ", 1)[1] == f"{means} |"
 
 
 def test_each_public_module_has_its_page():
