@@ -146,6 +146,9 @@ def is_possible(method, n_columns):
 
 
 def run(args):
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    threadpool_limits(1)
     results = Results(args.out / "outliers.csv", KEYS, VALUES, keep=args.resume)
     for seed, (table, path), protocol in product(args.seeds, tables(args.folder).items(), PROTOCOLS):
         wanted = [method for method in args.methods if results.lacks(table, protocol, seed, method)]
@@ -182,12 +185,11 @@ def show(title, results):
 
 
 def summarise(out):
-    """Print what the results say: of all tables, of those the setting was chosen on, and of the others."""
+    """Print what the results say: of all tables, and of those that the setting was not chosen on."""
     results = pd.read_csv(out / "outliers.csv")
     names = sorted(results.table.unique())
     show("All tables", results)
-    show("Tables the setting was chosen on", results[results.table.isin(names[::2])])
-    show("The other tables", results[results.table.isin(names[1::2])])
+    show("Tables that the setting was not chosen on", results[results.table.isin(names[1::2])])
     values = results.groupby(["protocol", "table", "method"])[["auc", "ap", "seconds"]].mean().unstack("method")
     for measure, factor in (("auc", 100), ("ap", 100), ("seconds", 1)):
         print(f"\n{measure}, means over seeds\n{(factor * values[measure]).round(1).to_string()}")
@@ -209,9 +211,6 @@ def parse(argv=None):
 
 def main():
     args = parse()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    threadpool_limits(1)
     if not args.summary:
         run(args)
     summarise(args.out)
