@@ -326,7 +326,7 @@ def summarise_errors(errors):
         f"Means over the {len(cells.index.unique('table'))} tables, {len(cells)} cells, that all methods have",
         cells.groupby("table").mean().mean().unstack(0).loc[order, list(MEASURES)],
     )
-    print_means(errors[errors.seed == 0])
+    print_means(errors)
 
 
 def print_means(errors):
