@@ -227,11 +227,21 @@ PARTS = {
 }
 
 
-def summary(results):
-    rows = [[row[name] for name in ("part", "case", "rows", "columns")] + [
-        f"{float(row['value']):.3g} {row['unit']}".strip() if float(row["value"]) < 1000
-        else f"{float(row['value']):,.0f} {row['unit']}", row["bar"]] for row in results.rows()]  # fmt: skip
-    print_table(["part", "what", "rows", "columns", "measured", "asked"], rows)
+def shown(row):
+    """The value as the page has it, with a mark where it is not what was asked."""
+    value = float(row["value"])
+    text = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    asked = row["bar"].split()
+    missed = asked and (value < float(asked[-1]) if row["case"] == "same bits" else value > float(asked[-1]))
+    return f"{text} {row['unit']}".strip() + (" (missed)" if missed else "")
+
+
+def summarise(results):
+    order = {part: i for i, part in enumerate(PARTS)}
+    rows = sorted(results.rows(), key=lambda row: order[row["part"]])
+    sizes = (f"{int(row['rows']):,} x {int(row['columns']):,}" for row in rows)
+    cells = [[row["part"], row["case"], size, shown(row), row["bar"]] for row, size in zip(rows, sizes, strict=True)]
+    print_table(["part", "what", "table", "measured", "asked"], cells)
 
 
 def main():
@@ -239,6 +249,7 @@ def main():
     parser.add_argument("--part", type=among(PARTS), default=list(PARTS), help="comma-separated")
     parser.add_argument("--gigabytes", type=float, default=10)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for files of tables")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--summary", action="store_true")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -246,10 +257,10 @@ def main():
         kind, *rest = args.worker
         print(json.dumps(WORKERS[kind](*rest)))
         return
-    results = Results(HERE / "results" / "scale.csv", KEYS, VALUES, keep=False)
+    results = Results(args.out / "scale.csv", KEYS, VALUES, keep=False)
     for part in [] if args.summary else args.part:
         PARTS[part](results, args.folder, *([args.gigabytes] if part == "memory" else []))
-    summary(results)
+    summarise(results)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,7 @@ MEASURED = {
     "Missing cells": "imputation",
     "Synthetic rows": "synthesis",
     "Outlier detection": "outliers",
+    "Large tables": "scale",
     "Seconds of a fit": "fit",
     "Speed of a step": "speed",
 }

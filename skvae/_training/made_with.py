@@ -35,7 +35,7 @@ _FIXED = (
 
 
 def made_with(params, likelihood, prior):
-    """A fingerprint and a text of each parameter that training goes by; `likelihood` and `prior` are what "auto" stands for.
+    """A fingerprint and a text of each parameter that training goes by; `likelihood` and `prior` stand for "auto".
 
     Fingerprints are equal where values mean the same, as ``8`` and ``(8,)`` for hidden layers or a name and its object.
     """
