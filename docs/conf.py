@@ -41,7 +41,7 @@ if tags.has("online"):  # noqa: F821 (Sphinx's): links into other projects need 
 nitpick_ignore_regex = [(r"py:.*", r"(torch|sklearn|skorch|numpy|matplotlib|collections|nn)(\..*)?")]
 nitpick_ignore_regex += [(r"py:.*", r"(Tensor|Sequence)")]
 # `Batch` is what a component is handed, never what a user makes: it has no page of its own.
-nitpick_ignore_regex += [(r"py:class", r"skvae\._batch\.Batch")]
+nitpick_ignore_regex += [(r"py:class", r"skvae\._data\.batch\.Batch")]
 
 autosummary_generate = True
 autosummary_ignore_module_all = False
@@ -79,7 +79,7 @@ def _before_example(gallery_conf, path):
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
-    "ignore_pattern": "mnist",
+    "ignore_pattern": "mnist|processes",
     "filename_pattern": "/plot_",
     "reset_modules": ("matplotlib", _before_example),
     "doc_module": ("skvae",),
