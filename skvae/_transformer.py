@@ -22,7 +22,7 @@ from ._model.build import REGISTRIES, check_nested
 from ._system.program import own_settings
 from ._training.net import OPTIMIZERS
 from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
-from .likelihoods import LIKELIHOODS, Likelihood
+from .likelihoods import LIKELIHOODS, Gaussian, Likelihood
 from .objectives import OBJECTIVES, Objective
 from .priors import PRIORS, Prior
 
@@ -543,7 +543,8 @@ class VAETransformer(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         tags.input_tags.sparse = True
-        likelihood = LIKELIHOODS.get(self.likelihood) if isinstance(self.likelihood, str) else self.likelihood
+        is_name = isinstance(self.likelihood, str)
+        likelihood = LIKELIHOODS.get(self.likelihood, Gaussian)() if is_name else self.likelihood
         tags.input_tags.allow_nan = getattr(likelihood, "allow_nan", True)
         tags.input_tags.positive_only = getattr(likelihood, "non_negative", False)
         return tags
