@@ -59,7 +59,7 @@ class Split(Dataset):
         """The `indices` (..., n) that are rows of this process, as indices of `x`, and their places in the last
         dimension."""
         if self.shards is None:
-            return indices, slice(None)
+            return indices, slice(indices.shape[-1])
         is_own = ((indices >= self.shards.start) & (indices < self.shards.stop)).flatten()
         return indices[..., is_own] - self.shards.start, is_own.nonzero().flatten()
 
@@ -189,13 +189,13 @@ class TrainBatches:
         noise = _draws(shape, self.n_batches, rng, device)
         blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
         for (rows, weight), eps in zip(steps, noise, strict=True):
-            size, (own, at) = weight.shape[-1], self.split.own(rows)
+            own, at = self.split.own(rows)
             fields = self.rows.take(own)
             fields["x"] = likelihood.draw(fields["x"], rng)
             if scale is not None and net.in_first_phase:  # which may end in mid-epoch
                 seen = fields["seen"] if "seen" in fields else likelihood.inputs(fields["x"])
-                fields["seen"] = torch.addcmul(seen, next(blur)[:, :size][:, at], scale)
-            eps = eps[..., :size, :][..., at, :].expand(*eps.shape[:-3], n_members, -1, -1)
+                fields["seen"] = torch.addcmul(seen, next(blur)[:, at], scale)
+            eps = eps[..., at, :].expand(*eps.shape[:-3], n_members, -1, -1)
             yield Batch(**fields, eps=eps, weight=weight[:, at], **net.phase), None
 
     def _of_one(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -209,11 +209,17 @@ class TrainBatches:
 
     def _of_several(self, orders: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The same for several members, (n_members, width): shorter batches are filled up with rows that weigh 0."""
-        positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in self.n_rows), strict=True)
-        counts = torch.stack(inside, 1)  # (n_batches, n_members, width)
-        weight = counts.float() / counts.sum(-1, keepdim=True).clamp(min=1)
+        positions, weight = self._places
         rows = torch.stack([order[at] for order, at in zip(orders, positions, strict=True)], 1)
-        yield from zip(rows.to(self.split.x.device), weight.to(self.split.x.device), strict=True)
+        yield from zip(rows.to(weight.device), weight, strict=True)
+
+    @cached_property
+    def _places(self) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Where each member's batches stand in its order, and weights (n_batches, n_members, width)."""
+        positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in self.n_rows), strict=True)
+        counts = torch.stack(inside, 1)
+        weight = counts.float() / counts.sum(-1, keepdim=True).clamp(min=1)
+        return positions, weight.to(self.split.x.device)
 
 
 def member(batch: Batch, i: int) -> Batch:
