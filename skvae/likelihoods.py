@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from ._model.component import Component
 from ._model.counts import LOG_2PI, draw_counts, log1p, row_sums, stirling_error, stirling_slope
-from ._system.device import blocks_of, total, widest
+from ._model.sums import blocks_of, moments, total
+from ._system.device import widest
 
 _N_SIZES = 1000  # quantiles of the rows' sizes that are kept
 _ROUNDING = 8  # units in the last place that a scaler may leave the unit interval by
@@ -131,12 +132,6 @@ def _uniform_like(raw: Tensor, generator: torch.Generator) -> Tensor:
 
 def _normal_like(raw: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(raw.shape, generator=generator, device=generator.device).to(raw.device)
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each feature, in float64: two tensors (n_features,)."""
-    mean = total(block.sum(0, dtype=torch.float64) for block in blocks_of(x)) / len(x)
-    return mean, total((block.double() - mean).square().sum(0) for block in blocks_of(x)) / len(x)
 
 
 def _bounded_log(raw: Tensor) -> Tensor:
@@ -507,9 +502,9 @@ class _Counts(Likelihood):
     def start(self, x: Tensor) -> Tensor:
         if self.size_factor is not None:
             self._start_sizes(x)
-        mean, _ = _moments(x)
+        mean, _ = moments(x)
         self.log_mean.copy_(mean.clamp(min=0.5 / len(x)).log())  # a column of zeros: a rate that explains it
-        inputs_mean, inputs_variance = _moments(self._at_mean_size(x).log1p())
+        inputs_mean, inputs_variance = moments(self._at_mean_size(x).log1p())
         self.inputs_mean.copy_(inputs_mean)
         self.inputs_scale.copy_(inputs_variance.sqrt().clamp(min=1e-3))
         return super().start(x)
@@ -638,7 +633,7 @@ class NegativeBinomial(_Counts):
 
     def start(self, x: Tensor) -> Tensor:
         raw = super().start(x)
-        mean, variance = _moments(x)
+        mean, variance = moments(x)
         square = mean.square()
         if self.size_factor is not None:
             size = self._size(x).double()

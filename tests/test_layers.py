@@ -12,6 +12,7 @@ LAYERS = [
         "_io.atomic",
         "_data.batch",
         "_model.component",
+        "_model.sums",
         "_system.device",
         "_data.holes",
         "_data.marginals",

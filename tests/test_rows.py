@@ -16,16 +16,25 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from skvae import Chunks, VAEOutlierDetector, VAETransformer
 from skvae._data import rows as _rows
-from skvae._data.rows import MappedRows, RowSource, SparseRows, held, source_of
+from skvae._data.rows import MappedRows, RowSource, SparseRows, held
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 5, "random_state": 0}
 
 
 @pytest.fixture
-def small_memory(monkeypatch):
-    """Nothing is small enough to be held, and few rows are read at once."""
-    monkeypatch.setattr(_rows, "MAX_HELD", 0)
-    monkeypatch.setattr(_rows, "_MAX_READ", 6 * 1024)
+def shrink_memory(monkeypatch):
+    """A function from whose call on nothing is small enough to be held, and few rows are read at once."""
+
+    def shrink():
+        monkeypatch.setattr(_rows, "MAX_HELD", 0)
+        monkeypatch.setattr(_rows, "_MAX_READ", 6 * 1024)
+
+    return shrink
+
+
+@pytest.fixture
+def small_memory(shrink_memory):
+    shrink_memory()
 
 
 def mapped(X, tmp_path):
@@ -58,13 +67,12 @@ def numbers(kind, n=2500):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("values", ["float32", "float64", "bits", "counts", "holes"])
-def test_the_model_is_that_of_the_array(kind, values, tmp_path, monkeypatch):
+def test_the_model_is_that_of_the_array(kind, values, tmp_path, shrink_memory):
     X = numbers(values)
     params = {"likelihood": "poisson"} if values == "counts" else {}
     vae = VAETransformer(2, **SMALL | {"early_stopping": "auto"}, **params)
     expected = clone(vae).fit(X)
-    monkeypatch.setattr(_rows, "MAX_HELD", 0)
-    monkeypatch.setattr(_rows, "_MAX_READ", 6 * 1024)
+    shrink_memory()
     source = KINDS[kind](X, tmp_path)
     vae.fit(source)
     assert vae.likelihood_ == expected.likelihood_
@@ -79,7 +87,7 @@ def test_the_model_is_that_of_the_array(kind, values, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_small_tables_are_held(kind, tmp_path):
     X = numbers("float32", n=50)
-    values = held(source_of(KINDS["CSR" if kind == "tensor" else kind](X, tmp_path)))
+    values = held(KINDS["CSR" if kind == "tensor" else kind](X, tmp_path))
     assert type(values) is np.ndarray
     np.testing.assert_array_equal(values, X)
 
@@ -178,12 +186,11 @@ def test_files_of_frames_are_parts(read, tmp_path, small_memory):
 
 
 @pytest.mark.parametrize("kind", ["map", "CSR", "chunks"])
-def test_a_detector_takes_them(kind, tmp_path, monkeypatch):
+def test_a_detector_takes_them(kind, tmp_path, shrink_memory):
     X = numbers("float32")
     detector = VAEOutlierDetector(VAETransformer(2, **SMALL), random_state=0)
     expected = clone(detector).fit(X)
-    monkeypatch.setattr(_rows, "MAX_HELD", 0)
-    monkeypatch.setattr(_rows, "_MAX_READ", 6 * 1024)
+    shrink_memory()
     source = KINDS[kind](X, tmp_path)
     detector.fit(source)
     assert detector.offset_ == expected.offset_

@@ -36,7 +36,6 @@ class RowSource:
     """
 
     ndim = 2
-    may_be_held = True  # where the table is small
     finish = None  # what is made of the rows that were read
 
     def __init__(self, shape, dtype):
@@ -309,9 +308,7 @@ def _mapped(X):
 
 
 def source_of(X):
-    """X as rows that are read where they are asked for; None where it is no such table."""
-    if isinstance(X, RowSource):
-        return X
+    """What a user has as rows that are read where they are asked for; None where it is no such table."""
     if isinstance(X, Chunks):
         return X.rows
     if issparse(X) and X.ndim == 2:
@@ -325,7 +322,7 @@ def held(X):
     source = source_of(X)
     if source is None:
         return X
-    return source if source.size > MAX_HELD or not source.may_be_held else source._read(slice(None))
+    return source if source.size > MAX_HELD else source._read(slice(None))
 
 
 def parts_of(X):

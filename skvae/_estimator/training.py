@@ -148,9 +148,9 @@ class TrainingMixin:
         context.call_on_fit_task_end(**data, reconstruction_attributes=vars(model))
 
     def _set_fitted(self, net, likelihood, X, table):
-        is_first = not hasattr(self, "net_") or net is not self.net_
-        validate_data(self, X, reset=is_first, skip_check_array=True)
-        if is_first:
+        is_new = not hasattr(self, "net_") or net is not self.net_
+        validate_data(self, X, reset=is_new, skip_check_array=True)
+        if is_new:
             self._table = table
         self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
 

@@ -38,7 +38,6 @@ class ValidationMixin:
     def _check_first(self, X, in_chunks):
         """Validated features of X, what their log-likelihoods gain by it, what `likelihood` stands for, and the table;
         nothing is set on self, so that a refusal loses nothing."""
-        X = plain(X)
         table = self._table_of(X)
         with advice(X):
             values = self._check_values_of(X if table is None or table.is_plain else table.values(X))

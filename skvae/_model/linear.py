@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from .._data.batch import Batch
 from .._data.holes import observed_cells, without_holes
-from .._system.device import blocks_of, total, widest
+from .._system.device import widest
 from .._system.random import subsample
 from .gaussian import LinearGaussian
+from .sums import blocks_of, total
 
 _MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
 _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not formed

@@ -1,11 +1,6 @@
 """Devices by name: what "auto" is, and where to go on when a device is not there."""
 
-from collections.abc import Iterable
-from functools import reduce
-
 import torch
-
-_BLOCK, _BLOCK_VALUES = 4096, 2**20
 
 
 def resolve_device(device: str | torch.device) -> str:
@@ -32,13 +27,3 @@ def device_here(device: str | torch.device) -> str:
 def widest(x: torch.Tensor) -> torch.Tensor:
     """`x` in float64, or as it is where the device has none: Apple's."""
     return x if x.device.type == "mps" else x.double()
-
-
-def total(parts: Iterable[torch.Tensor]) -> torch.Tensor:
-    """The sum of tensors of one shape, of which there is at least one."""
-    return reduce(torch.add, parts)
-
-
-def blocks_of(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Rows of `x` (n_samples, n_features) in blocks of at most a million values, of which copies take little memory."""
-    return x.split(min(_BLOCK, max(1, _BLOCK_VALUES // x.shape[1])))

@@ -94,7 +94,7 @@ def _net_to_go_on(estimator, asked):
 def go_on(estimator, X, asked, one_epoch):
     """The fitted net, and X in its units."""
     net = _net_to_go_on(estimator, asked)
-    return net, _with_own_rows(split_of(estimator, X, net.seed, False, one_epoch), X, net)
+    return net, _with_rows(split_of(estimator, X, net.seed, False, one_epoch), X, net)
 
 
 def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
@@ -130,21 +130,19 @@ def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
     )
     net.given_callbacks_ = list(estimator.callbacks or ())
     split.others = [other.to(device) for other in others]
-    return net, _with_own_rows(split, X, net)
+    return net, _with_rows(split, X, net, None if isinstance(X, Shards) else x)
 
 
 def rows_for(net, X):
     """All rows of X, in the units of the net, for one model."""
-    return _with_own_rows(whole(X), X, net)
+    return _with_rows(whole(X), X, net)
 
 
-def _with_own_rows(split, X, net):
-    """The split with the rows that this process has, in the units of the net and on its device."""
-    if isinstance(X, Shards):
-        split.x, split.shards = scaled(X.own_rows, net.offset, net.scale), X
-    elif not isinstance(split.x, (torch.Tensor, ScaledRows)):
-        split.x = scaled(X, net.offset, net.scale)
-    split.x = split.x.to(net.device)
+def _with_rows(split, X, net, x=None):
+    """The split with the rows of X that this process has: `x`, or scaled here, on the device of the net."""
+    split.shards = X if isinstance(X, Shards) else None
+    own = X if split.shards is None else X.own_rows
+    split.x = (scaled(own, net.offset, net.scale) if x is None else x).to(net.device)
     return split
 
 

@@ -76,8 +76,6 @@ class Shards(RowSource):
         The rows of this process.
     """
 
-    may_be_held = False
-
     def __init__(self, X: Any) -> None:
         shapes, dtypes = zip(*gathered((X.shape, X.dtype)), strict=True)
         if len({shape[1:] for shape in shapes}) > 1:
