@@ -33,7 +33,6 @@ five rounds, once; `miceforest` that package with five data sets and rounds; `mi
     pip install --no-deps hyperimpute && pip install "loguru==0.6.0" optuna pydantic
 """
 
-import argparse
 import time
 import warnings
 from pathlib import Path
@@ -41,7 +40,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from record import Results, among, print_table
+from record import Results, among, parser_of, print_table
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401
@@ -341,16 +340,11 @@ def print_means(errors):
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seeds=[0, 1, 2])
     parser.add_argument("--part", choices=PARTS, action="append", help="which part; may be repeated; default: all")
     parser.add_argument("--tables", type=among(TABLES), help=f"of {', '.join(TABLES)}")
     parser.add_argument("--methods", type=among(METHODS), help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--draws", type=int, default=100, help="for the intervals of `coverage`")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--threads", type=int, default=1, help="of BLAS and torch")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
-    parser.add_argument("--summary", action="store_true", help="compute nothing")
     return parser.parse_args(argv)
 
 

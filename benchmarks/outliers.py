@@ -7,7 +7,6 @@ all tables, ours its default; its weights were chosen on every other table in al
 it is installed. Rows are written as they come: two Pythons may fill one file.
 """
 
-import argparse
 import time
 import warnings
 from functools import partial
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from record import Results, print_table
+from record import Results, parser_of, print_table
 from sklearn.covariance import MinCovDet
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
@@ -147,8 +146,8 @@ def is_possible(method, n_columns):
 
 def run(args):
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    threadpool_limits(1)
+    torch.set_num_threads(args.threads)
+    threadpool_limits(args.threads)
     results = Results(args.out / "outliers.csv", KEYS, VALUES, keep=args.resume)
     for seed, (table, path), protocol in product(args.seeds, tables(args.folder).items(), PROTOCOLS):
         wanted = [method for method in args.methods if results.lacks(table, protocol, seed, method)]
@@ -199,13 +198,9 @@ def summarise(out):
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seeds=[0, 1, 2])
     parser.add_argument("--folder", type=Path, default=HERE.parents[1] / "shared" / "data" / "anomaly")
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--methods", type=lambda text: text.split(","), default=[*METHODS])
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
-    parser.add_argument("--summary", action="store_true", help="compute nothing")
     return parser.parse_args(argv)
 
 

@@ -5,6 +5,7 @@ import csv
 import os
 from contextlib import contextmanager
 from datetime import date
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,17 @@ def among(known):
         return text.split(",")
 
     return names
+
+
+def parser_of(doc, seeds):
+    """A parser of the options that benchmarks of several seeds share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=seeds)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--threads", type=int, default=1, help="of BLAS and torch")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
+    parser.add_argument("--summary", action="store_true", help="compute nothing")
+    return parser
 
 
 def machine():

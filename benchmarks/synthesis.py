@@ -27,7 +27,6 @@ literature. The one numeric column with missing cells, 11 of churn's 7,043, has 
 `copula`, which do not take them.
 """
 
-import argparse
 import time
 import warnings
 from functools import partial
@@ -37,7 +36,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from record import Results, among, print_table
+from record import Results, among, parser_of, print_table
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_score, train_test_split
@@ -251,15 +250,10 @@ def cells_of(means):
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, seeds=[0])
     parser.add_argument("--tables", type=among(TABLES), help=f"of {', '.join(TABLES)}")
     parser.add_argument("--methods", type=among(METHODS), help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
     parser.add_argument("--data", type=Path, default=FOLDER.parent, help="the folder of Adult and Magic")
-    parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--threads", type=int, default=1, help="of BLAS and torch")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
-    parser.add_argument("--summary", action="store_true", help="compute nothing")
     return parser.parse_args(argv)
 
 
