@@ -129,24 +129,22 @@ def _whole(cells: Cells, x: Tensor) -> Tensor:
     return filled if cells.context is None else torch.cat([filled, cells.context.expand(*x.shape[:-1], -1)], -1)
 
 
-def expected(refined: Refined, eps: Tensor) -> Tensor:
-    """The rows with their holes filled by what is expected there, E[x | observed], as a mean over weighted draws
-    (Mattei & Frellsen, 2019, equation 12): (1, batch, n_features)."""
+def mean_of_draws(refined: Refined, raw: Tensor, log_weights: Tensor) -> Tensor:
+    """What is expected in each cell, E[x | observed], as a mean over weighted draws (Mattei & Frellsen, 2019, equation
+    12): (batch, n_features)."""
     vae, cells = refined.vae, refined.cells
-    _, raw, log_weights = refined.draw(eps)
     mean = (_shares(log_weights).unsqueeze(-1) * vae.likelihood.mean(raw)).sum(0)
     if vae.background is not None:
         shift = vae.background_shift(cells.context)
         other = vae.background.expected_given(cells.x - shift, cells.observed) + shift
         mean = mean + _chance_of_background(refined, log_weights) * (other - mean)
-    return _whole(cells, mean).unsqueeze(0)
+    return mean
 
 
-def drawn(refined: Refined, eps: Tensor, n_draws: int, rng: torch.Generator) -> Tensor:
-    """The rows with their holes filled by draws of p(x | observed), by sampling and resampling (Mattei & Frellsen,
-    2019, section 4.2): (n_draws, batch, n_features)."""
+def resampled(refined: Refined, raw: Tensor, log_weights: Tensor, n_draws: int, rng: torch.Generator) -> Tensor:
+    """Draws of p(x | observed), by sampling and resampling (Mattei & Frellsen, 2019, section 4.2): (n_draws, batch,
+    n_features)."""
     vae, cells = refined.vae, refined.cells
-    _, raw, log_weights = refined.draw(eps)
     choices = torch.multinomial(_shares(log_weights).T, n_draws, replacement=True, generator=rng).T  # (n_draws, batch)
     chosen = raw[choices, torch.arange(len(cells.x))]  # (n_draws, batch, n_raw, n_features)
     x = vae.likelihood.sample(chosen, rng).to(cells.x)
@@ -155,4 +153,21 @@ def drawn(refined: Refined, eps: Tensor, n_draws: int, rng: torch.Generator) -> 
         strange = torch.rand(n_draws, len(cells.x), 1, generator=rng) < _chance_of_background(refined, log_weights)
         other = vae.background.sample_given(cells.x - shift, cells.observed, n_draws, rng) + shift
         x = torch.where(strange, other, x)
-    return _whole(cells, x)
+    return x
+
+
+def expected(refined: Refined, eps: Tensor) -> Tensor:
+    """The rows with their holes filled by what is expected there: (1, batch, n_features)."""
+    _, raw, log_weights = refined.draw(eps)
+    return _whole(refined.cells, mean_of_draws(refined, raw, log_weights)).unsqueeze(0)
+
+
+def drawn(refined: Refined, eps: Tensor, n_draws: int, rng: torch.Generator, spread: float = 1.0) -> Tensor:
+    """The rows with their holes filled by draws, real values `spread` times as far from what is expected: (n_draws,
+    batch, n_features)."""
+    _, raw, log_weights = refined.draw(eps)
+    x = resampled(refined, raw, log_weights, n_draws, rng)
+    if spread != 1:
+        mean = mean_of_draws(refined, raw, log_weights)
+        x = torch.where(refined.vae.likelihood.real_valued(x.shape[-1]), mean + spread * (x - mean), x)
+    return _whole(refined.cells, x)
