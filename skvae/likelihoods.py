@@ -57,6 +57,10 @@ class Likelihood(Component, ABC):
         """`X` (n_samples, n_features) with each value moved to the nearest one of the support, or `X` itself."""
         return X
 
+    def real_valued(self, n_features: int) -> Tensor:
+        """Which of that many features have values that may be shifted and scaled: (n_features,)."""
+        return torch.full((n_features,), self.standardize)
+
     def build(self, n_features: int) -> None:
         """Create the parameters and buffers shared by all rows."""
 

@@ -42,7 +42,7 @@ LAYERS = [
         "callbacks",
     ],
     ["_model.columns", "_model.refine"],
-    ["_fast.gradient"],
+    ["_fast.gradient", "_model.calibration"],
     ["_training.guard"],
     ["_model.build"],
     ["_training.net"],

@@ -15,6 +15,7 @@ from sklearn.utils.validation import validate_data
 from .._data.input import plain
 from .._data.stream import MAX_KEPT
 from .._model.build import SklearnCallbacks
+from .._model.calibration import spread_factor
 from .._system.random import subsample
 from .._training.checkpoint import open_checkpoint
 from .._training.checks import check_monitors
@@ -85,6 +86,7 @@ class TrainingMixin:
             report = [Report()] if self.verbose and is_first() else []
             train(net, split, schedule, [*callbacks, *report, *([checkpoint] if checkpoint else [])])
         self._set_fitted(*fitted)
+        self._calibrate(split)
         self._made_with = taken.asked
         self._report(taken.values if start is None else start, stream, fresh=start is not None)
         if net.interrupted_:
@@ -151,8 +153,13 @@ class TrainingMixin:
         is_new = not hasattr(self, "net_") or net is not self.net_
         validate_data(self, X, reset=is_new, skip_check_array=True)
         if is_new:
-            self._table = table
+            self._table, self._spread = table, 1.0
         self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
+
+    def _calibrate(self, split):
+        """Learn how wide draws of missing cells have to be, from rows that are held out; of one process."""
+        if split.valid and split.shards is None:
+            self._spread = spread_factor(split.others or [self.module_], split.x, split.valid, self.net_.seed)
 
     def _report(self, X, stream, fresh):
         """Attributes that tell how training went, and a warning where the latent space is empty."""

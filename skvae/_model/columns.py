@@ -212,6 +212,9 @@ class Columns(Likelihood):
                 offset[some], scale[some] = location_scale(X[:, some])
         return offset, scale
 
+    def real_valued(self, n_features: int) -> Tensor:
+        return torch.cat([part.real_valued(size) for part, size in zip(self.kinds, self.sizes, strict=True)])
+
     def build(self, n_features: int) -> None:
         for part, size in zip(self.kinds, self.sizes, strict=True):
             part.build(size)

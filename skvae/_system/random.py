@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 INIT_STREAM, SCORE_STREAM, SPLIT_STREAM, VALIDATION_STREAM = range(2**31, 2**31 + 4)  # epochs count from 1
-EPOCH_STREAM, PRIOR_STREAM, AGGREGATE_STREAM = range(2**31 + 4, 2**31 + 7)
+EPOCH_STREAM, PRIOR_STREAM, AGGREGATE_STREAM, CALIBRATION_STREAM = range(2**31 + 4, 2**31 + 8)
 
 
 def generator(seed: int, *key: int) -> torch.Generator:
