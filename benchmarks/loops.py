@@ -327,7 +327,8 @@ class Ours:
     def __init__(self, x, batch_size, device="cpu"):
         plain = {"optimizer": "adam", "learning_rate": LR, "ema_decay": 0, "early_stopping": False}
         params = plain | {"init": self.init, "batch_size": batch_size, "max_iter": 1, "device": device}
-        vae = VAETransformer(Z_DIM, likelihood="bernoulli", random_state=0, **params)
+        model = {"hidden_layer_sizes": (128,), "likelihood": "bernoulli", "prior": "standard_normal"}
+        vae = VAETransformer(Z_DIM, **model, random_state=0, **params)
         self.net = vae.fit(x[: self.n_start].numpy()).net_
         self.split = whole(x.to(device))
         self.schedule = _schedule.Schedule(1, batch_size, (1,), 0.0)

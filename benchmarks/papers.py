@@ -115,6 +115,7 @@ class Row:
 
 ALL = {
     "likelihood": Bernoulli(binarize=True),
+    "prior": "standard_normal",
     "weight_decay": 0.0,
     "early_stopping": False,
     "warm_start": True,
@@ -266,10 +267,11 @@ def run_samples(args):
     kinds = {"test rows' reconstructions": lambda vae: vae.inverse_transform(vae.transform(x_test))}
     for latents in ("prior", "aggregate"):
         kinds[latents] = lambda vae, latents=latents: vae.sample(len(x_test), latents=latents, random_state=0)
-    reference = VAETransformer(32, likelihood=ALL["likelihood"], random_state=1000).fit(x)
+    model = {name: ALL[name] for name in ("likelihood", "prior")}
+    reference = VAETransformer(32, **model, random_state=1000).fit(x)
     for seed in seeds:
         start = time.process_time()
-        vae = VAETransformer(16, likelihood=ALL["likelihood"], hidden_layer_sizes=(256, 128), random_state=seed).fit(x)
+        vae = VAETransformer(16, **model, hidden_layer_sizes=(256, 128), random_state=seed).fit(x)
         for kind, draw in kinds.items():
             distance = frechet_distance(reference, x_test, draw(vae))
             results.add(kind, seed, frechet=distance, seconds=time.process_time() - start)

@@ -102,10 +102,8 @@ def fit_images(X, z_dim, seed, n_steps, **params):
     n_epochs = -(-n_steps // -(-len(X) // BATCH_SIZE))
     fixed = {"batch_size": BATCH_SIZE, "max_iter": n_epochs, "early_stopping": False, "weight_decay": 0.0}
     callbacks = [one_cycle(len(X), n_epochs, max_lr=3e-3)]
-    likelihood = Bernoulli(binarize=True)
-    return VAETransformer(z_dim, likelihood=likelihood, callbacks=callbacks, random_state=seed, **fixed, **params).fit(
-        X
-    )
+    model = {"likelihood": Bernoulli(binarize=True), "prior": "standard_normal"}
+    return VAETransformer(z_dim, **model, callbacks=callbacks, random_state=seed, **fixed, **params).fit(X)
 
 
 def fit_mixture(X, _z_dim, seed):
@@ -318,6 +316,7 @@ def measure_bounds(x_train, x_test, init, schedule):
         100,
         hidden_layer_sizes=(128,),
         likelihood="bernoulli",
+        prior="standard_normal",
         init=init,
         batch_size=BATCH_SIZE,
         max_iter=EPOCHS,

@@ -60,6 +60,7 @@ def main():
         z_dim=args.z_dim,
         hidden_layer_sizes=(128,),
         likelihood="bernoulli",
+        prior="standard_normal",
         init="random",
         optimizer="adam",
         ema_decay=0,

@@ -18,13 +18,10 @@ from skvae import VAETransformer
 from skvae.datasets import load_images
 
 X_train, _, X_test, _ = load_images("digits")
+settings = {"likelihood": "bernoulli", "prior": "standard_normal", "max_iter": 30, "early_stopping": False}
+settings["random_state"] = 0
 betas = [0.25, 0.5, 1, 1.5, 2]
-models = [
-    VAETransformer(16, beta=beta, likelihood="bernoulli", max_iter=30, early_stopping=False, random_state=0).fit(
-        X_train
-    )
-    for beta in betas
-]
+models = [VAETransformer(16, beta=beta, **settings).fit(X_train) for beta in betas]
 print("beta  active  total KL  score")
 for beta, vae in zip(betas, models, strict=True):
     print(f"{beta:<4}  {vae.active_units_.sum():6d}  {vae.kl_per_unit_.sum():8.2f}  {vae.score(X_test):.2f}")

@@ -259,7 +259,7 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
     def _model(self, seed):
         """The model to fit, with a seed."""
         if self.estimator is None:
-            return VAETransformer(likelihood=Gaussian(noise="feature"), random_state=seed)
+            return VAETransformer(likelihood=Gaussian(noise="feature"), prior="standard_normal", random_state=seed)
         model = clone(self.estimator)
         return model if model.random_state is not None else model.set_params(random_state=seed)
 

@@ -47,9 +47,9 @@ class VAETransformer(
 ):
     """Variational autoencoder: a generative dimensionality reducer.
 
-    A neural network with one latent vector z per row of X: z has a prior, N(0, I) if not told otherwise, a decoder
-    network maps it to the distribution of x given z, and an encoder network x to the approximate posterior of z. Both
-    are trained together, by maximising a lower bound on the log-likelihood of X [1]_.
+    A neural network with one latent vector z per row of X: z has a prior, a mixture of normal distributions if not told
+    otherwise, a decoder network maps it to the distribution of x given z, and an encoder network x to the approximate
+    posterior of z. All are trained together, by maximising a lower bound on the log-likelihood of X [1]_.
 
     The linear model (``hidden_layer_sizes=()`` and ``likelihood=Gaussian(noise="feature")``) is factor analysis, or
     probabilistic PCA when the noise is shared [2]_.
@@ -89,9 +89,9 @@ class VAETransformer(
         them, the score is that of the other columns given these, and latent coordinates say what they do not.
     prior : {"auto", "standard_normal", "mixture", "vamp", "flow"} or Prior, default="auto"
         Distribution of z, from `skvae.priors`, or an object of your own class derived from `skvae.priors.Prior`. All
-        but "standard_normal" are learned; "flow" needs zuko. "auto" is a mixture of 50 components for 1000 rows or more
-        of columns of several kinds, since categories make clusters of the latent points, and "standard_normal" for
-        others.
+        but "standard_normal" are learned; "flow" needs zuko. "auto" is a mixture of 50 normal distributions, since
+        the posteriors of all rows together are rarely like one [8]_; it is "standard_normal" for the linear model and
+        for objectives other than the bound.
     objective : {"elbo", "iwae", "dreg", "beta_tc", "mmd"} or Objective, default="elbo"
         What training maximises, from `skvae.objectives`, or an object of your own class derived from
         `skvae.objectives.Objective`. Curves and scores are bounds on the log-likelihood whatever was trained.
@@ -223,6 +223,7 @@ class VAETransformer(
     .. [6] Shu, Bui, Zhao, Kochenderfer & Ermon (2018). "Amortized inference regularization", section 3. NeurIPS.
     .. [7] Seitzer, Tavakoli, Antic & Martius (2022). "On the pitfalls of heteroscedastic uncertainty estimation with
        probabilistic neural networks", equation 5. ICLR.
+    .. [8] Tomczak & Welling (2018). "VAE with a VampPrior", section 2. AISTATS.
 
     Examples
     --------

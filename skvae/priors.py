@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ._model.component import COUNT, Component, Counts
@@ -18,6 +19,7 @@ from ._system.device import widest
 _LOG_2PI = math.log(2 * math.pi)
 _MOMENT_DRAWS = 2_500
 _NEGLIGIBLE = -50.0  # nats below the largest term: a sum does not change by it, even in float64
+_TINY = 1e-30  # smaller ones may be denormal numbers, which are slow to compute with
 _MAX_ELEMENTS = 2**20  # values that one chunk of a mixture's log-density holds; larger ones are slower
 
 
@@ -28,6 +30,7 @@ class Prior(Component, ABC):
     """
 
     z_dim: int
+    takes_members: ClassVar[bool] = False  # whether parameters and latent points may have a dimension of members before
 
     def build(self, z_dim: int, n_features: int, generator: torch.Generator) -> None:
         """Create parameters and buffers for `z_dim` latent units; `generator` is the source of their first values.
@@ -124,6 +127,8 @@ class StandardNormal(Prior):
     VAETransformer(prior=StandardNormal())
     """
 
+    takes_members = True
+
     def log_prob(self, z: Tensor) -> Tensor:
         return -0.5 * (z.square() + _LOG_2PI).sum(-1)
 
@@ -137,10 +142,8 @@ class StandardNormal(Prior):
     def kl_gradient(
         self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the same for members too, (n_members, batch, z_dim); the KL is the first one's."""
         slope = (2 * log_scale).exp_().sub_(1)
-        first = (slope, mean, log_scale) if mean.ndim == 2 else (slope[0], mean[0], log_scale[0])
-        kl = 0.5 * torch.addcmul(first[0], first[1], first[1]).sub_(first[2], alpha=2).sum(-1)
+        kl = 0.5 * torch.addcmul(slope, mean, mean).sub_(log_scale, alpha=2).sum(-1)
         return kl, weight * mean, slope.mul_(weight)
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -151,21 +154,59 @@ def _log_sum(terms: Tensor) -> Tensor:
     """logsumexp over the last dimension without the terms that do not count: their gradients would be denormal numbers,
     with which a step takes four times as long."""
     least = terms.detach().amax(-1, keepdim=True) + _NEGLIGIBLE
-    return torch.where(terms > least, terms, -math.inf).logsumexp(-1)
+    return torch.where(terms >= least, terms, -math.inf).logsumexp(-1)
+
+
+class _Joint:
+    """log p(z, k) of the components k of a mixture of diagonal Gaussians, linear in the powers [z, z^2] of a point.
+
+    Of the mixture the log-weights (n_components,), means and log-scales (n_components, z_dim); of several, and their
+    points, with a dimension of members before.
+    """
+
+    def __init__(self, log_weight: Tensor, loc: Tensor, log_scale: Tensor) -> None:
+        self.log_weight, self.loc, log_scale = (widest(part) for part in (log_weight, loc, log_scale))  # squares cancel
+        self.precision = (-2 * log_scale).exp()
+        slope = self.loc * self.precision
+        self.slopes = torch.cat([slope, -0.5 * self.precision], -1)  # (n_components, 2 * z_dim)
+        offset = self.log_weight - (log_scale + 0.5 * (_LOG_2PI + self.loc * slope)).sum(-1)
+        self.offset = offset.unsqueeze(-2)
+
+    @staticmethod
+    def powers(z: Tensor) -> Tensor:
+        """(batch, z_dim) -> (batch, 2 * z_dim), of the widest type."""
+        z = widest(z)
+        return torch.cat([z, z.square()], -1)
+
+    def __call__(self, powers: Tensor) -> Tensor:
+        """(batch, 2 * z_dim) -> (batch, n_components)."""
+        return self.offset + powers @ self.slopes.mT
+
+    def gradients(self, powers: Tensor, shares: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of the sum of log p(z) in z, logits, means and log-scales; `shares` (batch, n_components) are each
+        row's weight times p(k | z)."""
+        total = shares.sum(-2)
+        first, second = (shares.mT @ powers).chunk(2, -1)
+        of_first, of_second = (shares @ self.slopes).chunk(2, -1)
+        z, moved = powers[..., : self.loc.shape[-1]], first - self.loc * total.unsqueeze(-1)
+        return (
+            torch.addcmul(of_first, z, of_second, value=2),
+            total - total.sum(-1, keepdim=True) * self.log_weight.exp(),
+            self.precision * moved,
+            self.precision * (second - self.loc * (first + moved)) - total.unsqueeze(-1),
+        )
 
 
 def mixture_log_prob(z: Tensor, log_weight: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
     """Log-density of points (..., z_dim) under a mixture of diagonal Gaussians, in nats: (...,).
 
-    Of the mixture the log-weights (n_components,), means and log-scales (n_components, z_dim).
+    Of the mixture the log-weights (n_components,), means and log-scales (n_components, z_dim); of several, a dimension
+    of members before, as points (n_members, batch, z_dim) then have.
     """
-    log_weight, loc, log_scale = (widest(part) for part in (log_weight, loc, log_scale))  # the squares cancel
-    precision = (-2 * log_scale).exp()
-    log_norm = log_weight - (log_scale + 0.5 * (_LOG_2PI + loc.square() * precision)).sum(-1)
-    slope, bend = (loc * precision).t(), -0.5 * precision.t()  # (z_dim, n_components)
-    chunks = widest(z.reshape(-1, z.shape[-1])).split(max(1, _MAX_ELEMENTS // len(loc)))
-    densities = [_log_sum(log_norm + chunk @ slope + chunk.square() @ bend) for chunk in chunks]
-    return torch.cat(densities).view(z.shape[:-1]).to(z.dtype)
+    joint = _Joint(log_weight, loc, log_scale)
+    points = z if loc.ndim > 2 else z.reshape(-1, z.shape[-1])
+    chunks = points.split(max(1, _MAX_ELEMENTS // log_weight.numel()), -2)
+    return torch.cat([_log_sum(joint(joint.powers(chunk))) for chunk in chunks], -1).view(z.shape[:-1]).to(z.dtype)
 
 
 class _NormalMixture(Prior):
@@ -214,6 +255,7 @@ class Mixture(_NormalMixture):
     VAETransformer(prior=Mixture(n_components=50))
     """
 
+    takes_members = True
     _SPREAD = 0.7  # root mean square distance of a mean from the origin at the start: the larger, the less normal
 
     _parameter_constraints: ClassVar[dict[str, list]] = {"n_components": [COUNT]}
@@ -233,7 +275,24 @@ class Mixture(_NormalMixture):
         self.logits = nn.Parameter(torch.zeros(self.n_components))
 
     def components(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.logits.log_softmax(0), self.loc, self.log_scale
+        return self.logits.log_softmax(-1), self.loc, self.log_scale
+
+    @torch.no_grad()
+    def kl_gradient(
+        self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scale, joint = log_scale.exp(), _Joint(*self.components())
+        powers = joint.powers(torch.addcmul(mean, scale, eps))
+        terms = joint(powers)
+        log_shares = terms.log_softmax(-1)
+        log_prob = (terms[..., 0] - log_shares[..., 0]).to(mean.dtype)
+        shares = F.threshold(log_shares.exp_(), _TINY, 0.0)
+        grad_z, *grads = joint.gradients(powers, shares.mul_(-weight))
+        for part, grad in zip((self.logits, self.loc, self.log_scale), grads, strict=True):
+            assert part.grad is not None
+            part.grad.copy_(grad)
+        grad_z = grad_z.to(mean.dtype)
+        return self._estimated_kl(log_scale, log_prob).squeeze(-1), grad_z, (grad_z * eps).mul_(scale).sub_(weight)
 
 
 class VampPrior(_NormalMixture):

@@ -359,12 +359,20 @@ def test_draws_of_narrow_floats_stay_finite():
     assert np.abs(drawn).max() == np.finfo(np.float16).max  # some would lie beyond
 
 
-@pytest.mark.parametrize("n_rows", [999, 1000])
-def test_a_large_mixed_table_has_a_mixture_for_its_prior(n_rows):
-    a, c = np.random.default_rng(0).normal(size=(2, n_rows)) + np.arange(n_rows) / 100
-    X = pd.DataFrame({"a": a, "b": np.where(a > 2, "x", "y"), "c": c})
-    quick = {"max_iter": 1, "early_stopping": False, "random_state": 0}
-    prior = VAETransformer(1, **quick).fit(X).module_.prior
-    assert isinstance(prior, Mixture if n_rows >= 1000 else StandardNormal)
-    assert isinstance(VAETransformer(1, **quick).fit(X[["a", "c"]]).module_.prior, StandardNormal)
-    assert isinstance(VAETransformer(1, prior="standard_normal", **quick).fit(X).module_.prior, StandardNormal)
+@pytest.mark.parametrize(
+    ("params", "kind"),
+    [
+        ({}, Mixture),
+        ({"hidden_layer_sizes": ()}, StandardNormal),
+        ({"beta": 4.0}, StandardNormal),
+        ({"objective": "beta_tc"}, StandardNormal),
+        ({"objective": "mmd"}, StandardNormal),
+        ({"objective": "iwae"}, Mixture),
+        ({"prior": "standard_normal"}, StandardNormal),
+    ],
+    ids=str,
+)
+def test_networks_that_learn_a_bound_have_a_mixture_for_their_prior(params, kind):
+    X = np.random.default_rng(0).normal(size=(30, 3))
+    vae = VAETransformer(1, max_iter=1, early_stopping=False, random_state=0, **params).fit(X)
+    assert isinstance(vae.module_.prior, kind)

@@ -102,7 +102,7 @@ class TrainingMixin:
         values, gain, likelihood, table = self._check_first(X, in_chunks=one_epoch)
         table.keep_conditions(values)
         seed = of_first(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
-        prior = prior_of(self.prior, likelihood, len(values))
+        prior = prior_of(self)
         return Taken(values, gain, likelihood, table, made_with(self.get_params(deep=False), likelihood, prior), seed)
 
     def _take_more(self, X, one_epoch):

@@ -17,7 +17,7 @@ from .._training.stack import Stack
 from ..architectures import Architecture
 from ..likelihoods import LIKELIHOODS
 from ..objectives import ELBO
-from ..priors import PRIORS, Prior, StandardNormal
+from ..priors import PRIORS, Prior
 from .products import LARGE, linear
 
 ENABLED = True
@@ -157,6 +157,8 @@ class FastELBO:
         self.likelihood = stack.joined("likelihood", last)
         members = stack.members if last is None else (stack.averages or stack.members)[-last:]
         self.priors = [member.prior for member in members]
+        takes_members = self.priors[0].takes_members
+        self.prior = stack.joined("prior", last, by_row=False) if takes_members else None
         looks_through = type(self.priors[0]).attach is not Prior.attach  # the encoder has gradients of the prior too
         encoding = [name for name in stack.gradients if name.startswith(("encoder.", "linear_encoder."))]
         self.shared = encoding if looks_through else []
@@ -192,16 +194,17 @@ class FastELBO:
         mean, log_scale = self._encode(batch.inputs(self.likelihood), batch.spread)
         z = torch.addcmul(mean, log_scale.exp(), batch.eps)
         raw = self._decode(beside(z, batch.context)).unflatten(-1, (self.likelihood.n_raw, -1))
-        if type(self.priors[0]) is StandardNormal:
-            kl = self.priors[0].kl(mean, log_scale)
+        if self.prior is not None:
+            kl = self.prior.kl(mean, log_scale, z)
         else:
             kl = torch.stack([prior.kl(*one) for prior, *one in zip(self.priors, mean, log_scale, z, strict=True)])
         log_prob = self.likelihood.log_prob(raw, x)
         return (log_prob if observed is None else log_prob * observed).sum(-1), kl.sum(-1)
 
     def _kl_gradient(self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
-        if type(self.priors[0]) is StandardNormal:
-            return self.priors[0].kl_gradient(mean, log_scale, eps, weight)
+        if self.prior is not None:
+            kl, *gradients = self.prior.kl_gradient(mean, log_scale, eps, weight)
+            return kl[0], *gradients
         for name in self.shared:
             self.stack.gradients[name].zero_()
         parts = [prior.kl_gradient(*one) for prior, *one in zip(self.priors, mean, log_scale, eps, weight, strict=True)]

@@ -60,9 +60,10 @@ class Refined:
         return z, raw, self._log_prob(raw) + self.vae.prior.log_prob(z) - log_q
 
     def mixed(self, log_weights: Tensor) -> Tensor:
-        """Log-likelihood of each row under the mixture with the background: (batch,)."""
+        """Log-likelihood of each row under the mixture with the background, 0 where nothing is observed: (batch,)."""
         cells = self.cells
-        return self.vae.mixed(log_mean(log_weights), cells.x, cells.observed, cells.context)
+        mixed = self.vae.mixed(log_mean(log_weights), cells.x, cells.observed, cells.context)
+        return torch.where(cells.observed.any(-1), mixed, 0.0)
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.vae.decode(z, self.cells.context)

@@ -10,7 +10,6 @@ from .._data.rows import gathered, parts_of
 from .._data.split import Split, folds, hold_out, whole
 from .._data.stream import Stream
 from .._model.build import copies, input_noise, layer_sizes, resolve, resolve_objective, started_vae
-from .._model.columns import Columns
 from .._model.linear import rows_to_start_from
 from .._system.device import resolve_device
 from .._system.program import threads_for
@@ -21,7 +20,7 @@ from .net import build_net
 from .processes import Shards, of_first
 from .schedule import CROSS_FIT_ROWS, N_FOLDS, Schedule
 
-_N_CLUSTERS = 50  # of the latent points of mixed tables
+_N_COMPONENTS = 50  # of the default prior
 _WIDE, _SLOW_FEATURES = 500, 2000  # features beyond which one fold has to do, and beyond which steps become fewer
 
 
@@ -190,7 +189,7 @@ def recipe_of(estimator, X, likelihood, seed, n_context):
         "hidden_layer_sizes": layer_sizes(estimator.hidden_layer_sizes, len(X)),
         "activation": estimator.activation,
         "likelihood": likelihood,
-        "prior": resolve("prior", prior_of(estimator.prior, likelihood, len(X))),
+        "prior": resolve("prior", prior_of(estimator)),
         "architecture": resolve("architecture", estimator.architecture),
         "init": estimator.init,
         "linear_share": estimator.linear_share,
@@ -198,12 +197,14 @@ def recipe_of(estimator, X, likelihood, seed, n_context):
     }
 
 
-def prior_of(prior, likelihood, n_rows):
-    """What "auto" stands for."""
-    if not isinstance(prior, str) or prior != "auto":
-        return prior
-    is_mixed = isinstance(likelihood, Columns) and n_rows >= CROSS_FIT_ROWS
-    return Mixture(_N_CLUSTERS) if is_mixed else "standard_normal"
+def prior_of(estimator):
+    """The prior that the estimator's parameters ask for; "auto" is a mixture where networks learn a bound."""
+    if not isinstance(estimator.prior, str) or estimator.prior != "auto":
+        return estimator.prior
+    objective = resolve_objective(estimator.objective, estimator.beta)
+    is_linear = not isinstance(estimator.hidden_layer_sizes, str) and not np.size(estimator.hidden_layer_sizes)
+    is_normal = is_linear or not objective.is_bound or objective.kl_weight != 1
+    return "standard_normal" if is_normal else Mixture(_N_COMPONENTS)
 
 
 def started_models(recipe, x, rows, kl_weight):

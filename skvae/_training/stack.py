@@ -152,17 +152,19 @@ class Stack:
         """The parameters that are trained, or the averaged ones of the last members."""
         return self.parameters if last is None else {name: part[-last:] for name, part in self.averaged.items()}
 
-    def joined(self, prefix: str, last: int | None = None) -> Any:
+    def joined(self, prefix: str, last: int | None = None, *, by_row: bool = True) -> Any:
         """A copy of a component whose parameters and buffers are those of all members, (n_members, 1, *shape): what
-        treats every feature by itself then treats every member by itself."""
+        treats every feature by itself then treats every member by itself. Without `by_row` they are (n_members,
+        *shape), for what looks at all rows of a member at once."""
         parts = [getattr(member, prefix) for member in self.members][-(last or 0) :]
         whole, values = copy.deepcopy(parts[0]), self.used(last)
+        shaped = (lambda value: value.unsqueeze(1)) if by_row else (lambda value: value)
         for name, _ in list(whole.named_parameters()):
-            joined = nn.Parameter(values[f"{prefix}.{name}"].unsqueeze(1))
-            joined.grad = self.gradients[f"{prefix}.{name}"].unsqueeze(1) if last is None else None
+            joined = nn.Parameter(shaped(values[f"{prefix}.{name}"]))
+            joined.grad = shaped(self.gradients[f"{prefix}.{name}"]) if last is None else None
             _set(whole, name, joined)
         for name, _ in list(whole.named_buffers()):
-            _set(whole, name, torch.stack([one.get_buffer(name) for one in parts]).unsqueeze(1))
+            _set(whole, name, shaped(torch.stack([one.get_buffer(name) for one in parts])))
         return whole
 
 
