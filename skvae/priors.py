@@ -158,36 +158,35 @@ def _log_sum(terms: Tensor) -> Tensor:
 
 
 class _Joint:
-    """log p(z, k) of the components k of a mixture of diagonal Gaussians, linear in the powers [z, z^2] of a point.
+    """log p(z, k) of the components k of mixtures of diagonal Gaussians, linear in the powers [z, z^2] of a point.
 
-    Of the mixture the log-weights (n_components,), means and log-scales (n_components, z_dim); of several, and their
-    points, with a dimension of members before.
+    Of each mixture the log-weights (n_members, n_components), means and log-scales (n_members, n_components, z_dim).
     """
 
     def __init__(self, log_weight: Tensor, loc: Tensor, log_scale: Tensor) -> None:
         self.log_weight, self.loc, log_scale = (widest(part) for part in (log_weight, loc, log_scale))  # squares cancel
         self.precision = (-2 * log_scale).exp()
         slope = self.loc * self.precision
-        self.slopes = torch.cat([slope, -0.5 * self.precision], -1)  # (n_components, 2 * z_dim)
-        offset = self.log_weight - (log_scale + 0.5 * (_LOG_2PI + self.loc * slope)).sum(-1)
-        self.offset = offset.unsqueeze(-2)
+        self.slopes = torch.cat([slope, -0.5 * self.precision], -1)  # (n_members, n_components, 2 * z_dim)
+        log_norm = torch.addcmul(log_scale, self.loc, slope, value=0.5).sum(-1) + 0.5 * _LOG_2PI * loc.shape[-1]
+        self.offset = (self.log_weight - log_norm).unsqueeze(-2)
 
     @staticmethod
     def powers(z: Tensor) -> Tensor:
-        """(batch, z_dim) -> (batch, 2 * z_dim), of the widest type."""
+        """(n_members, batch, z_dim) -> (n_members, batch, 2 * z_dim), of the widest type."""
         z = widest(z)
         return torch.cat([z, z.square()], -1)
 
     def __call__(self, powers: Tensor) -> Tensor:
-        """(batch, 2 * z_dim) -> (batch, n_components)."""
-        return self.offset + powers @ self.slopes.mT
+        """(n_members, batch, 2 * z_dim) -> (n_members, batch, n_components)."""
+        return torch.baddbmm(self.offset, powers, self.slopes.mT)
 
     def gradients(self, powers: Tensor, shares: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of the sum of log p(z) in z, logits, means and log-scales; `shares` (batch, n_components) are each
-        row's weight times p(k | z)."""
+        """Gradients of the sum of log p(z) in z, logits, means and log-scales; `shares` (n_members, batch,
+        n_components) are each row's weight times p(k | z)."""
         total = shares.sum(-2)
-        first, second = (shares.mT @ powers).chunk(2, -1)
-        of_first, of_second = (shares @ self.slopes).chunk(2, -1)
+        first, second = torch.bmm(shares.mT, powers).chunk(2, -1)
+        of_first, of_second = torch.bmm(shares, self.slopes).chunk(2, -1)
         z, moved = powers[..., : self.loc.shape[-1]], first - self.loc * total.unsqueeze(-1)
         return (
             torch.addcmul(of_first, z, of_second, value=2),
@@ -203,9 +202,10 @@ def mixture_log_prob(z: Tensor, log_weight: Tensor, loc: Tensor, log_scale: Tens
     Of the mixture the log-weights (n_components,), means and log-scales (n_components, z_dim); of several, a dimension
     of members before, as points (n_members, batch, z_dim) then have.
     """
-    joint = _Joint(log_weight, loc, log_scale)
-    points = z if loc.ndim > 2 else z.reshape(-1, z.shape[-1])
-    chunks = points.split(max(1, _MAX_ELEMENTS // log_weight.numel()), -2)
+    parts = log_weight, loc, log_scale
+    joint = _Joint(*(parts if loc.ndim > 2 else (part.unsqueeze(0) for part in parts)))
+    points = z if loc.ndim > 2 else z.reshape(1, -1, z.shape[-1])
+    chunks = points.split(max(1, _MAX_ELEMENTS // log_weight.numel()), 1)
     return torch.cat([_log_sum(joint(joint.powers(chunk))) for chunk in chunks], -1).view(z.shape[:-1]).to(z.dtype)
 
 

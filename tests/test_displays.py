@@ -54,14 +54,15 @@ def images():
 
 @pytest.fixture(scope="session")
 def plane():
-    """A model of digits with two latent units."""
-    return VAETransformer(2, **SMALL).fit(DIGITS)
+    """A model of digits with two latent units and a normal prior."""
+    return VAETransformer(2, prior="standard_normal", **SMALL).fit(DIGITS)
 
 
 @pytest.fixture(scope="session")
 def flowers():
-    """A model of a table with feature names, two latent units and a nonlinear start."""
-    return VAETransformer(2, init="random", **SMALL | {"max_iter": 30, "learning_rate": 0.01}).fit(IRIS.data)
+    """A model of a table with feature names, two latent units, a normal prior and a nonlinear start."""
+    params = SMALL | {"prior": "standard_normal", "max_iter": 30, "learning_rate": 0.01}
+    return VAETransformer(2, init="random", **params).fit(IRIS.data)
 
 
 @pytest.fixture(autouse=True)

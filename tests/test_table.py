@@ -373,6 +373,6 @@ def test_draws_of_narrow_floats_stay_finite():
     ids=str,
 )
 def test_networks_that_learn_a_bound_have_a_mixture_for_their_prior(params, kind):
-    X = np.random.default_rng(0).normal(size=(30, 3))
+    X = np.random.default_rng(0).normal(size=(30, 1)) + 0.1 * np.random.default_rng(1).normal(size=(30, 3))
     vae = VAETransformer(1, max_iter=1, early_stopping=False, random_state=0, **params).fit(X)
     assert isinstance(vae.module_.prior, kind)
