@@ -681,17 +681,17 @@ def test_batches_of_one_row_leave_some_folds_without(architecture, table):
 def test_training_has_two_phases(table, monkeypatch):
     """The second has half the rate, and no noise and no balance; it goes on from the best state."""
     seen = []
-    step, gradient = Net._step_at, Net.gradient
+    step, gradient = Stack.step, Net.gradient
 
-    def watched(self, factor):
+    def watched(self, optimizer, decay, factor):
         seen[-1].append(factor)
-        step(self, factor)
+        step(self, optimizer, decay, factor)
 
     def looked(self, batch):
         seen.append([batch.seen is not None, batch.balanced])
         return gradient(self, batch)
 
-    monkeypatch.setattr(Net, "_step_at", watched)
+    monkeypatch.setattr(Stack, "step", watched)
     monkeypatch.setattr(Net, "gradient", looked)
     vae = VAETransformer(3, hidden_layer_sizes=(8,), random_state=0).fit(table(n_rows=1200))
     second = next(i for i, (noisy, *_) in enumerate(seen) if not noisy)
@@ -706,8 +706,8 @@ def test_training_has_two_phases(table, monkeypatch):
 
 
 def test_a_batch_of_few_rows_takes_a_shorter_step(table, monkeypatch):
-    rates, step = [], Net._step_at
-    monkeypatch.setattr(Net, "_step_at", lambda self, factor: (rates.append(factor), step(self, factor)))
+    rates, step = [], Stack.step
+    monkeypatch.setattr(Stack, "step", lambda self, *args: (rates.append(args[-1]), step(self, *args)))
     VAETransformer(2, batch_size=8, max_iter=20, **SMALL).fit(table(n_rows=64))
     assert rates[-1] == 8 / 32
 

@@ -1,15 +1,16 @@
 """Which rows of a table each model is trained on and which it is judged by, and the batches of an epoch."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from sklearn.model_selection import KFold
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from .._system.random import SPLIT_STREAM, generator
 from .._training.processes import add_up
@@ -105,6 +106,18 @@ def _shuffled(x: Any, rows: Tensor, rng: torch.Generator) -> Tensor:
 def whole(x: Any) -> Split:
     """All rows for one model."""
     return Split(x, [torch.arange(len(x))])
+
+
+def tensor_of(data: Any) -> Tensor:
+    """Return the rows of an array, a tensor or a data set of skorch's or torch's."""
+    if isinstance(data, TensorDataset):
+        return data.tensors[0]
+    if isinstance(data, Dataset):
+        rows = cast(Iterable[Any], data)
+        return tensor_of(data.X) if hasattr(data, "X") else torch.stack([torch.as_tensor(row[0]) for row in rows])
+    if isinstance(data, dict):
+        return tensor_of(data["x"])
+    return data if isinstance(data, Tensor) else torch.from_numpy(np.array(data, dtype=np.float32))
 
 
 def hold_out(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

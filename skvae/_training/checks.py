@@ -1,11 +1,13 @@
 """What an estimator refuses before any work: callbacks, parameters of the net and optimizers that cannot be used."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from sklearn.utils._param_validation import InvalidParameterError
 from skorch.callbacks import BatchScoring, Callback, EpochScoring, PassthroughScoring
 from skorch.utils import params_for
+from torch import nn
 
 from .._fast.optimizers import BARE
 
@@ -119,3 +121,12 @@ def check_monitors(callbacks: Any, no_score: str, no_rows: str) -> None:
                 f"{type(callback).__name__} {looks} held-out rows, and there are none: {reason}. Set "
                 f"early_stopping=True and call fit, or give the callback {hint}."
             )
+
+
+def check_batches(module: nn.Module, sizes: Sequence[int], batch_size: int) -> None:
+    """Refuse batch normalisation where some batches have one row; `sizes` are those of a pass."""
+    if 1 in sizes and any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+        raise ValueError(
+            f"Batch normalisation cannot train on batches of one row: there are {sum(sizes)} row(s) and batch_size="
+            f"{batch_size}. Give it more, or use layer normalisation."
+        )

@@ -1,5 +1,6 @@
 """What watches over training: it judges states, keeps the good ones, owns the learning rate and says when to stop."""
 
+import dis
 import math
 import warnings
 from collections.abc import Sequence
@@ -30,6 +31,14 @@ class StopTraining(Exception):
 
 class Diverged(ArithmeticError):
     """A loss that is not finite."""
+
+
+def is_raised(error: BaseException) -> bool:
+    """Tell whether a statement raised `error`, as callbacks do to end training: a Ctrl-C arrives between statements."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 class Judge:

@@ -1,7 +1,6 @@
 """The skorch net: how a VAE is trained. Whole-tensor batches, own random streams, one synchronisation an epoch."""
 
 import copy
-import dis
 import math
 import pickle
 import re
@@ -16,11 +15,11 @@ from skorch.callbacks import Callback, PassthroughScoring
 from skorch.exceptions import SkorchTrainingImpossibleError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Subset
 
 from .._data.batch import Batch
 from .._data.blocks import memory_advice
-from .._data.split import Rows, Split, TrainBatches, member, whole
+from .._data.split import Rows, Split, TrainBatches, member, tensor_of, whole
 from .._fast.gradient import FastELBO, fast_elbo
 from .._fast.optimizers import BARE
 from .._fast.products import LinearByOneDNN
@@ -28,7 +27,8 @@ from .._io.portable import to_bytes
 from .._system.device import device_here
 from .._system.program import multiplications, own_settings, threads_for
 from .._system.random import EPOCH_STREAM, VALIDATION_STREAM, generator
-from .guard import Diverged, Guard, StopTraining
+from .checks import check_batches
+from .guard import Diverged, Guard, StopTraining, is_raised
 from .processes import add_up
 from .schedule import Schedule
 from .stack import Stack
@@ -237,20 +237,12 @@ class Net(NeuralNet):
 
     def training_state(self) -> dict:
         """All that training goes on from; the callbacks keep the rest."""
-        flats = [part.detach() for part in (*self.stack_.wholes, *self.stack_.average_wholes)]
-        buffers = [list(module.buffers()) for module in (*self.stack_.members, *self.stack_.averages)]
-        parts = {"flats": flats, "buffers": buffers, "optimizer": self.optimizer_.state_dict()}
+        parts = {**self.stack_.whole_state(), "optimizer": self.optimizer_.state_dict()}
         scalars = {"lr": self.lr, "n_steps": self.n_steps_, "history": list(self.history)}
         return {**parts, **scalars, "guard": self.guard_.state()}
 
     def load_training_state(self, state: dict) -> None:
-        flats = (*self.stack_.wholes, *self.stack_.average_wholes)
-        buffers = [list(module.buffers()) for module in (*self.stack_.members, *self.stack_.averages)]
-        pairs = [*zip(flats, state["flats"], strict=True)]
-        for own, kept in zip(buffers, state["buffers"], strict=True):
-            pairs += zip(own, kept, strict=True)
-        for part, value in pairs:
-            part.data.copy_(value)
+        self.stack_.load_whole(state)
         self.optimizer_.load_state_dict(state["optimizer"])
         self.lr, self.n_steps_, self.history[:] = state["lr"], state["n_steps"], state["history"]
         self.guard_.load(state["guard"])
@@ -264,7 +256,7 @@ class Net(NeuralNet):
         if isinstance(X, Subset):
             inner, rows = self.get_dataset(X.dataset), torch.as_tensor(X.indices)
             return Split(inner.x, [inner.train[0][rows]])
-        x = _tensor_of(X).to(self.device, torch.float32)
+        x = tensor_of(X).to(self.device, torch.float32)
         n_features = self.recipe_["vae"].get("n_features", x.shape[-1]) + self.module_.n_context
         if x.ndim != 2 or x.shape[1] != n_features:
             raise ValueError(
@@ -318,16 +310,17 @@ class Net(NeuralNet):
         averages += [copy.deepcopy(other).requires_grad_(False) for other in split.others if averages]
         names = {part: name for name, part in self.module_.named_parameters()}
         groups = [[names[part] for part in group["params"]] for group in own.param_groups]
-        self.stack_ = Stack([self.module_, *split.others], averages, groups)
+        self.stack_ = Stack([self.module_, *split.others], averages, groups, self._elementwise)
         self.fast_ = fast_elbo(self.stack_, self.criterion_)
         parts = [part for module in (*self.stack_.members, self.criterion_) for part in module.train().modules()]
         self.epochal_ = [part for part in parts if hasattr(part, "begin_epoch")]
-        self.optimizer_, self.stack_.own_optimizer = self._stacked_optimizer(own), own
+        _, options = self.get_params_for_optimizer("optimizer", self.module_.named_parameters())
+        self.optimizer_ = self.stack_.optimizer_from(own, self.optimizer, options)
         self.guard_ = Guard(self, split, **self.patience_)
         try:
             yield
         finally:
-            self._take_optimizer(own)
+            self.stack_.give_back(self.optimizer_)
             self.stack_.release()
             self.optimizer_, self.stack_, self.fast_, self.guard_, self.epochal_ = own, None, None, None, []
 
@@ -337,65 +330,17 @@ class Net(NeuralNet):
         if self.stack_ is None:
             yield
             return
-        stacked, own = self.optimizer_, self.stack_.own_optimizer
-        self._take_optimizer(own)
-        self.optimizer_ = own
+        stacked = self.optimizer_
+        self.optimizer_ = self.stack_.give_back(stacked)
         try:
             yield
         finally:
             self.optimizer_ = stacked
 
-    def _parts(self, group: int) -> list[list[nn.Parameter]]:
-        """The parameters of each member in a group of the optimizer."""
-        named = [dict(module.named_parameters()) for module in self.stack_.members]
-        return [[parts[name] for name in self.stack_.groups[group]] for parts in named]
-
     @property
     def _elementwise(self) -> bool:
         """Whether the optimizer treats each number by itself, so that parameters may be flat."""
         return self.optimizer in BARE.values()
-
-    def _stacked_optimizer(self, own: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """The optimizer of all members, which goes on from the first one's."""
-        _, options = self.get_params_for_optimizer("optimizer", self.module_.named_parameters())
-        groups = []
-        for i, (group, flat) in enumerate(zip(own.param_groups, self.stack_.wholes, strict=True)):
-            params = [flat] if self._elementwise else [part for parts in self._parts(i) for part in parts]
-            groups.append({**group, "params": params})
-        optimizer = self.optimizer(groups, **options)
-        for i, (group, flat) in enumerate(zip(own.param_groups, self.stack_.wholes, strict=True)):
-            states = [own.state.get(part) for part in group["params"]]
-            if not all(states) or len(self.stack_.members) > 1:  # several members start together
-                continue
-            if not self._elementwise:
-                optimizer.state.update(zip(self._parts(i)[0], states, strict=True))
-                continue
-            optimizer.state[flat] = {
-                key: torch.cat([state[key].flatten() for state in states]) if value.ndim else value.clone()
-                for key, value in states[0].items()
-            }
-        return optimizer
-
-    def _take_optimizer(self, own: torch.optim.Optimizer) -> None:
-        """Bring what the optimizer of all members has learned to the first one's."""
-        own.state.clear()
-        for i, (group, stacked) in enumerate(zip(own.param_groups, self.optimizer_.param_groups, strict=True)):
-            group.update({key: value for key, value in stacked.items() if key != "params"})
-            if not self._elementwise:
-                found = {part: self.optimizer_.state.get(part) for part in self._parts(i)[0]}
-                own.state.update({part: state for part, state in found.items() if state})
-            elif state := self.optimizer_.state.get(stacked["params"][0]):
-                own.state.update(self._split_state(i, state))
-
-    def _split_state(self, group: int, state: dict[str, Tensor]) -> dict[nn.Parameter, dict[str, Tensor]]:
-        """The flat state of a group as that of the first member's parameters."""
-        found: dict[nn.Parameter, dict[str, Tensor]] = {part: {} for part in self._parts(group)[0]}
-        for key, value in state.items():
-            sizes = [len(self.stack_.members) * part.numel() for part in found]
-            pieces = value.split(sizes) if value.ndim else [value] * len(sizes)
-            for part, piece in zip(found, pieces, strict=True):
-                found[part][key] = piece[: part.numel()].view(part.shape).clone() if value.ndim else piece.clone()
-        return found
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> "Net":
         split = self.get_dataset(X, y)
@@ -435,7 +380,7 @@ class Net(NeuralNet):
             try:
                 super().notify(method_name, **cb_kwargs)
             except KeyboardInterrupt as stop:  # a callback's way to end training, to be told from the user's Ctrl-C
-                if not _is_raised(stop):
+                if not is_raised(stop):
                     raise
                 raise StopTraining from stop
             except KeyError as error:
@@ -484,22 +429,9 @@ class Net(NeuralNet):
                 some = {"named_parameters": list(module.named_parameters()), "batch": (member(batch[0], i), None)}
                 self.notify("on_grad_computed", **some, training=True)
             self.stack_.gather()
-        self._step_at(self.guard_.lr_factor(self.n_step_rows_))
+        self.stack_.step(self.optimizer_, self.ema_decay, self.guard_.lr_factor(self.n_step_rows_))
         self.n_steps_ += 1
         return step
-
-    def _step_at(self, factor: float) -> None:
-        """A step at `factor` times the learning rate."""
-        if factor == 1:
-            return self.stack_.step(self.optimizer_, self.ema_decay)
-        rates = [group["lr"] for group in self.optimizer_.param_groups]
-        try:
-            for group, rate in zip(self.optimizer_.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-            self.stack_.step(self.optimizer_, self.ema_decay)
-        finally:
-            for group, rate in zip(self.optimizer_.param_groups, rates, strict=True):
-                group["lr"] = rate
 
     def gradient(self, batch: Batch) -> dict[str, Any]:
         """Loss and terms of the first member, with the gradients of all left in the stack; of the rows of this process,
@@ -611,25 +543,6 @@ class Net(NeuralNet):
         self.history.record_batch(prefix + "_batch_size", n)
 
 
-def _is_raised(error: BaseException) -> bool:
-    """Whether a statement raised it, as callbacks do to end training; a Ctrl-C arrives between statements."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    return place is not None and place.tb_frame.f_code.co_code[place.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-
-
-def _tensor_of(data: Any) -> Tensor:
-    """The rows of an array, a tensor or a data set of skorch's or torch's."""
-    if isinstance(data, TensorDataset):
-        return data.tensors[0]
-    if isinstance(data, Dataset):
-        return _tensor_of(data.X) if hasattr(data, "X") else torch.stack([torch.as_tensor(row[0]) for row in data])
-    if isinstance(data, dict):
-        return _tensor_of(data["x"])
-    return data if isinstance(data, Tensor) else torch.from_numpy(np.array(data, dtype=np.float32))
-
-
 def _bounded(weight_decay: float, lr: float) -> float:
     """A step shrinks no weight past zero."""
     return min(weight_decay, 1 / lr)
@@ -658,23 +571,13 @@ def build_net(
     return net
 
 
-def _check_batches(net: Net, split: Split) -> None:
-    if 1 in TrainBatches(net, split).sizes and any(
-        isinstance(part, nn.modules.batchnorm._BatchNorm) for part in net.module_.modules()
-    ):
-        raise ValueError(
-            f"Batch normalisation cannot train on batches of one row: there are {len(split)} row(s) and batch_size="
-            f"{net.batch_size}. Give it more, or use layer normalisation."
-        )
-
-
 @memory_advice("X is held there whole. Lower `batch_size` or `hidden_layer_sizes`, or fit with device='cpu'.")
 def train(net: Net, split: Split, schedule: Schedule, callbacks: Any = ()) -> None:
     """Train `net`, and the other members of `split` beside it; where rows are held out, keep the best state."""
     net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size)
     net.patience_ = {"patience": schedule.patience, "tol": schedule.tol, "pace": schedule.pace}
     net.run_length_, kept = schedule.run_length, net.callbacks_
-    _check_batches(net, split)
+    check_batches(net.module_, TrainBatches(net, split).sizes, net.batch_size)
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     work = 3 * multiplications(net.module_, schedule.batch_size * net.criterion_.n_draws, split.x.shape[1])
     try:

@@ -7,7 +7,8 @@ and the average take one call a step for all of them, and what is written for st
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -34,11 +35,18 @@ class Stack:
         Modules that hold their averaged parameters; empty where nothing is averaged.
     groups : list of list of str
         Names of the parameters that share a flat tensor.
+    elementwise : bool, default=True
+        Whether the optimizer treats each number by itself, so that it may take the flat tensors for parameters.
     """
 
     def __init__(
-        self, members: Sequence[nn.Module], averages: Sequence[nn.Module], groups: Sequence[list[str]]
+        self,
+        members: Sequence[nn.Module],
+        averages: Sequence[nn.Module],
+        groups: Sequence[list[str]],
+        elementwise: bool = True,
     ) -> None:
+        self.elementwise = elementwise
         self.members: list[Any] = list(members)
         self.averages: list[Any] = list(averages)
         self.groups = [list(names) for names in groups]
@@ -51,7 +59,6 @@ class Stack:
         self.averaged = self._views(self.average_wholes) if averages else self.parameters
         self._put(self.members, self.parameters, self.gradients)
         self._put(self.averages, self.averaged)
-        self.own_optimizer: Any = None  # the first member's, while that of all members stands in its place
         self.trainable: list[Tensor] | None = None
         self.named = list(members[0].named_parameters())
         pairs = zip(self.averages, self.members, strict=False)
@@ -78,6 +85,59 @@ class Stack:
             for name, part in module.named_parameters():
                 if name in values:
                     part.data, part.grad = values[name][i], grads[name][i] if grads else None
+
+    # The optimizer
+
+    def optimizer_from(self, own: torch.optim.Optimizer, kind: Any, options: dict[str, Any]) -> torch.optim.Optimizer:
+        """Return the optimizer of all members, made by `kind`, which goes on from the first one's `own`."""
+        self.own_optimizer = own
+        groups = []
+        for i, (group, flat) in enumerate(zip(own.param_groups, self.wholes, strict=True)):
+            params = [flat] if self.elementwise else [part for parts in self._parts(i) for part in parts]
+            groups.append({**group, "params": params})
+        optimizer = kind(groups, **options)
+        for i, (group, flat) in enumerate(zip(own.param_groups, self.wholes, strict=True)):
+            states = [own.state.get(part, {}) for part in group["params"]]
+            if not all(states) or len(self.members) > 1:  # several members start together
+                continue
+            if not self.elementwise:
+                optimizer.state.update(zip(self._parts(i)[0], states, strict=True))
+                continue
+            optimizer.state[flat] = {
+                key: torch.cat([state[key].flatten() for state in states]) if value.ndim else value.clone()
+                for key, value in states[0].items()
+            }
+        return optimizer
+
+    def give_back(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Return the first member's own optimizer, which takes over what that of all members has learned of it."""
+        own = self.own_optimizer
+        own.state.clear()
+        for i, (group, stacked) in enumerate(zip(own.param_groups, optimizer.param_groups, strict=True)):
+            group.update({key: value for key, value in stacked.items() if key != "params"})
+            if not self.elementwise:
+                found: dict[Tensor, dict] = {part: optimizer.state.get(part, {}) for part in self._parts(i)[0]}
+                own.state.update({part: state for part, state in found.items() if state})
+            elif state := optimizer.state.get(stacked["params"][0]):
+                own.state.update(self._split_state(i, state))
+        return own
+
+    def _parts(self, group: int) -> list[list[nn.Parameter]]:
+        """The parameters of each member in a group of the optimizer."""
+        named = [dict(module.named_parameters()) for module in self.members]
+        return [[parts[name] for name in self.groups[group]] for parts in named]
+
+    def _split_state(self, group: int, state: dict[str, Tensor]) -> dict[Tensor, dict[str, Tensor]]:
+        """The flat state of a group as that of the first member's parameters."""
+        found: dict[Tensor, dict[str, Tensor]] = {part: {} for part in self._parts(group)[0]}
+        for key, value in state.items():
+            sizes = [len(self.members) * part.numel() for part in found]
+            pieces = value.split(sizes) if value.ndim else [value] * len(sizes)
+            for part, piece in zip(found, pieces, strict=True):
+                found[part][key] = piece[: part.numel()].view(part.shape).clone() if value.ndim else piece.clone()
+        return found
+
+    # States
 
     def release(self) -> None:
         """Give the first member, and its average, their own memory again."""
@@ -110,11 +170,12 @@ class Stack:
                     part.grad = view[i]
 
     @torch.no_grad()
-    def step(self, optimizer: torch.optim.Optimizer, decay: float) -> None:
-        """Take a step, and the average with it."""
+    def step(self, optimizer: torch.optim.Optimizer, decay: float, factor: float = 1.0) -> None:
+        """Take a step at `factor` times the learning rate, and the average with it."""
         flats, masks = [*self.wholes, *self.average_wholes], 2 * (self.trainable or [])
         kept = [(flat, flat.detach().clone(), trainable) for flat, trainable in zip(flats, masks, strict=False)]
-        optimizer.step()
+        with nullcontext() if factor == 1 else _rates_times(optimizer, factor):
+            optimizer.step()
         for average, whole in zip(self.average_wholes, self.wholes, strict=False):
             average.lerp_(whole, 1 - decay)
         for flat, before, trainable in kept:
@@ -148,6 +209,22 @@ class Stack:
                 for buffer, value in zip(module.buffers(), values, strict=True):
                     buffer.copy_(value)
 
+    def whole_state(self) -> dict[str, list]:
+        """Return what training goes on from: parameters, their averages and all buffers, not copied."""
+        flats = [part.detach() for part in (*self.wholes, *self.average_wholes)]
+        return {"flats": flats, "buffers": self._all_buffers()}
+
+    def load_whole(self, state: dict[str, list]) -> None:
+        """Go on from a `whole_state`."""
+        pairs = [*zip((*self.wholes, *self.average_wholes), state["flats"], strict=True)]
+        for own, kept in zip(self._all_buffers(), state["buffers"], strict=True):
+            pairs += zip(own, kept, strict=True)
+        for part, value in pairs:
+            part.data.copy_(value)
+
+    def _all_buffers(self) -> list[list[Tensor]]:
+        return [list(module.buffers()) for module in (*self.members, *self.averages)]
+
     def used(self, last: int | None) -> dict[str, Tensor]:
         """The parameters that are trained, or the averaged ones of the last members."""
         return self.parameters if last is None else {name: part[-last:] for name, part in self.averaged.items()}
@@ -172,3 +249,16 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
     """Put a parameter or buffer where its dotted name says."""
     path, _, last = name.rpartition(".")
     setattr(module.get_submodule(path), last, value)
+
+
+@contextmanager
+def _rates_times(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
+    """Within this context the learning rates are `factor` times as large."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
