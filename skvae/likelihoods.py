@@ -4,144 +4,33 @@ Shapes: ``raw`` is (..., n_raw, n_features), ``x`` and a log-probability are (..
 Link and log-density are written together, so that each is stable for raw outputs of any size.
 """
 
-from abc import ABC, abstractmethod
 from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_non_negative
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ._model.component import Component
-from ._model.counts import LOG_2PI, draw_counts, log1p, row_sums, stirling_error, stirling_slope
+from ._model.counts import LOG_2PI, bounded_log, draw_counts, log1p, row_sums, stirling_error, stirling_slope
+from ._model.likelihood import Likelihood
 from ._model.sums import blocks_of, moments, total
+from ._model.support import check_non_negative, check_summable, check_unit_interval, nearest_in_unit_interval
 from ._system.device import widest
+from ._system.random import normal_like, uniform_like
+
+__all__ = [
+    "LIKELIHOODS",
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "Gaussian",
+    "Likelihood",
+    "NegativeBinomial",
+    "Poisson",
+]
 
 _N_SIZES = 1000  # quantiles of the rows' sizes that are kept
-_ROUNDING = 8  # units in the last place that a scaler may leave the unit interval by
-
-
-class Likelihood(Component, ABC):
-    """Base of all likelihoods, and of your own: write `log_prob`, `mean` and `sample`.
-
-    Attributes
-    ----------
-    n_raw : int
-        Raw decoder outputs per feature.
-    standardize : bool
-        Whether the family is closed under shift and scale, so that the model may train on standardised features. `x`
-        and the means and samples are then in standardised units.
-    non_negative : bool
-        Whether negative values are outside the support.
-    stand_in : float
-        A value of the support, which stands for missing cells in the formulas; what they make of it does not count.
-    min_curvature : float
-        Lower bound on the curvature, the second derivative of -log p(x | raw), in the linear start. At the mean of a
-        rare feature the curvature is small, but it grows as soon as the feature varies with z.
-    """
-
-    n_raw = 1
-    standardize = False
-    non_negative = False
-    stand_in = 0.0
-    min_curvature = 0.1
-    allow_nan = True
-
-    def check(self, X: np.ndarray, whom: str) -> None:
-        """Raise ValueError, naming `whom`, where `X` (n_samples, n_features) leaves the support."""
-
-    def nearest(self, X: np.ndarray) -> np.ndarray:
-        """`X` (n_samples, n_features) with each value moved to the nearest one of the support, or `X` itself."""
-        return X
-
-    def real_valued(self, n_features: int) -> Tensor:
-        """Which of that many features have values that may be shifted and scaled: (n_features,)."""
-        return torch.full((n_features,), self.standardize)
-
-    def build(self, n_features: int) -> None:
-        """Create the parameters and buffers shared by all rows."""
-
-    def start(self, x: Tensor) -> Tensor:
-        """Set the parameters shared by all rows from `x` and return the raw outputs at its mean.
-
-        Parameters
-        ----------
-        x : Tensor of shape (n_samples, n_features)
-            The training data.
-
-        Returns
-        -------
-        raw : Tensor of shape (n_raw, n_features)
-            Where the decoder starts: its output bias.
-        """
-        return x.new_zeros(self.n_raw, x.shape[-1])
-
-    def inputs(self, x: Tensor) -> Tensor:
-        """Map `x` to what the encoder sees: (..., n_features) -> (..., n_features)."""
-        return x
-
-    def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment a batch `x` (batch, n_features) for a step of training, or for validation; by default return `x`."""
-        return x
-
-    @abstractmethod
-    def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
-        """Log-probability of each feature of each row, in nats: (..., n_features)."""
-
-    def expansion(self, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope of `log_prob` in the first raw output of each feature, and minus its curvature: (..., n_features)."""
-        with torch.enable_grad():
-            point = raw.detach().requires_grad_()
-            (slope,) = torch.autograd.grad(self.log_prob(point, x).sum(), point, create_graph=True)
-            (bend,) = torch.autograd.grad(slope[..., 0, :].sum(), point)
-        return slope[..., 0, :].detach(), -bend[..., 0, :]
-
-    def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `log_prob` of the first member, and the gradient of minus the weighted sum of all.
-
-        The first is (batch, n_features), the second of the shape of `raw`. All arguments have a first dimension of
-        members, `weight` is (n_members, batch, 1), or (n_members, batch, n_features) where cells are missing. The
-        gradient in the parameters shared by all rows is left in their ``grad``.
-        """
-        self.zero_grad(set_to_none=False)
-        with torch.enable_grad():
-            raw = raw.detach().requires_grad_()
-            log_prob = self.log_prob(raw, x)
-            (log_prob * weight).sum().neg().backward()
-        assert raw.grad is not None
-        return log_prob[0].detach(), raw.grad
-
-    def balance(self, raw: Tensor) -> Tensor | None:
-        """Return factors for the gradient in the raw outputs while the first phase of training lasts.
-
-        They have the shape of `raw`; None leaves the gradient as it is.
-        """
-        return None
-
-    @abstractmethod
-    def mean(self, raw: Tensor) -> Tensor:
-        """E[x | z]: (..., n_features)."""
-
-    @abstractmethod
-    def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw x from p(x | z): (..., n_features)."""
-
-
-def _uniform_like(raw: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(raw.shape, generator=generator, device=generator.device).to(raw.device)
-
-
-def _normal_like(raw: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(raw.shape, generator=generator, device=generator.device).to(raw.device)
-
-
-def _bounded_log(raw: Tensor) -> Tensor:
-    """The logarithm of a link that is exp up to exp(5) and linear above, so that no raw output overflows."""
-    low = raw.clamp(max=5.0)
-    return low + torch.log1p(raw - low)
 
 
 class Gaussian(Likelihood):
@@ -263,34 +152,7 @@ class Gaussian(Likelihood):
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         loc, variance = self._loc_variance(raw)
-        return loc + variance.sqrt() * _normal_like(loc, generator)
-
-
-def _check_unit_interval(X: np.ndarray, whom: str) -> None:
-    """Refuse values outside [0, 1], but for the rounding of a scaler in the type of X, or in float32: the model's."""
-    rounding = _ROUNDING * max(
-        np.finfo(dtype).eps for dtype in (X.dtype, np.float32) if np.issubdtype(dtype, np.floating)
-    )
-    if _least(X) < -rounding:
-        _check_non_negative(X, whom)
-    if np.fmax.reduce(X, axis=None) > 1 + rounding:
-        raise ValueError(
-            f"Values above 1 in data passed to {whom}. Scale X to [0, 1], for instance with "
-            "sklearn.preprocessing.MinMaxScaler."
-        )
-
-
-def _nearest_in_unit_interval(X: np.ndarray) -> np.ndarray:
-    return np.clip(X, 0, 1) if _least(X) < 0 or np.fmax.reduce(X, axis=None) > 1 else X
-
-
-def _least(X: np.ndarray) -> float:
-    """The least value that is not missing."""
-    return np.fmin.reduce(X, axis=None)
-
-
-def _check_non_negative(X: np.ndarray, whom: str) -> None:
-    check_non_negative(np.array([[_least(X)]]), whom)
+        return loc + variance.sqrt() * normal_like(loc, generator)
 
 
 class Bernoulli(Likelihood):
@@ -328,16 +190,16 @@ class Bernoulli(Likelihood):
         self.check_params()
 
     def check(self, X: np.ndarray, whom: str) -> None:
-        _check_unit_interval(X, whom)
+        check_unit_interval(X, whom)
 
     def nearest(self, X: np.ndarray) -> np.ndarray:
-        return _nearest_in_unit_interval(X)
+        return nearest_in_unit_interval(X)
 
     def start(self, x: Tensor) -> Tensor:
         return x.mean(0, keepdim=True, dtype=torch.float64).clamp(1e-3, 1 - 1e-3).logit().to(x.dtype)
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return (_uniform_like(x, generator) < x).to(x.dtype) if self.binarize else x
+        return (uniform_like(x, generator) < x).to(x.dtype) if self.binarize else x
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         logits = raw[..., 0, :]
@@ -352,7 +214,7 @@ class Bernoulli(Likelihood):
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         mean = self.mean(raw)
-        return (_uniform_like(mean, generator) < mean).to(mean.dtype)
+        return (uniform_like(mean, generator) < mean).to(mean.dtype)
 
 
 class _ContinuousBernoulliLogProb(torch.autograd.Function):
@@ -405,10 +267,10 @@ class ContinuousBernoulli(Likelihood):
         self.check_params()
 
     def check(self, X: np.ndarray, whom: str) -> None:
-        _check_unit_interval(X, whom)
+        check_unit_interval(X, whom)
 
     def nearest(self, X: np.ndarray) -> np.ndarray:
-        return _nearest_in_unit_interval(X)
+        return nearest_in_unit_interval(X)
 
     def start(self, x: Tensor) -> Tensor:
         target = x.mean(0, keepdim=True, dtype=torch.float64)
@@ -451,20 +313,10 @@ class ContinuousBernoulli(Likelihood):
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         logits = self.bounded(raw[..., 0, :])
-        u = _uniform_like(logits, generator)
+        u = uniform_like(logits, generator)
         size = logits.abs().clamp(min=1e-4)  # the inverse CDF below 1e-4 is u to float32's precision
         draw = -torch.log1p(u * torch.expm1(-size)) / size  # decreasing density
         return torch.where(logits > 0, 1 - draw, draw).clamp(0, 1)
-
-
-def _check_summable(X: np.ndarray, whom: str) -> None:
-    if X.shape[1] < 2:
-        raise ValueError(f"Found array with 1 feature(s) (shape={X.shape}) while a minimum of 2 is required by {whom}.")
-    if np.isnan(X).any():
-        raise ValueError(
-            f"Input X contains NaN.\n{whom} does not accept missing values: the sum of such a row is not known. Set "
-            "size_factor=None, or fill them before, for instance with sklearn.impute.SimpleImputer."
-        )
 
 
 class _Counts(Likelihood):
@@ -492,9 +344,9 @@ class _Counts(Likelihood):
         return self.size_factor is None
 
     def check(self, X: np.ndarray, whom: str) -> None:
-        _check_non_negative(X, whom)
+        check_non_negative(X, whom)
         if self.size_factor is not None:
-            _check_summable(X, f"{whom} with size_factor={self.size_factor!r}")
+            check_summable(X, f"{whom} with size_factor={self.size_factor!r}")
 
     def build(self, n_features: int) -> None:
         for name in ("log_mean", "inputs_mean", "inputs_scale"):
@@ -539,7 +391,7 @@ class _Counts(Likelihood):
         relative = (x + 1) / self._typical()
         if self.size_factor is not None:
             relative = relative / self._size(x)
-        return _bounded_log(raw[..., 0, :]) - relative.log()
+        return bounded_log(raw[..., 0, :]) - relative.log()
 
     def _link_slope(self, raw: Tensor) -> Tensor:
         """Slope of the log-rate in the raw output."""
@@ -549,7 +401,7 @@ class _Counts(Likelihood):
         return widest(self.log_mean).exp().to(self.log_mean.dtype)
 
     def mean(self, raw: Tensor) -> Tensor:
-        return _bounded_log(raw[..., 0, :]).exp() * self._typical()
+        return bounded_log(raw[..., 0, :]).exp() * self._typical()
 
     def _drawn_rate(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         """Rates of rows of the mean size, or of sizes drawn from those of the training rows."""

@@ -35,7 +35,7 @@ def public_objects():
         own = [name for name, thing in vars(module).items() if getattr(thing, "__module__", None) == path]
         for name in getattr(module, "__all__", [name for name in own if name[0] != "_"]):
             thing = getattr(module, name)
-            if inspect.ismodule(thing):
+            if not (inspect.isclass(thing) or inspect.isroutine(thing)):
                 continue
             yield f"{path}.{name}", thing
             for member, method in inspect.getmembers(thing, inspect.isroutine) if inspect.isclass(thing) else ():

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._data.blocks import location_scale
-from ..likelihoods import Likelihood, _uniform_like
+from .._system.random import uniform_like
 from .gaussian import LinearGaussian
+from .likelihood import Likelihood
 
 _LEAST_LOG_SCALE, _MOST_LOG_SCALE = -3.0, 2.0
 _TINY = 1e-7
@@ -67,7 +68,7 @@ class Categorical(Likelihood):
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         logits = self._log_softmax(raw[..., 0, :])
-        noisy = logits - (-_uniform_like(logits, generator).clamp(_TINY, 1 - _TINY).log()).log()  # Gumbel's
+        noisy = logits - (-uniform_like(logits, generator).clamp(_TINY, 1 - _TINY).log()).log()  # Gumbel's
         return (noisy == self._of_column(noisy, "amax")).to(logits.dtype)
 
 
@@ -157,7 +158,7 @@ class Ordinal(Likelihood):
         return (value.unsqueeze(-1) >= inner).sum(-1).clamp(max=self.scores.shape[-1] - 1).to(value.dtype)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        u = _uniform_like(raw[..., 0, :], generator).clamp(_TINY, 1 - _TINY)
+        u = uniform_like(raw[..., 0, :], generator).clamp(_TINY, 1 - _TINY)
         scale = raw[..., 1, :].clamp(_LEAST_LOG_SCALE, _MOST_LOG_SCALE).exp()
         return self._level(raw[..., 0, :] + scale * u.logit())
 

@@ -42,3 +42,9 @@ def draw_counts(rate: Tensor, generator: torch.Generator) -> Tensor:
 def row_sums(x: Tensor) -> Tensor:
     """The sum of each row (..., 1), of counts exact and so the same in any order."""
     return x.sum(-1, keepdim=True, dtype=widest(x[..., :0]).dtype)
+
+
+def bounded_log(raw: Tensor) -> Tensor:
+    """The logarithm of a link that is exp up to exp(5) and linear above, so that no raw output overflows."""
+    low = raw.clamp(max=5.0)
+    return low + torch.log1p(raw - low)

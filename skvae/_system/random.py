@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 INIT_STREAM, SCORE_STREAM, SPLIT_STREAM, VALIDATION_STREAM = range(2**31, 2**31 + 4)  # epochs count from 1
 EPOCH_STREAM, PRIOR_STREAM, AGGREGATE_STREAM, CALIBRATION_STREAM = range(2**31 + 4, 2**31 + 8)
@@ -19,3 +20,13 @@ def subsample(rows: int | np.ndarray, n_rows: int, seed: int | list[int]) -> np.
     if len(numbers) <= n_rows:
         return numbers
     return np.sort(np.random.default_rng(seed).choice(numbers, n_rows, replace=False))
+
+
+def uniform_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw numbers between 0 and 1, of the shape of a tensor and on its device."""
+    return torch.rand(like.shape, generator=generator, device=generator.device).to(like.device)
+
+
+def normal_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw standard normal numbers, of the shape of a tensor and on its device."""
+    return torch.randn(like.shape, generator=generator, device=generator.device).to(like.device)
