@@ -544,8 +544,9 @@ class VAETransformer(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float32"]
         tags.input_tags.sparse = True
-        is_name = isinstance(self.likelihood, str)
-        likelihood = LIKELIHOODS.get(self.likelihood, Gaussian)() if is_name else self.likelihood
-        tags.input_tags.allow_nan = getattr(likelihood, "allow_nan", True)
-        tags.input_tags.positive_only = getattr(likelihood, "non_negative", False)
+        given = self.likelihood
+        likelihood = LIKELIHOODS.get(given, Gaussian)() if isinstance(given, str) else given
+        is_one = isinstance(likelihood, Likelihood)  # and no dict by column
+        tags.input_tags.allow_nan = not is_one or likelihood.allow_nan
+        tags.input_tags.positive_only = is_one and likelihood.non_negative
         return tags

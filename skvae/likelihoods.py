@@ -59,6 +59,7 @@ class Gaussian(Likelihood):
     }
 
     standardize = True
+    is_normal = True
 
     def __init__(self, noise: str = "row", noise_floor: float = 1e-3) -> None:
         super().__init__()
@@ -88,13 +89,11 @@ class Gaussian(Likelihood):
         self.floor.copy_((variance * relative_variance.square()).clamp(min=self.noise_floor))
 
     def nearest_noise(self, variance: Tensor) -> Tensor:
-        """The noise variance (n_features,) nearest to `variance` that the model can have for every row."""
         if self.noise == "shared":
             variance = variance.mean(0, keepdim=True).expand_as(variance)
         return torch.maximum(variance, 1.01 * self.floor)
 
     def set_noise(self, variance: Tensor, raw: Tensor) -> None:
-        """Make `variance` (n_features,), in standardised units, the noise at z = 0; `raw` is the decoder's bias."""
         log_noise = 0.5 * (self.nearest_noise(variance) - self.floor).log()
         if self.noise == "row":
             raw[1] = log_noise
@@ -376,9 +375,8 @@ class _Counts(Likelihood):
         """Each row's size (..., 1); that of a row of zeros is not quite 0, so that its logarithm is finite."""
         return (row_sums(x) / self.mean_sum).clamp(1e-20, 1e30).to(x.dtype)
 
-    def at_start(self, x: Tensor) -> Tensor:
-        """What is expected of rows as large as those of `x` at the start."""
-        return self._typical() * self._size(x)
+    def at_start(self, x: Tensor) -> Tensor | None:
+        return None if self.size_factor is None else self._typical() * self._size(x)
 
     def _at_mean_size(self, x: Tensor) -> Tensor:
         return x if self.size_factor is None else x / self._size(x)

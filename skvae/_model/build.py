@@ -114,10 +114,10 @@ def build_vae(
 def background_of(likelihood, n_features, z_dim):
     """The density beside the model, where features are real-valued."""
     if isinstance(likelihood, Columns):
-        first = int(hasattr(likelihood.parts[0], "set_noise"))
+        first = int(likelihood.parts[0].is_normal)
         others = Columns(copy.deepcopy(likelihood.parts[first:]), likelihood.sizes[first:])
         return MarginalBackground(sum(likelihood.sizes[:first]), z_dim, others)
-    return LinearGaussian(n_features, z_dim) if hasattr(likelihood, "set_noise") else None
+    return LinearGaussian(n_features, z_dim) if likelihood.is_normal else None
 
 
 def _check_log_prob(likelihood, x):

@@ -189,8 +189,7 @@ class Columns(Likelihood):
 
     kinds: Any
 
-    def split(self) -> Iterator[tuple[Any, slice]]:
-        """The parts with their features."""
+    def split(self) -> Iterator[tuple[Likelihood, slice]]:
         end = 0
         for part, size in zip(self.kinds, self.sizes, strict=True):
             start, end = end, end + size
@@ -206,7 +205,6 @@ class Columns(Likelihood):
         return F.pad(raw, (0, 0, 0, self.n_raw - raw.shape[-2]))
 
     def location_scale(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of the features whose part is closed under both; 0 and 1 of others."""
         offset, scale = np.zeros(X.shape[1]), np.ones(X.shape[1])
         for part, some in self.split():
             if part.standardize:
@@ -263,10 +261,8 @@ class Columns(Likelihood):
         return self._join(lambda part, own, some: part.sample(own, generator), raw)
 
     def set_noise(self, variance: Tensor, raw: Tensor) -> None:
-        """Make `variance` (n_features,) the noise of the parts that have one; `raw` is the decoder's bias."""
         for part, some in self.split():
-            if hasattr(part, "set_noise"):
-                part.set_noise(variance[some], raw[: part.n_raw, some])
+            part.set_noise(variance[some], raw[: part.n_raw, some])
 
 
 def _fix(module: nn.Module) -> None:
@@ -294,7 +290,7 @@ class MarginalBackground(nn.Module):
 
     def __init__(self, n_gaussian: int, z_dim: int, others: Columns) -> None:
         super().__init__()
-        self.gaussian, self.others, self.n = LinearGaussian(n_gaussian, z_dim), others, n_gaussian
+        self.gaussian, self.others = LinearGaussian(n_gaussian, z_dim), others
         _fix(others)
         self.register_buffer("raw", torch.zeros(others.n_raw, sum(others.sizes)))
 
@@ -302,7 +298,12 @@ class MarginalBackground(nn.Module):
         """Take over the parts that `likelihood` ends with, at the raw outputs (n_raw, n_features) of its start."""
         for own, part in zip(self.others.parts[::-1], likelihood.parts[::-1], strict=False):
             own.load_state_dict(part.state_dict(), strict=False)
-        self.raw.copy_(raw[: len(self.raw), self.n :])
+        self.raw.copy_(raw[: len(self.raw), self.n_gaussian :])
+
+    @property
+    def n_gaussian(self) -> int:
+        """Number of the first features."""
+        return self.gaussian.n_gaussian
 
     @property
     def noise_scale(self) -> Tensor:
@@ -311,11 +312,11 @@ class MarginalBackground(nn.Module):
 
     def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
         """Log-density of each row, or of its observed cells, in nats: (..., n_features) -> (...,)."""
-        first = None if observed is None else observed[..., : self.n]
-        others = self.others.log_prob(self.raw.expand(*x.shape[:-1], *self.raw.shape), x[..., self.n :])
+        first = None if observed is None else observed[..., : self.n_gaussian]
+        others = self.others.log_prob(self.raw.expand(*x.shape[:-1], *self.raw.shape), x[..., self.n_gaussian :])
         if observed is not None:
-            others = torch.where(observed[..., self.n :], others, 0.0)
-        return self.gaussian.log_prob(x[..., : self.n], first) + others.sum(-1)
+            others = torch.where(observed[..., self.n_gaussian :], others, 0.0)
+        return self.gaussian.log_prob(x[..., : self.n_gaussian], first) + others.sum(-1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw `n` rows: (n, n_features)."""
@@ -324,11 +325,11 @@ class MarginalBackground(nn.Module):
 
     def expected_given(self, x: Tensor, observed: Tensor) -> Tensor:
         """E[x | observed cells]: (batch, n_features)."""
-        first = self.gaussian.expected_given(x[:, : self.n], observed[:, : self.n])
+        first = self.gaussian.expected_given(x[:, : self.n_gaussian], observed[:, : self.n_gaussian])
         return torch.cat([first, self.others.mean(self.raw).expand(len(x), -1).to(first)], -1)
 
     def sample_given(self, x: Tensor, observed: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """Draw each row `n` times, given its observed cells: (n, batch, n_features)."""
-        first = self.gaussian.sample_given(x[:, : self.n], observed[:, : self.n], n, generator)
+        first = self.gaussian.sample_given(x[:, : self.n_gaussian], observed[:, : self.n_gaussian], n, generator)
         others = self.others.sample(self.raw.expand(n, len(x), *self.raw.shape), generator)
         return torch.cat([first, others.to(first)], -1)

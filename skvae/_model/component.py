@@ -1,8 +1,9 @@
 """What likelihoods, priors, objectives and architectures have in common."""
 
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils._param_validation import HasMethods, Interval, validate_parameter_constraints
 from torch import nn
@@ -33,6 +34,18 @@ class Counts(HasMethods):
 
     def __str__(self) -> str:
         return self.shown
+
+
+@runtime_checkable
+class Epochal(Protocol):
+    """A torch module that does something else in each epoch of training."""
+
+    def begin_epoch(self, epoch: int, n_epochs: int, generator: torch.Generator) -> None:
+        """Prepare for an epoch, counted from 1.
+
+        `n_epochs` is the length of the run that the estimator's `max_iter` asks for, `generator` a stream that belongs
+        to the epoch.
+        """
 
 
 class Component(nn.Module, BaseEstimator):

@@ -67,6 +67,11 @@ class LinearGaussian(nn.Module):
         self.signal.copy_((values - 1).clamp(min=0))
 
     @property
+    def n_gaussian(self) -> int:
+        """Number of features."""
+        return len(self.mean)
+
+    @property
     def loadings(self) -> Tensor:
         """Of (x - mean) / noise_scale on z, in float64: (n_features, z_dim)."""
         return widest(self.directions) * widest(self.signal).sqrt()

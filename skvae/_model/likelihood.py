@@ -1,11 +1,14 @@
 """What likelihoods have in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .._data.blocks import location_scale
 from .component import Component
 
 
@@ -21,6 +24,11 @@ class Likelihood(Component, ABC):
         and the means and samples are then in standardised units.
     non_negative : bool
         Whether negative values are outside the support.
+    allow_nan : bool
+        Whether rows may have missing cells.
+    is_normal : bool
+        Whether the first raw output is the mean of a normal distribution, whose noise `set_noise` sets. The linear
+        start is then factor analysis itself, and the linear model stands beside the trained one in the score.
     stand_in : float
         A value of the support, which stands for missing cells in the formulas; what they make of it does not count.
     min_curvature : float
@@ -31,9 +39,10 @@ class Likelihood(Component, ABC):
     n_raw = 1
     standardize = False
     non_negative = False
+    allow_nan = True
+    is_normal = False
     stand_in = 0.0
     min_curvature = 0.1
-    allow_nan = True
 
     def check(self, X: np.ndarray, whom: str) -> None:
         """Raise ValueError, naming `whom`, where `X` (n_samples, n_features) leaves the support."""
@@ -45,6 +54,14 @@ class Likelihood(Component, ABC):
     def real_valued(self, n_features: int) -> Tensor:
         """Which of that many features have values that may be shifted and scaled: (n_features,)."""
         return torch.full((n_features,), self.standardize)
+
+    def location_scale(self, X: Any) -> tuple[Any, Any]:
+        """Return the location and scale of the model's units: (n_features,), or two numbers that hold for all."""
+        return location_scale(X) if self.standardize else (0.0, 1.0)
+
+    def split(self) -> "Iterator[tuple[Likelihood, slice]]":
+        """Yield the likelihoods that this one is made of, with their features: by default itself, with all."""
+        yield self, slice(None)
 
     def build(self, n_features: int) -> None:
         """Create the parameters and buffers shared by all rows."""
@@ -63,6 +80,17 @@ class Likelihood(Component, ABC):
             Where the decoder starts: its output bias.
         """
         return x.new_zeros(self.n_raw, x.shape[-1])
+
+    def at_start(self, x: Tensor) -> Tensor | None:
+        """Return the means of rows such as those of `x` at the start, of its shape; None where all have the same."""
+        return None
+
+    def nearest_noise(self, variance: Tensor) -> Tensor:
+        """Return the noise variance (n_features,) nearest to `variance` that the model can have for every row."""
+        return variance
+
+    def set_noise(self, variance: Tensor, raw: Tensor) -> None:
+        """Make `variance` (n_features,) the noise at z = 0, if there is one; `raw` is the decoder's bias."""
 
     def inputs(self, x: Tensor) -> Tensor:
         """Map `x` to what the encoder sees: (..., n_features) -> (..., n_features)."""

@@ -121,16 +121,17 @@ def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         first, bend = likelihood.expansion(raw.expand(len(block), *raw.shape), block)
         slope.copy_(first)
         curvature += bend.double().sum(0)
-    if getattr(likelihood, "size_factor", None) is not None:
-        slopes /= _information(likelihood, raw, x).sqrt()
+    typical = likelihood.at_start(x)
+    if typical is not None:
+        slopes /= _information(likelihood, raw, typical).sqrt()
     square = total(block.double().square().sum(0) for block in blocks_of(slopes))
     curvature = torch.maximum(curvature, square) / len(x)
     return slopes, curvature.clamp(min=likelihood.min_curvature)
 
 
-def _information(likelihood: Any, raw: Tensor, x: Tensor) -> Tensor:
-    """What each row says of its raw outputs, over the mean of all rows: (n_samples, n_features)."""
-    pairs = ((raw.expand(len(block), *raw.shape), likelihood.at_start(block)) for block in blocks_of(x))
+def _information(likelihood: Any, raw: Tensor, typical: Tensor) -> Tensor:
+    """What each of the `typical` rows says of its raw outputs, over the mean of all: (n_samples, n_features)."""
+    pairs = ((raw.expand(len(block), *raw.shape), block) for block in blocks_of(typical))
     bends = torch.cat([likelihood.expansion(*pair)[1] for pair in pairs]).clamp(min=1e-30)
     return bends / bends.mean(0)
 
@@ -321,7 +322,7 @@ def linear_start(
         few = torch.from_numpy(subsample(len(x), _rows_for_em(x.shape[1], z_dim), seed))
         x, context = x[few], None if context is None else context[few]
         observed, x = ~x.isnan(), without_holes(x)
-    y, nearest_noise, exact = _linearised(likelihood, raw, x)
+    (y, nearest_noise), exact = _linearised(likelihood, raw, x), likelihood.is_normal
     centre, slope = _line(likelihood.inputs(x), y)
     given = None if context is None else _regression(context, y)  # (n_features, n_context)
     shift = 0.0 if given is None else context @ given.T
@@ -338,8 +339,7 @@ def linear_start(
         if observed is not None:
             raw[0] += mean + _means_of_real(likelihood, x)
             centre = centre + torch.where(slope == 0, 0, mean / slope)
-        if hasattr(likelihood, "set_noise"):
-            likelihood.set_noise(noise.to(raw), raw)
+        likelihood.set_noise(noise.to(raw), raw)
         if vae.background is not None:
             _describe_background(vae, model, (x - shift).mean(0) + mean, raw)
         if vae.filler is not None:
@@ -352,9 +352,8 @@ def linear_start(
 
 def _means_of_real(likelihood: Any, x: Tensor) -> Tensor:
     """Means of the features whose first raw output is their mean, and 0 of others, whose start is at the mean."""
-    if hasattr(likelihood, "split"):
-        return torch.cat([_means_of_real(part, x[:, some]) for part, some in likelihood.split()])
-    return x.mean(0) if hasattr(likelihood, "set_noise") else x.new_zeros(x.shape[1])
+    parts = [(part.is_normal, x[:, some]) for part, some in likelihood.split()]
+    return torch.cat([own.mean(0) if is_normal else own.new_zeros(own.shape[1]) for is_normal, own in parts])
 
 
 def _regression(context: Tensor, y: Tensor) -> Tensor:
@@ -367,23 +366,29 @@ def _describe_background(vae: Any, model: _LinearModel, mean: Tensor, raw: Tenso
     background = vae.background
     if isinstance(background, LinearGaussian):
         return model.describe(background, mean)
-    values, vectors = model.marginal(background.n)
-    background.gaussian.set_model(mean[: background.n], model.noise[: background.n].sqrt(), vectors, values)
+    values, vectors = model.marginal(background.n_gaussian)
+    background.gaussian.set_model(
+        mean[: background.n_gaussian], model.noise[: background.n_gaussian].sqrt(), vectors, values
+    )
     background.start(vae.likelihood, raw)
 
 
-def _linearised(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise, bool]:
-    """A Gaussian view of `x` around its mean, centred, with the noise that is nearest to a wished one, and whether
-    the model is Gaussian."""
-    if hasattr(likelihood, "split"):
-        parts = [_linearised(part, raw[: part.n_raw, some], x[:, some]) for part, some in likelihood.split()]
-        some = [features for _, features in likelihood.split()]
+def _linearised(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise]:
+    """A Gaussian view of `x` around its mean, centred, with the noise that is nearest to a wished one."""
+    some = [features for _, features in likelihood.split()]
+    views, noises = zip(
+        *(_view(part, raw[: part.n_raw, own], x[:, own]) for part, own in likelihood.split()), strict=True
+    )
 
-        def nearest(noise: Tensor) -> Tensor:
-            return torch.cat([part[1](noise[own]) for part, own in zip(parts, some, strict=True)])
+    def nearest(noise: Tensor) -> Tensor:
+        return torch.cat([near(noise[own]) for near, own in zip(noises, some, strict=True)])
 
-        return torch.cat([part[0] for part in parts], 1), nearest, False
-    if hasattr(likelihood, "set_noise"):
-        return x - x.mean(0), likelihood.nearest_noise, True
+    return torch.cat(views, 1), nearest
+
+
+def _view(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise]:
+    """The same for the features of one likelihood."""
+    if likelihood.is_normal:
+        return x - x.mean(0), likelihood.nearest_noise
     scores, curvature = _scores(likelihood, raw, x)
-    return scores.sub_(scores.mean(0)).div_(curvature.to(x.dtype)), lambda noise: 1 / curvature, False
+    return scores.sub_(scores.mean(0)).div_(curvature.to(x.dtype)), lambda noise: 1 / curvature

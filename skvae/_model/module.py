@@ -207,8 +207,8 @@ class VAE(nn.Module):
         """What is given moves the background's mean by this, where that is Gaussian."""
         if context is None:
             return 0.0
-        shift, n = F.linear(context.to(self.regression.dtype), self.regression), getattr(self.background, "n", None)
-        return shift if n is None else torch.cat([shift[..., :n], torch.zeros_like(shift[..., n:])], -1)
+        shift, n = F.linear(context.to(self.regression.dtype), self.regression), self.background.n_gaussian
+        return torch.cat([shift[..., :n], torch.zeros_like(shift[..., n:])], -1)
 
     def mixture(self, log_prob: Tensor, background: Tensor) -> Tensor:
         """Log-density of the mixture, given those of the model alone and of the background."""

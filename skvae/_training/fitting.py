@@ -169,9 +169,7 @@ def _units(likelihood, X, n_context=0):
         n = X.shape[1] - n_context
         units = zip(_units(likelihood, X[:, :n]), location_scale(X[:, n:]), strict=True)
         return tuple(np.concatenate([np.broadcast_to(first, n), given]) for first, given in units)
-    if hasattr(likelihood, "location_scale"):
-        return likelihood.location_scale(X)
-    return location_scale(X) if likelihood.standardize else (0.0, 1.0)
+    return likelihood.location_scale(X)
 
 
 def weight_decay_of(estimator, n_rows):

@@ -24,6 +24,7 @@ from .._fast.gradient import FastELBO, fast_elbo
 from .._fast.optimizers import BARE
 from .._fast.products import LinearByOneDNN
 from .._io.portable import to_bytes
+from .._model.component import Epochal
 from .._system.device import device_here
 from .._system.program import multiplications, own_settings, threads_for
 from .._system.random import EPOCH_STREAM, VALIDATION_STREAM, generator
@@ -95,7 +96,7 @@ class Net(NeuralNet):
         self.stack_: Any = None  # while training lasts
         self.fast_: FastELBO | None = None
         self.guard_: Any = None
-        self.epochal_: list[Any] = []  # parts that want to know of a new epoch
+        self.epochal_: list[Epochal] = []  # while training lasts
         self.given_callbacks_: list[Any] = []  # the user's own, of which `callbacks` has copies
 
     def __getstate__(self) -> dict:
@@ -313,7 +314,7 @@ class Net(NeuralNet):
         self.stack_ = Stack([self.module_, *split.others], averages, groups, self._elementwise)
         self.fast_ = fast_elbo(self.stack_, self.criterion_)
         parts = [part for module in (*self.stack_.members, self.criterion_) for part in module.train().modules()]
-        self.epochal_ = [part for part in parts if hasattr(part, "begin_epoch")]
+        self.epochal_ = [part for part in parts if isinstance(part, Epochal)]
         _, options = self.get_params_for_optimizer("optimizer", self.module_.named_parameters())
         self.optimizer_ = self.stack_.optimizer_from(own, self.optimizer, options)
         self.guard_ = Guard(self, split, **self.patience_)
