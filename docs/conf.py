@@ -40,8 +40,8 @@ if tags.has("online"):  # noqa: F821 (Sphinx's): links into other projects need 
     }
 nitpick_ignore_regex = [(r"py:.*", r"(torch|sklearn|skorch|numpy|matplotlib|collections|nn)(\..*)?")]
 nitpick_ignore_regex += [(r"py:.*", r"(Tensor|Sequence)")]
-# `Batch` is what a component is handed, never what a user makes: it has no page of its own.
-nitpick_ignore_regex += [(r"py:class", r"skvae\._data\.batch\.Batch")]
+# `Batch` and `VAE` are what a component is handed, never what a user makes: they have no pages of their own.
+nitpick_ignore_regex += [(r"py:class", r"skvae\.(_data\.batch\.Batch|_model\.module\.VAE)")]
 
 autosummary_generate = True
 autosummary_ignore_module_all = False

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from sklearn.utils._param_validation import Interval
@@ -114,6 +114,18 @@ class NetworkSpec:
         return ACTIVATIONS[self.activation]()
 
 
+class Head(Protocol):
+    """A linear layer, or what stands for one."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+    @property
+    def bias(self) -> Tensor: ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
 class Architecture(Component, ABC):
     """Base of all architectures, and of your own: write `build`.
 
@@ -121,7 +133,7 @@ class Architecture(Component, ABC):
     """
 
     hidden: nn.Module
-    head: Any
+    head: Head
 
     @abstractmethod
     def build(self, spec: NetworkSpec) -> None:
@@ -507,4 +519,4 @@ class Custom(Architecture):
         self.head = spec.linear(output[0].numel(), spec.n_outputs)
 
 
-ARCHITECTURES = {"mlp": MLP, "residual": Residual, "conv": Conv}
+ARCHITECTURES: dict[str, type[Architecture]] = {"mlp": MLP, "residual": Residual, "conv": Conv}

@@ -539,7 +539,7 @@ class NegativeBinomial(_Counts):
         return draw_counts((gamma / count).to(raw.device) * self._drawn_rate(raw, generator), generator)
 
 
-LIKELIHOODS = {
+LIKELIHOODS: dict[str, type[Likelihood]] = {
     "gaussian": Gaussian,
     "bernoulli": Bernoulli,
     "continuous_bernoulli": ContinuousBernoulli,

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from sklearn.utils._param_validation import Interval, InvalidParameterError
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._data.batch import Batch
 from ._model.component import COUNT, Component
+from ._model.module import VAE
 
 _LOG_2PI = math.log(2 * math.pi)
 _MAX_ELEMENTS = 24_000  # pairs of rows, times units, that are worked out at once in small batches; more are slower
@@ -53,7 +54,7 @@ class Objective(Component, ABC):
         """
 
     @abstractmethod
-    def forward(self, vae: Any, batch: Batch) -> Terms:
+    def forward(self, vae: VAE, batch: Batch) -> Terms:
         """Value to be maximised, reconstruction and KL of each row, in nats: three tensors of shape (batch,).
 
         `vae.training` tells whether the value is for training or for comparing epochs.
@@ -122,7 +123,7 @@ class ELBO(Objective):
     def begin_epoch(self, epoch: int, n_epochs: int, generator: torch.Generator) -> None:
         self.weight_ = min(1.0, epoch / (1 + self.warmup * n_epochs))
 
-    def forward(self, vae: Any, batch: Batch) -> Terms:
+    def forward(self, vae: VAE, batch: Batch) -> Terms:
         log_prob, terms, _ = vae.terms(batch)
         kl = terms.sum(-1)
         cost = terms.mean(0).clamp(min=self.free_bits).sum() if self.free_bits else kl
@@ -154,7 +155,7 @@ class _ImportanceWeighted(Objective):
     def _value(self, log_weights: Tensor, bound: Tensor) -> Tensor:
         """Return a surrogate (batch,): its value is the bound, its gradient the objective's."""
 
-    def forward(self, vae: Any, batch: Batch) -> Terms:
+    def forward(self, vae: VAE, batch: Batch) -> Terms:
         mean, log_scale = vae.encode_batch(batch)
         z = mean + log_scale.exp() * batch.eps.reshape(-1, *batch.eps.shape[-2:])  # (n_draws, batch, z_dim)
         log_prior = vae.prior.log_prob(z)
@@ -290,7 +291,7 @@ class BetaTC(Objective):
         self.beta = beta
         self.check_params()
 
-    def forward(self, vae: Any, batch: Batch) -> Terms:
+    def forward(self, vae: VAE, batch: Batch) -> Terms:
         log_prob, terms, posterior = vae.terms(batch)
         kl = terms.sum(-1)
         return log_prob - kl - (self.beta - 1) * total_correlation(*posterior), log_prob, kl
@@ -366,7 +367,7 @@ class MMD(Objective):
     def kl_weight(self) -> float:  # type: ignore[override]
         return 1 - self.alpha
 
-    def forward(self, vae: Any, batch: Batch) -> Terms:
+    def forward(self, vae: VAE, batch: Batch) -> Terms:
         log_prob, terms, (z, *_) = vae.terms(batch)
         kl = terms.sum(-1)
         # the prior's draws belong to the noise, which comes with the batch: the step has no stream of its own
@@ -376,4 +377,4 @@ class MMD(Objective):
         return log_prob - self.kl_weight * kl - (self.alpha + self.scale - 1) * discrepancy, log_prob, kl
 
 
-OBJECTIVES = {"elbo": ELBO, "iwae": IWAE, "dreg": DReG, "beta_tc": BetaTC, "mmd": MMD}
+OBJECTIVES: dict[str, type[Objective]] = {"elbo": ELBO, "iwae": IWAE, "dreg": DReG, "beta_tc": BetaTC, "mmd": MMD}

@@ -426,4 +426,9 @@ def _zuko_flows() -> Any:
     return flows
 
 
-PRIORS = {"standard_normal": StandardNormal, "mixture": Mixture, "vamp": VampPrior, "flow": Flow}
+PRIORS: dict[str, type[Prior]] = {
+    "standard_normal": StandardNormal,
+    "mixture": Mixture,
+    "vamp": VampPrior,
+    "flow": Flow,
+}

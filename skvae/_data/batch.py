@@ -1,9 +1,12 @@
 """What travels from the rows to the objectives."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .._model.likelihood import Likelihood
 
 
 class Cells(NamedTuple):
@@ -58,7 +61,7 @@ class Batch:
     balanced: bool = False
     for_map: bool = False
 
-    def inputs(self, likelihood: Any) -> Tensor:
+    def inputs(self, likelihood: "Likelihood") -> Tensor:
         """What the encoder sees."""
         return likelihood.inputs(self.x) if self.seen is None else self.seen
 

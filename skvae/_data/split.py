@@ -4,18 +4,22 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from sklearn.model_selection import KFold
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
+from .._model.module import VAE
 from .._system.random import SPLIT_STREAM, generator
-from .._training.processes import add_up
+from .._training.processes import Shards, add_up
 from .batch import Batch
 from .holes import observed_cells
+
+if TYPE_CHECKING:
+    from .._training.net import Net
 
 _MAX_ELEMENTS = 2**20  # random values that are drawn at once
 _BLOCK = 2048  # rows whose holes are filled at once
@@ -32,7 +36,7 @@ class Split(Dataset):
         Indices of the rows that each member trains on. The first member is the model that is kept.
     valid : list of Tensor, default=()
         Indices of the rows that the last members are judged by.
-    others : list of nn.Module, default=()
+    others : list of VAE, default=()
         All members but the first.
     shards : Shards, default=None
         The table of several processes that the indices are of.
@@ -43,8 +47,8 @@ class Split(Dataset):
         x: Any,
         train: Sequence[Tensor],
         valid: Sequence[Tensor] = (),
-        others: Sequence[nn.Module] = (),
-        shards: Any = None,
+        others: Sequence[VAE] = (),
+        shards: Shards | None = None,
     ) -> None:
         self.x, self.train, self.valid, self.others, self.shards = x, list(train), list(valid), list(others), shards
 
@@ -75,7 +79,7 @@ class Rows:
     """What batches take their rows from: `x` (n_samples, n_features), and where it has holes, or features that are
     given, what `module` makes of them: before training where `x` is a tensor, and else when a row is taken."""
 
-    def __init__(self, x: Any, module: Any) -> None:
+    def __init__(self, x: Any, module: VAE) -> None:
         self.x, self.module = x, module
         self.fields = self._fields(x) if isinstance(x, Tensor) else None
 
@@ -170,7 +174,7 @@ class TrainBatches:
     that of rows. A pass has nearly equal batches: none of a single row where others are larger.
     """
 
-    def __init__(self, net: Any, split: Split) -> None:
+    def __init__(self, net: "Net", split: Split) -> None:
         self.net, self.split = net, split
         self.n_rows = [len(rows) for rows in split.train]
         most, fewest = max(self.n_rows), min(self.n_rows)
@@ -209,7 +213,7 @@ class TrainBatches:
                 seen = fields["seen"] if "seen" in fields else likelihood.inputs(fields["x"])
                 fields["seen"] = torch.addcmul(seen, next(blur)[:, at], scale)
             eps = eps[..., at, :].expand(*eps.shape[:-3], n_members, -1, -1)
-            yield Batch(**fields, eps=eps, weight=weight[:, at], **net.phase), None
+            yield Batch(**fields | net.phase, eps=eps, weight=weight[:, at]), None
 
     def _of_one(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices and weights of the rows of each step, (1, size) both, without a copy of a long order."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._data.batch import Batch
 from .._model.columns import Categorical, Ordinal
-from .._model.module import MAX_INPUT, MAX_Z, beside
+from .._model.module import MAX_INPUT, MAX_Z, VAE, beside
 from .._training.stack import Stack
 from ..architectures import Architecture
 from ..likelihoods import LIKELIHOODS
@@ -112,7 +112,7 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(getattr(part, kind) for part in module.modules() for kind in kinds)
 
 
-def covers(vae: Any) -> bool:
+def covers(vae: VAE) -> bool:
     """Whether the parts of `vae` are known: chains of rectified linear units, terms whose gradients are theirs."""
     kinds = {type(part) for part in getattr(vae.likelihood, "parts", [vae.likelihood])}
     known = kinds <= {*LIKELIHOODS.values(), Categorical, Ordinal} and type(vae.prior) in PRIORS.values()

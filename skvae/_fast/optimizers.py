@@ -16,7 +16,7 @@ class _Bare:
             return
         for name in _WRAPPED:
             setattr(cls, name, inspect.unwrap(getattr(cls, name)))
-        cls.step = torch.no_grad()(inspect.unwrap(cls.step))  # type: ignore[attr-defined]
+        cls.step = torch.no_grad()(inspect.unwrap(cls.step))  # type: ignore[method-assign]
         cls.step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it for its profiler
 
 
@@ -51,11 +51,11 @@ class _Fused(_Bare):
         return state
 
 
-class Adam(_Fused, torch.optim.Adam):
+class Adam(_Fused, torch.optim.Adam):  # type: ignore[misc]  # `step` takes no closure
     _kernel = torch._fused_adam_
 
 
-class AdamW(_Fused, torch.optim.AdamW):
+class AdamW(_Fused, torch.optim.AdamW):  # type: ignore[misc]
     _kernel = torch._fused_adamw_
 
 

@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +34,8 @@ _KEY = "skvae"  # of the header's metadata
 _NO_DIGEST = "0" * 64  # stands where the SHA-256 of the file goes while it is computed
 _MAX_HEADER = 100_000_000  # bytes: safetensors reads no longer one
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_CLASSES = {cls.__name__: cls for registry in (*REGISTRIES.values(), OPTIMIZERS) for cls in registry.values()}
+_NAMED: list[Mapping[str, type]] = [*REGISTRIES.values(), OPTIMIZERS]
+_CLASSES = {cls.__name__: cls for registry in _NAMED for cls in registry.values()}
 _CLASSES |= {cls.__name__: cls for cls in (Table, Column, Columns, Categorical, Ordinal)}
 
 

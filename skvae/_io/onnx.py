@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from .._model.module import VAE
 
 _OPSET = 18  # the oldest that torch's exporter writes, without a conversion: the most runtimes read it
 
@@ -17,7 +20,7 @@ class _Part(nn.Module):
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, vae: Any, offset: Any, scale: Any) -> None:
+    def __init__(self, vae: VAE, offset: float | np.ndarray, scale: float | np.ndarray) -> None:
         super().__init__()
         self.vae = vae
         self.register_buffer("offset", torch.as_tensor(offset, dtype=torch.float64))
@@ -39,7 +42,9 @@ class _Decoder(_Part):
         return (mean.double() * self.scale + self.offset).float()
 
 
-def onnx_graph(vae: nn.Module, part: str, n_features: int, z_dim: int, offset: Any, scale: Any) -> bytes:
+def onnx_graph(
+    vae: VAE, part: str, n_features: int, z_dim: int, offset: float | np.ndarray, scale: float | np.ndarray
+) -> bytes:
     """The graph of a part of `vae`, for any number of rows.
 
     Parameters

@@ -28,7 +28,7 @@ class _ByValue(pickle._Pickler):
 
     def memoize(self, obj: Any) -> None:
         if not isinstance(obj, (str, bytes, np.dtype)):
-            super().memoize(obj)
+            super().memoize(obj)  # type: ignore[misc]  # which the stubs lack
 
     def reducer_override(self, obj: Any) -> Any:
         return _reduced(obj) if isinstance(obj, (Tensor, torch.Generator)) else NotImplemented
@@ -62,7 +62,7 @@ def _reduced(value: Tensor | torch.Generator) -> Any:
         return _generator, (value.get_state().numpy(), str(value.device))
     if value.layout is not torch.strided:
         return value.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
-    order = sorted(range(value.ndim), key=lambda dim: -value.stride(dim))  # as the numbers lie in memory
+    order = sorted(range(value.ndim), key=lambda dim: -value.stride()[dim])  # as the numbers lie in memory
     shape = [value.shape[dim] for dim in order]
     data = value.detach().cpu().permute(order).reshape(-1).view(torch.uint8).numpy().tobytes()
     kind = (str(value.dtype).removeprefix("torch."), isinstance(value, nn.Parameter), value.requires_grad)

@@ -2,24 +2,27 @@
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
 from skorch.callbacks import Callback
-from torch import nn
+from torch import Tensor, nn
 
 from .._data.holes import without_holes
 from .._data.rows import dtype_of, gathered, row_blocks
 from .._system.random import INIT_STREAM, PRIOR_STREAM, generator, subsample
 from .._training.guard import StopTraining
-from ..architectures import ARCHITECTURES, NetworkSpec, check_network, undrawn
+from ..architectures import ARCHITECTURES, Architecture, NetworkSpec, check_network, undrawn
 from ..callbacks import REPORT_ROWS
 from ..likelihoods import LIKELIHOODS, Bernoulli, Likelihood
 from ..objectives import OBJECTIVES
-from ..priors import PRIORS
+from ..priors import PRIORS, Prior
 from .columns import Categorical, Columns, MarginalBackground, Ordinal
-from .gaussian import LinearGaussian
+from .component import Component
+from .gaussian import Background, LinearGaussian
 from .linear import linear_start
 from .module import VAE
 
@@ -27,7 +30,7 @@ _MAX_NOISE, _MAX_NOISE_OF_FEW = 0.5, 0.25  # of the encoder's inputs, in standar
 _MANY_ROWS = 1000  # from which on two hidden layers serve better than one
 _FAR_LEVELS = 0.5  # in the same unit
 
-REGISTRIES = {
+REGISTRIES: dict[str, Mapping[str, type[Component]]] = {
     "likelihood": LIKELIHOODS,
     "prior": PRIORS,
     "objective": OBJECTIVES,
@@ -76,19 +79,28 @@ def _class_with(registry, name, parameter):
 
 
 def build_vae(
-    *, n_features, z_dim, hidden_layer_sizes, activation, architecture, likelihood, prior, init, linear_share, seed,
-    n_context=0,
-):  # fmt: skip
+    *,
+    n_features: int,
+    z_dim: int,
+    hidden_layer_sizes: Sequence[int],
+    activation: str,
+    architecture: Architecture,
+    likelihood: Likelihood,
+    prior: Prior,
+    init: str,
+    linear_share: float,
+    seed: int,
+    n_context: int = 0,
+) -> VAE:
     """The module of the net: networks of mirrored hidden layers, with linear paths beside them for the linear start."""
     rng = generator(seed, INIT_STREAM)
     encoder, decoder = copy.deepcopy(architecture), copy.deepcopy(architecture)
     likelihood, prior = copy.deepcopy(likelihood), copy.deepcopy(prior)
     likelihood.build(n_features)
     n_outputs = likelihood.n_raw * n_features
-    params = {"activation": activation, "generator": rng}
     specs = [
-        NetworkSpec(n_features + n_context, 2 * z_dim, hidden_layer_sizes, **params),
-        NetworkSpec(z_dim + n_context, n_outputs, hidden_layer_sizes[::-1], n_raw=likelihood.n_raw, **params),
+        NetworkSpec(n_features + n_context, 2 * z_dim, hidden_layer_sizes, activation, None, rng),
+        NetworkSpec(z_dim + n_context, n_outputs, hidden_layer_sizes[::-1], activation, likelihood.n_raw, rng),
     ]
     for network, spec in zip((encoder, decoder), specs, strict=True):
         network.build(spec)
@@ -96,7 +108,7 @@ def build_vae(
     prior.build(z_dim, n_features + n_context, rng)
     with torch.no_grad():
         encoder.head.weight[z_dim:] *= 0.5  # He's start is meant for log-variances, and these are log-scales
-    linear: dict[str, nn.Module | float] = {}
+    linear: dict[str, Any] = {}
     if init == "linear" and not architecture.is_linear(hidden_layer_sizes):
         sizes = {
             "linear_encoder": (n_features + n_context, z_dim),
@@ -111,7 +123,7 @@ def build_vae(
     return VAE(encoder, decoder, likelihood, prior, **linear, n_context=n_context)
 
 
-def background_of(likelihood, n_features, z_dim):
+def background_of(likelihood: Likelihood, n_features: int, z_dim: int) -> Background | None:
     """The density beside the model, where features are real-valued."""
     if isinstance(likelihood, Columns):
         first = int(likelihood.parts[0].is_normal)
@@ -120,7 +132,7 @@ def background_of(likelihood, n_features, z_dim):
     return LinearGaussian(n_features, z_dim) if likelihood.is_normal else None
 
 
-def _check_log_prob(likelihood, x):
+def _check_log_prob(likelihood: Likelihood, x: Tensor) -> None:
     """Refuse a likelihood of the user's own whose `log_prob` is not by feature."""
     shape = likelihood.log_prob(x.new_zeros(len(x), likelihood.n_raw, x.shape[1]), x).shape
     if shape != x.shape:
@@ -130,7 +142,7 @@ def _check_log_prob(likelihood, x):
         )
 
 
-def started_vae(recipe, x, rows, kl_weight, near=None):
+def started_vae(recipe: dict[str, Any], x: Tensor, rows: Tensor, kl_weight: float, near: VAE | None = None) -> VAE:
     """The VAE that `recipe` builds, at its start on the `rows` of `x`, of which `near` is one on most of them."""
     vae, seed, filled = build_vae(**recipe), recipe["seed"], without_holes(x)
     with torch.no_grad():
@@ -148,7 +160,7 @@ def started_vae(recipe, x, rows, kl_weight, near=None):
     return vae
 
 
-def input_noise(vae, x, kl_weight, few):
+def input_noise(vae: VAE, x: Tensor, kl_weight: float, few: bool) -> Tensor | None:
     """Standard deviation of the noise that the encoder sees in the first phase of training, by feature; None for none.
 
     It is the linear model's, as the weight of the KL term makes it seem, up to a half of the feature's own standard

@@ -1,7 +1,7 @@
 """Likelihoods of tables with columns of several kinds: categories, levels in an order, and all kinds side by side."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -187,15 +187,13 @@ class Columns(Likelihood):
     def n_raw(self) -> int:  # type: ignore[override]
         return max((part.n_raw for part in self.parts), default=1)
 
-    kinds: Any
-
     def split(self) -> Iterator[tuple[Likelihood, slice]]:
         end = 0
-        for part, size in zip(self.kinds, self.sizes, strict=True):
+        for part, size in zip(cast(Iterable[Likelihood], self.kinds), self.sizes, strict=True):
             start, end = end, end + size
             yield part, slice(start, end)
 
-    def _join(self, function: Callable[[Any, Tensor, slice], Tensor], raw: Tensor) -> Tensor:
+    def _join(self, function: Callable[[Likelihood, Tensor, slice], Tensor], raw: Tensor) -> Tensor:
         """What `function` makes of each part's raw outputs, side by side."""
         parts = [function(part, raw[..., : part.n_raw, some], some) for part, some in self.split()]
         return torch.cat(parts, -1) if parts else raw[..., 0, :]
@@ -215,8 +213,8 @@ class Columns(Likelihood):
         return torch.cat([part.real_valued(size) for part, size in zip(self.kinds, self.sizes, strict=True)])
 
     def build(self, n_features: int) -> None:
-        for part, size in zip(self.kinds, self.sizes, strict=True):
-            part.build(size)
+        for part, some in self.split():
+            part.build(some.stop - some.start)
 
     def check(self, X: np.ndarray, whom: str) -> None:
         for part, some in self.split():
@@ -294,9 +292,10 @@ class MarginalBackground(nn.Module):
         _fix(others)
         self.register_buffer("raw", torch.zeros(others.n_raw, sum(others.sizes)))
 
-    def start(self, likelihood: Columns, raw: Tensor) -> None:
+    def start(self, likelihood: Likelihood, raw: Tensor) -> None:
         """Take over the parts that `likelihood` ends with, at the raw outputs (n_raw, n_features) of its start."""
-        for own, part in zip(self.others.parts[::-1], likelihood.parts[::-1], strict=False):
+        parts = [part for part, _ in likelihood.split()]
+        for own, part in zip(self.others.parts[::-1], parts[::-1], strict=False):
             own.load_state_dict(part.state_dict(), strict=False)
         self.raw.copy_(raw[: len(self.raw), self.n_gaussian :])
 

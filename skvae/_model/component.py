@@ -1,5 +1,6 @@
 """What likelihoods, priors, objectives and architectures have in common."""
 
+from collections.abc import Callable
 from numbers import Integral
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -59,6 +60,7 @@ class Component(nn.Module, BaseEstimator):
     """
 
     _parameter_constraints: ClassVar[dict[str, list]] = {}
+    get_params: Callable[..., dict[str, Any]]  # BaseEstimator's, which nn.Module's __getattr__ hides
 
     def __init__(self) -> None:
         super().__init__()

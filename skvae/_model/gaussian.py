@@ -1,7 +1,7 @@
 """The Gaussian linear model as a density, of complete rows and of rows with holes."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,30 @@ class Posterior(NamedTuple):
     def log_scale(self) -> Tensor:
         """Logarithm of each unit's standard deviation: (batch, z_dim)."""
         return log_scales(self.root)
+
+
+class Background(Protocol):
+    """A density of which a model is a mixture, the linear model or one with it in it."""
+
+    @property
+    def n_gaussian(self) -> int:
+        """Number of the first features, which are Gaussian."""
+
+    @property
+    def noise_scale(self) -> Tensor:
+        """Standard deviation of each feature's noise."""
+
+    def log_prob(self, x: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Log-density of each row, or of its observed cells, in nats."""
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw `n` rows."""
+
+    def expected_given(self, x: Tensor, observed: Tensor) -> Tensor:
+        """E[x | observed cells]."""
+
+    def sample_given(self, x: Tensor, observed: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """Draw each row `n` times, given its observed cells."""
 
 
 class LinearGaussian(nn.Module):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from sklearn.utils.extmath import randomized_svd
@@ -21,7 +21,10 @@ from .._data.batch import Batch
 from .._data.holes import observed_cells, without_holes
 from .._system.device import widest
 from .._system.random import subsample
+from .columns import MarginalBackground
 from .gaussian import LinearGaussian
+from .likelihood import Likelihood
+from .module import VAE
 from .sums import blocks_of, total
 
 _MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
@@ -109,7 +112,7 @@ def _line(inputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return centre, (inputs * y).mean(0) / spread
 
 
-def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def _scores(likelihood: Likelihood, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Slope of log p(x | raw) in the first raw output (n_samples, n_features), and minus its mean curvature.
 
     Under the model the mean squared slope equals the curvature. The larger of the two is taken, to allow for data that
@@ -129,7 +132,7 @@ def _scores(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return slopes, curvature.clamp(min=likelihood.min_curvature)
 
 
-def _information(likelihood: Any, raw: Tensor, typical: Tensor) -> Tensor:
+def _information(likelihood: Likelihood, raw: Tensor, typical: Tensor) -> Tensor:
     """What each of the `typical` rows says of its raw outputs, over the mean of all: (n_samples, n_features)."""
     pairs = ((raw.expand(len(block), *raw.shape), block) for block in blocks_of(typical))
     bends = torch.cat([likelihood.expansion(*pair)[1] for pair in pairs]).clamp(min=1e-30)
@@ -171,7 +174,13 @@ class _LinearModel:
         density.set_model(centre, noise_scale, self.directions * slope.sign()[:, None], self.values)
 
     def put_into(
-        self, vae: Any, line: tuple[Tensor, Tensor], raw: Tensor, beta: float, shrinkage: float = 1.0, given: Any = None
+        self,
+        vae: VAE,
+        line: tuple[Tensor, Tensor],
+        raw: Tensor,
+        beta: float,
+        shrinkage: float = 1.0,
+        given: Tensor | None = None,
     ) -> None:
         """Set `vae` to the optimum for the weighted bound, whose posterior sees the noise `beta` times larger.
 
@@ -180,14 +189,14 @@ class _LinearModel:
         """
         signal = ((self.values - beta) * shrinkage).clamp(min=_ALIVE)
         loadings = self.directions * signal.sqrt() * self.noise.sqrt()[:, None]  # (n_features, z_dim)
-        weight = (loadings / self.noise[:, None] / (beta + signal)).T  # (z_dim, n_features)
+        of_y = (loadings / self.noise[:, None] / (beta + signal)).T  # (z_dim, n_features)
         log_scale = 0.5 * (max(beta, 1e-4) / (beta + signal)).log()
         centre, slope = line
-        of_given = None if given is None else -weight @ given.double()
-        weight = weight * slope
+        weight = of_y * slope
         bias = torch.cat([-weight @ centre.double(), log_scale])
-        if of_given is not None:
-            weight, loadings = torch.cat([weight, of_given], 1), torch.cat([loadings, given.double()], 1)
+        if given is not None:
+            given = given.double()
+            weight, loadings = torch.cat([weight, -of_y @ given], 1), torch.cat([loadings, given], 1)
         _set_linear_maps(vae, weight, bias, loadings, raw.flatten())
 
 
@@ -202,7 +211,9 @@ class _Complete(NamedTuple):
     noise: Tensor
 
 
-def _complete(y: Tensor, observed: Tensor, z_dim: int, nearest_noise: Noise, seed: int, near: Any) -> _Complete:
+def _complete(
+    y: Tensor, observed: Tensor, z_dim: int, nearest_noise: Noise, seed: int, near: LinearGaussian | None
+) -> _Complete:
     """Likeliest factor analysis of the `observed` cells of `y` (n_samples, n_features): EM, whose second step is that
     of complete rows (Little & Rubin, 2019, section 11.2). It ends when a row gains less than 5e-5 nats."""
     model = _first_guess(y, observed, z_dim, nearest_noise) if near is None else copy.deepcopy(near)
@@ -255,7 +266,7 @@ def _rows_for_em(n_features: int, z_dim: int) -> int:
     return int(max(_SHRINKAGE_ROWS, 3e8 / (n_features**2 * z_dim)))
 
 
-def _set_linear_maps(vae: Any, weight: Tensor, bias: Tensor, loadings: Tensor, raw: Tensor) -> None:
+def _set_linear_maps(vae: VAE, weight: Tensor, bias: Tensor, loadings: Tensor, raw: Tensor) -> None:
     """Put the linear maps where they belong: beside the networks, or into networks that are linear themselves."""
     encoder = vae.linear_encoder or vae.encoder.head
     decoder = vae.linear_decoder or vae.decoder.head
@@ -267,14 +278,14 @@ def _set_linear_maps(vae: Any, weight: Tensor, bias: Tensor, loadings: Tensor, r
     decoder.weight[: len(loadings)] = loadings.to(decoder.weight)
 
 
-def _some(x: Tensor, n_rows: int, seed: int, rows: Any = None) -> Tensor:
+def _some(x: Tensor, n_rows: int, seed: int, rows: Tensor | None = None) -> Tensor:
     """Return at most `n_rows` rows of `x`, or of those whose indices are `rows`."""
     numbers = subsample(len(x) if rows is None else rows, n_rows, seed)
     return x if len(numbers) == len(x) else x[torch.from_numpy(numbers)]
 
 
 def _best_shrinkage(
-    put: Callable[..., None], vae: Any, x: Tensor, context: Tensor | None, beta: float, seed: int
+    put: Callable[..., None], vae: VAE, x: Tensor, context: Tensor | None, beta: float, seed: int
 ) -> float:
     """Choose the factor of the loadings that maximises the bound: the expansion, which holds near the mean of the data
     only, overstates the signal."""
@@ -294,7 +305,7 @@ def _best_shrinkage(
 
 
 def linear_start(
-    vae: Any, x: Tensor, raw: Tensor, *, beta: float, seed: int, rows: Any = None, near: Any = None
+    vae: VAE, x: Tensor, raw: Tensor, *, beta: float, seed: int, rows: Tensor | None = None, near: VAE | None = None
 ) -> None:
     """Set `vae` to the optimum of the linear model, in place.
 
@@ -310,7 +321,7 @@ def linear_start(
         Weight of the KL term.
     seed : int
         Decides which rows are taken where all would be too many.
-    rows : array-like of int, default=None
+    rows : Tensor of int, default=None
         Indices of the rows to take; None takes all.
     near : VAE, default=None
         A model at its start on similar rows, whose noise is then near.
@@ -324,9 +335,11 @@ def linear_start(
         observed, x = ~x.isnan(), without_holes(x)
     (y, nearest_noise), exact = _linearised(likelihood, raw, x), likelihood.is_normal
     centre, slope = _line(likelihood.inputs(x), y)
-    given = None if context is None else _regression(context, y)  # (n_features, n_context)
-    shift = 0.0 if given is None else context @ given.T
-    y = y - shift if given is not None else y
+    given, shift = None, x.new_zeros(())
+    if context is not None:
+        given = _regression(context, y)  # (n_features, n_context)
+        shift = context @ given.T
+        y = y - shift
     if observed is None:
         known = None if near is None or near.background is None else near.background.noise_scale.double().square()
         mean, factors = y.new_zeros(y.shape[1]), _Factors(y, z_dim, seed)
@@ -340,8 +353,7 @@ def linear_start(
             raw[0] += mean + _means_of_real(likelihood, x)
             centre = centre + torch.where(slope == 0, 0, mean / slope)
         likelihood.set_noise(noise.to(raw), raw)
-        if vae.background is not None:
-            _describe_background(vae, model, (x - shift).mean(0) + mean, raw)
+        _describe_background(vae, model, (x - shift).mean(0) + mean, raw)
         if vae.filler is not None:
             model.describe_inputs(vae.filler, centre, slope)
         if given is not None:
@@ -350,7 +362,7 @@ def linear_start(
         put(shrinkage=1.0 if exact else _best_shrinkage(put, vae, x, context, beta, seed))
 
 
-def _means_of_real(likelihood: Any, x: Tensor) -> Tensor:
+def _means_of_real(likelihood: Likelihood, x: Tensor) -> Tensor:
     """Means of the features whose first raw output is their mean, and 0 of others, whose start is at the mean."""
     parts = [(part.is_normal, x[:, some]) for part, some in likelihood.split()]
     return torch.cat([own.mean(0) if is_normal else own.new_zeros(own.shape[1]) for is_normal, own in parts])
@@ -362,18 +374,18 @@ def _regression(context: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.solve(square, (context.T @ y).double() / len(y)).T.to(y.dtype)
 
 
-def _describe_background(vae: Any, model: _LinearModel, mean: Tensor, raw: Tensor) -> None:
+def _describe_background(vae: VAE, model: _LinearModel, mean: Tensor, raw: Tensor) -> None:
     background = vae.background
     if isinstance(background, LinearGaussian):
-        return model.describe(background, mean)
-    values, vectors = model.marginal(background.n_gaussian)
-    background.gaussian.set_model(
-        mean[: background.n_gaussian], model.noise[: background.n_gaussian].sqrt(), vectors, values
-    )
-    background.start(vae.likelihood, raw)
+        model.describe(background, mean)
+    elif isinstance(background, MarginalBackground):
+        n = background.n_gaussian
+        values, vectors = model.marginal(n)
+        background.gaussian.set_model(mean[:n], model.noise[:n].sqrt(), vectors, values)
+        background.start(vae.likelihood, raw)
 
 
-def _linearised(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise]:
+def _linearised(likelihood: Likelihood, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise]:
     """A Gaussian view of `x` around its mean, centred, with the noise that is nearest to a wished one."""
     some = [features for _, features in likelihood.split()]
     views, noises = zip(
@@ -386,7 +398,7 @@ def _linearised(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise]
     return torch.cat(views, 1), nearest
 
 
-def _view(likelihood: Any, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise]:
+def _view(likelihood: Likelihood, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise]:
     """The same for the features of one likelihood."""
     if likelihood.is_normal:
         return x - x.mean(0), likelihood.nearest_noise

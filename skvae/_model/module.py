@@ -1,13 +1,16 @@
 """The variational autoencoder as a torch module: encoder, decoder, likelihood and prior, and nothing about training."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._data.batch import Batch, Cells
+from ..architectures import Architecture
+from ..priors import Prior
+from .gaussian import Background, LinearGaussian
+from .likelihood import Likelihood
 
 # Networks beside a linear path see clamped values: far from the training data only the linear path responds.
 MAX_INPUT = 10.0
@@ -48,26 +51,26 @@ class VAE(nn.Module):
 
     regression: Tensor
 
-    encoder: nn.Module  # annotated, since nn.Module's __getattr__ hides types
-    decoder: nn.Module
-    likelihood: Any
-    prior: Any
+    encoder: Architecture  # annotated, since nn.Module's __getattr__ hides types
+    decoder: Architecture
+    likelihood: Likelihood
+    prior: Prior
     linear_encoder: nn.Linear | None
     linear_decoder: nn.Linear | None
-    background: Any
-    filler: Any
+    background: Background | None
+    filler: LinearGaussian | None
 
     def __init__(
         self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        likelihood: nn.Module,
-        prior: Any,
+        encoder: Architecture,
+        decoder: Architecture,
+        likelihood: Likelihood,
+        prior: Prior,
         linear_encoder: nn.Linear | None = None,
         linear_decoder: nn.Linear | None = None,
-        background: nn.Module | None = None,
+        background: Background | None = None,
         share: float = 0.0,
-        filler: nn.Module | None = None,
+        filler: LinearGaussian | None = None,
         n_context: int = 0,
     ) -> None:
         super().__init__()
@@ -86,9 +89,11 @@ class VAE(nn.Module):
         prior.attach(self.encode_inputs)
 
     @property
-    def completer(self) -> Any:
+    def completer(self) -> LinearGaussian:
         """The linear model that fills holes in what the encoder sees."""
-        return self.background if self.filler is None else self.filler
+        completer = self.background if self.filler is None else self.filler
+        assert isinstance(completer, LinearGaussian)
+        return completer
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows as what is modelled and what is given, typical where that is missing."""
@@ -145,9 +150,9 @@ class VAE(nn.Module):
         if self.likelihood.n_raw == 1 or linear is None:
             return self.decode(z, context)
         z = beside(z, context)
-        hidden = self.decoder.hidden(z.clamp(-MAX_Z, MAX_Z))  # type: ignore[operator]
+        hidden = self.decoder.hidden(z.clamp(-MAX_Z, MAX_Z))
         raw, rest = (
-            (self.decoder.head(h) + linear(latents)).unflatten(-1, (self.likelihood.n_raw, -1))  # type: ignore[operator]
+            (self.decoder.head(h) + linear(latents)).unflatten(-1, (self.likelihood.n_raw, -1))
             for h, latents in ((hidden, z), (hidden.detach(), z.detach()))
         )
         return torch.cat([raw[..., :1, :], rest[..., 1:, :]], -2)
@@ -196,6 +201,7 @@ class VAE(nn.Module):
 
     def background_log_prob(self, x: Tensor, observed: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """Log-density of rows, or of their observed cells, under the background: (batch,)."""
+        assert self.background is not None
         x = x - self.background_shift(context)
         return self.background.log_prob(x) if observed is None else self.background.log_prob(x, observed)
 
@@ -207,6 +213,7 @@ class VAE(nn.Module):
         """What is given moves the background's mean by this, where that is Gaussian."""
         if context is None:
             return 0.0
+        assert self.background is not None
         shift, n = F.linear(context.to(self.regression.dtype), self.regression), self.background.n_gaussian
         return torch.cat([shift[..., :n], torch.zeros_like(shift[..., n:])], -1)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._data.batch import Cells
+from ..priors import Prior
 from .gaussian import log_scales
 from .module import FARTHEST, MODERATE, VAE
 
@@ -98,11 +99,11 @@ def log_mean(log_weights: Tensor) -> Tensor:
     return log_weights.logsumexp(0) - math.log(len(log_weights))
 
 
-def _gradient(prior: torch.nn.Module, z: Tensor) -> Tensor:
+def _gradient(prior: Prior, z: Tensor) -> Tensor:
     """Gradient of the prior's log-density: (batch, z_dim)."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(prior.log_prob(z).sum(), z)  # type: ignore[operator]
+        (gradient,) = torch.autograd.grad(prior.log_prob(z).sum(), z)
     return gradient
 
 

@@ -13,7 +13,7 @@ def generator(seed: int, *key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1))
 
 
-def subsample(rows: int | np.ndarray, n_rows: int, seed: int | list[int]) -> np.ndarray:
+def subsample(rows: int | np.ndarray | Tensor, n_rows: int, seed: int | list[int]) -> np.ndarray:
     """Return at most `n_rows` of the indices `rows`, or of the first `rows` indices, in ascending order. They are drawn
     at random, since the first rows, or each tenth, may be of one kind."""
     numbers = np.arange(rows) if isinstance(rows, int) else np.asarray(rows)

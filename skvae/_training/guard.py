@@ -4,7 +4,7 @@ import dis
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -13,7 +13,11 @@ from torch import Tensor
 from .._data.batch import Batch
 from .._data.split import Rows, Split, member, padded
 from .._fast.gradient import FastELBO
+from .._model.module import VAE
 from .._system.random import VALIDATION_STREAM, generator, subsample
+
+if TYPE_CHECKING:
+    from .net import Net
 
 WARMUP = 100  # steps over which the learning rate rises
 _USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
@@ -55,7 +59,7 @@ class Judge:
         Says which rows.
     """
 
-    def __init__(self, net: Any, split: Split) -> None:
+    def __init__(self, net: "Net", split: Split) -> None:
         self.net, self.split, self.n_judged = net, split, len(split.valid)
         n_features = split.x.shape[1]
         most = min(_MAX_JUDGED, max(_LEAST_JUDGED, _JUDGED_VALUES // n_features))
@@ -77,8 +81,9 @@ class Judge:
         draws = zip(*pieces, eps.split(size, -2), strict=True)
         self.parts = [Batch(**dict(named), eps=some) for *named, some in draws]
         self.background = self._background()
-        fast = net.fast_ and (self.n_judged == len(net.stack_.members) or net.stack_.averages)
-        self.fast = FastELBO(net.stack_, net.fast_.beta, self.n_judged) if fast else None
+        has_parameters = self.n_judged == len(net.stack_.members) or net.stack_.averages  # of the last members alone
+        fast = net.fast_ if has_parameters else None
+        self.fast = FastELBO(net.stack_, fast.beta, self.n_judged) if fast else None
 
     @torch.no_grad()
     def _background(self) -> list[Tensor] | None:
@@ -87,7 +92,7 @@ class Judge:
             return None
         return [torch.stack([module.background_of(some) for module, some in self._shares(part)]) for part in self.parts]
 
-    def _shares(self, part: Batch) -> list[tuple[Any, Batch]]:
+    def _shares(self, part: Batch) -> list[tuple[VAE, Batch]]:
         """The members with their rows of a part."""
         return [(module, member(part, i)) for i, module in enumerate(self.modules)]
 
@@ -131,7 +136,7 @@ class Guard:
     n_tries = 5  # how often an epoch is undone before training is given up
 
     def __init__(
-        self, net: Any, split: Split, *, patience: Sequence[int], tol: float, pace: float = 1.0, factor: float = 0.5
+        self, net: "Net", split: Split, *, patience: Sequence[int], tol: float, pace: float = 1.0, factor: float = 0.5
     ) -> None:
         self.net, self.split = net, split
         self.patience, self.tol, self.factor = [pace * steps for steps in patience], tol, factor
@@ -197,6 +202,7 @@ class Guard:
     def _turn(self) -> None:
         if self.n_falls + 1 == len(self.patience):
             raise StopTraining
+        assert self.kept
         self.n_falls, self.progress = self.n_falls + 1, self.n_steps
         self.net.stack_.load(self.kept)
         for state in self.net.optimizer_.state.values():
@@ -241,7 +247,7 @@ class Guard:
         elif self.latest is not None and not self.is_finite():
             self._go_back(self.latest, f"the loss after epoch {len(self.net.history)} is not finite")
             for state in (self.kept or self.start, self.start):  # each row was evaluated at one state only
-                if not self.is_finite():
+                if state and not self.is_finite():
                     self.net.stack_.load(state)
 
     def is_finite(self) -> bool:

@@ -25,9 +25,11 @@ from .._fast.optimizers import BARE
 from .._fast.products import LinearByOneDNN
 from .._io.portable import to_bytes
 from .._model.component import Epochal
+from .._model.module import VAE
 from .._system.device import device_here
 from .._system.program import multiplications, own_settings, threads_for
 from .._system.random import EPOCH_STREAM, VALIDATION_STREAM, generator
+from ..objectives import Objective
 from .checks import check_batches
 from .guard import Diverged, Guard, StopTraining, is_raised
 from .processes import add_up
@@ -70,12 +72,22 @@ class Net(NeuralNet):
     parameters of all lie in flat tensors.
     """
 
+    module_: VAE
+    average_: VAE
+    criterion_: Objective
+    optimizer_: torch.optim.Optimizer
+    callbacks_: list[tuple[str, Callback]]
+    stack_: Stack  # while training lasts, as the guard
+    guard_: Guard
+    fast_: FastELBO | None
+    epochal_: list[Epochal]
+
     def __init__(
         self,
         *args: Any,
         seed: int = 0,
-        offset: Any = 0.0,
-        scale: Any = 1.0,
+        offset: float | np.ndarray = 0.0,
+        scale: float | np.ndarray = 1.0,
         ema_decay: float = 0.0,
         input_noise: Tensor | None = None,
         balanced: bool = False,
@@ -93,10 +105,7 @@ class Net(NeuralNet):
         self.run_length_ = 1  # epochs that the whole run is meant to have
         self.patience_: dict[str, Any] = {"patience": (0,), "tol": 0.0}
         self.n_steps_ = self.n_step_rows_ = 0
-        self.stack_: Any = None  # while training lasts
-        self.fast_: FastELBO | None = None
-        self.guard_: Any = None
-        self.epochal_: list[Epochal] = []  # while training lasts
+        self._forget_training()
         self.given_callbacks_: list[Any] = []  # the user's own, of which `callbacks` has copies
 
     def __getstate__(self) -> dict:
@@ -110,7 +119,7 @@ class Net(NeuralNet):
     @own_settings()
     def __setstate__(self, state: dict) -> None:
         tensors = pickle.loads(state.pop("tensors_"))
-        vars(self).update(state | tensors | {"device": device_here(state["device"])})
+        self.__dict__.update(state | tensors | {"device": device_here(state["device"])})
         self.module = self.module_  # one object, kept once
 
     # What skorch documents
@@ -146,7 +155,7 @@ class Net(NeuralNet):
         try:
             self._initialize_callbacks()
         except Exception:
-            vars(self).update(kept)
+            self.__dict__.update(kept)
             raise
         defaults = dict(self._default_callbacks)
         self.callbacks_ = [(name, own[name] if name in defaults else callback) for name, callback in self.callbacks_]
@@ -169,7 +178,7 @@ class Net(NeuralNet):
         return self
 
     @property
-    def trained_module(self) -> nn.Module:
+    def trained_module(self) -> VAE:
         """The averaged module, or the last one where nothing is averaged."""
         return self.average_ if self.ema_decay else self.module_
 
@@ -196,11 +205,12 @@ class Net(NeuralNet):
     @property
     def log_jacobian(self) -> float:
         """What a log-likelihood in the model's units gains in those of X, in nats for a complete row."""
-        return -float(np.sum(np.log(self.scale[: self.n_features] if np.ndim(self.scale) else self.scale)))
+        return -float(np.sum(np.log(self.units(self.n_features)[1])))
 
-    def units(self, n: int) -> tuple[Any, Any]:
+    def units(self, n: int | None) -> tuple[float | np.ndarray, float | np.ndarray]:
         """Offset and scale of the first `n` features, with or without what is given behind them."""
-        return tuple(part[:n] if np.ndim(part) else part for part in (self.offset, self.scale))  # type: ignore[return-value]
+        offset, scale = (part[:n] if isinstance(part, np.ndarray) else part for part in (self.offset, self.scale))
+        return offset, scale
 
     @property
     def n_features(self) -> int | None:
@@ -212,7 +222,7 @@ class Net(NeuralNet):
         """The same for the training rows on average, with what marginals add."""
         return self.log_jacobian + self.gain_
 
-    def set_objective(self, objective: nn.Module) -> None:
+    def set_objective(self, objective: Objective) -> None:
         """Go on with another objective; the optimizer's state stays."""
         self.criterion_ = objective.to(self.device)
         self.recipe_["objective"] = objective
@@ -323,7 +333,13 @@ class Net(NeuralNet):
         finally:
             self.stack_.give_back(self.optimizer_)
             self.stack_.release()
-            self.optimizer_, self.stack_, self.fast_, self.guard_, self.epochal_ = own, None, None, None, []
+            self.optimizer_ = own
+            self._forget_training()
+
+    def _forget_training(self) -> None:
+        """Set what there is only while training lasts."""
+        self.stack_, self.guard_ = None, None  # type: ignore[assignment]
+        self.fast_, self.epochal_ = None, []
 
     @contextmanager
     def own_optimizer(self) -> Iterator[None]:
@@ -424,7 +440,7 @@ class Net(NeuralNet):
         """skorch's step without its closure and its `train()` at every batch, for all members."""
         step = self.gradient(batch[0])
         if self.is_shared:
-            add_up([*(whole.grad for whole in self.stack_.wholes), *step.values()])
+            add_up([*self.stack_.whole_gradients, *step.values()])
         if self.listens_["on_grad_computed"]:
             for i, module in enumerate(self.stack_.members):
                 some = {"named_parameters": list(module.named_parameters()), "batch": (member(batch[0], i), None)}
@@ -437,6 +453,7 @@ class Net(NeuralNet):
     def gradient(self, batch: Batch) -> dict[str, Any]:
         """Loss and terms of the first member, with the gradients of all left in the stack; of the rows of this process,
         what they add to those of all."""
+        assert batch.weight is not None
         if not len(batch):
             self.stack_.zero_grad()
             return {"loss": batch.x.new_zeros(()), "y_pred": batch.x.new_zeros(2)}
@@ -445,12 +462,12 @@ class Net(NeuralNet):
             log_prob, kl = terms
             return {"loss": self.fast_.beta * kl - log_prob, "y_pred": terms}
         self.stack_.zero_grad()
-        share = float(batch.weight.sum()) if self.is_shared else 1.0  # type: ignore[union-attr]
+        share = float(batch.weight.sum()) if self.is_shared else 1.0
         rows = [member(batch, i) for i in range(len(self.stack_.members))]  # none in some batches, where all are small
         steps = [self._backward(*pair, share) for pair in zip(self.stack_.members, rows, strict=True) if len(pair[1])]
         return steps[0]
 
-    def _backward(self, module: nn.Module, batch: Batch, share: float) -> dict[str, Any]:
+    def _backward(self, module: VAE, batch: Batch, share: float) -> dict[str, Any]:
         with LinearByOneDNN():
             value, log_prob, kl = self.criterion_(module, batch)
             loss = -value.mean() * share
@@ -466,7 +483,7 @@ class Net(NeuralNet):
                 state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], _TINY))
 
     @contextmanager
-    def inference(self, module: nn.Module | None = None) -> Iterator[nn.Module]:
+    def inference(self, module: VAE | None = None) -> Iterator[VAE]:
         """The trained module as it is used, or another one: without dropout, without a graph."""
         module = self.trained_module if module is None else module
         training = module.training
@@ -550,7 +567,7 @@ def _bounded(weight_decay: float, lr: float) -> float:
 
 
 def build_net(
-    module: nn.Module, objective: nn.Module, *, vae: dict, optimizer: Any, weight_decay: float, **params: Any
+    module: VAE, objective: Objective, *, vae: dict, optimizer: Any, weight_decay: float, **params: Any
 ) -> Net:
     """Return an initialised `Net` around a module; `params` are skorch's. Weight decay is for the networks' weights.
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._model.module import VAE
 from .processes import of_first
 
 
@@ -29,9 +30,9 @@ class Stack:
 
     Parameters
     ----------
-    members : list of nn.Module
+    members : list of VAE
         Modules of one shape.
-    averages : list of nn.Module
+    averages : list of VAE
         Modules that hold their averaged parameters; empty where nothing is averaged.
     groups : list of list of str
         Names of the parameters that share a flat tensor.
@@ -41,20 +42,21 @@ class Stack:
 
     def __init__(
         self,
-        members: Sequence[nn.Module],
-        averages: Sequence[nn.Module],
+        members: Sequence[VAE],
+        averages: Sequence[VAE],
         groups: Sequence[list[str]],
         elementwise: bool = True,
     ) -> None:
         self.elementwise = elementwise
-        self.members: list[Any] = list(members)
-        self.averages: list[Any] = list(averages)
+        self.members: list[VAE] = list(members)
+        self.averages: list[VAE] = list(averages)
         self.groups = [list(names) for names in groups]
         self.shapes = {name: part.shape for name, part in members[0].named_parameters()}
         self.wholes = [nn.Parameter(flat) for flat in self._flat(self.members)]
-        for whole in self.wholes:
-            whole.grad = torch.zeros_like(whole)
-        self.parameters, self.gradients = self._views(self.wholes), self._views([whole.grad for whole in self.wholes])
+        self.whole_gradients = [torch.zeros_like(whole) for whole in self.wholes]
+        for whole, gradient in zip(self.wholes, self.whole_gradients, strict=True):
+            whole.grad = gradient
+        self.parameters, self.gradients = self._views(self.wholes), self._views(self.whole_gradients)
         self.average_wholes = self._flat(self.averages) if averages else []
         self.averaged = self._views(self.average_wholes) if averages else self.parameters
         self._put(self.members, self.parameters, self.gradients)
@@ -69,11 +71,10 @@ class Stack:
         stacked = ([torch.stack([parts[name].data for parts in named]) for name in names] for names in self.groups)
         return [torch.cat([part.flatten() for part in parts]) for parts in stacked]
 
-    def _views(self, flats: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    def _views(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
         """Stacked parameters by name, (n_members, *shape), as views of the flat tensors."""
         views: dict[str, Tensor] = {}
         for names, flat in zip(self.groups, flats, strict=True):
-            assert flat is not None
             n = flat.numel() // sum(math.prod(self.shapes[name]) for name in names)
             pieces = flat.detach().split([n * math.prod(self.shapes[name]) for name in names])
             views |= {name: piece.view(n, *self.shapes[name]) for name, piece in zip(names, pieces, strict=True)}
@@ -156,9 +157,8 @@ class Stack:
             self.trainable = masks
 
     def zero_grad(self) -> None:
-        for whole in self.wholes:
-            assert whole.grad is not None
-            whole.grad.zero_()
+        for gradient in self.whole_gradients:
+            gradient.zero_()
 
     def gather(self) -> None:
         """Copy gradients back into the flat tensors where a callback has put other tensors in their place."""
