@@ -17,6 +17,16 @@ from torch import Tensor, nn
 
 from ._model.component import Component, Counts
 
+__all__ = [
+    "MLP",
+    "Architecture",
+    "Conv",
+    "Custom",
+    "Dropout",
+    "NetworkSpec",
+    "Residual",
+]
+
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,

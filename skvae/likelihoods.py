@@ -21,7 +21,6 @@ from ._system.device import widest
 from ._system.random import normal_like, uniform_like
 
 __all__ = [
-    "LIKELIHOODS",
     "Bernoulli",
     "ContinuousBernoulli",
     "Gaussian",

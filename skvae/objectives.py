@@ -18,6 +18,8 @@ from ._data.batch import Batch
 from ._model.component import COUNT, Component
 from ._model.module import VAE
 
+__all__ = ["ELBO", "IWAE", "MMD", "BetaTC", "DReG", "Objective"]
+
 _LOG_2PI = math.log(2 * math.pi)
 _MAX_ELEMENTS = 24_000  # pairs of rows, times units, that are worked out at once in small batches; more are slower
 
@@ -262,8 +264,8 @@ def total_correlation(z: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 class BetaTC(Objective):
     """ELBO with the total correlation of the latent units weighted by `beta` (Chen et al., 2018, equation 4).
 
-    The total correlation is estimated in the batch (see `total_correlation`), so that this is no bound unless ``beta``
-    is 1, and then the ELBO.
+    The total correlation is estimated in the batch, by means over its rows, so that this is no bound unless ``beta`` is
+    1, and then the ELBO.
 
     Parameters
     ----------

@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from ._model.component import COUNT, Component, Counts
 from ._system.device import widest
 
+__all__ = ["Flow", "Mixture", "Prior", "StandardNormal", "VampPrior"]
+
 _LOG_2PI = math.log(2 * math.pi)
 _MOMENT_DRAWS = 2_500
 _NEGLIGIBLE = -50.0  # nats below the largest term: a sum does not change by it, even in float64
