@@ -1,6 +1,7 @@
 """Likelihoods of tables with columns of several kinds: categories, levels in an order, and all kinds side by side."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import cast
 
 import numpy as np
@@ -187,11 +188,9 @@ class Columns(Likelihood):
     def n_raw(self) -> int:  # type: ignore[override]
         return max((part.n_raw for part in self.parts), default=1)
 
-    def split(self) -> Iterator[tuple[Likelihood, slice]]:
-        end = 0
-        for part, size in zip(cast(Iterable[Likelihood], self.kinds), self.sizes, strict=True):
-            start, end = end, end + size
-            yield part, slice(start, end)
+    def split(self) -> list[tuple[Likelihood, slice]]:
+        parts = zip(cast(Iterable[Likelihood], self.kinds), self.sizes, accumulate(self.sizes), strict=True)
+        return [(part, slice(end - size, end)) for part, size, end in parts]
 
     def _join(self, function: Callable[[Likelihood, Tensor, slice], Tensor], raw: Tensor) -> Tensor:
         """What `function` makes of each part's raw outputs, side by side."""

@@ -1,7 +1,6 @@
 """What likelihoods have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -59,9 +58,9 @@ class Likelihood(Component, ABC):
         """Return the location and scale of the model's units: (n_features,), or two numbers that hold for all."""
         return location_scale(X) if self.standardize else (0.0, 1.0)
 
-    def split(self) -> "Iterator[tuple[Likelihood, slice]]":
-        """Yield the likelihoods that this one is made of, with their features: by default itself, with all."""
-        yield self, slice(None)
+    def split(self) -> "list[tuple[Likelihood, slice]]":
+        """Return the likelihoods that this one is made of, with their features: by default itself, with all."""
+        return [(self, slice(None))]
 
     def build(self, n_features: int) -> None:
         """Create the parameters and buffers shared by all rows."""
