@@ -445,7 +445,7 @@ class VAETransformer(
         Z : ndarray of shape (n_samples, z_dim)
             Posterior means, float32.
         """
-        return self._of_parts(X, lambda part: self._encode(self._check_X(part))[0])
+        return self._map_parts(X, lambda part: self._encode(self._check_X(part))[0])
 
     @own_settings()
     def posterior(self, X):
@@ -461,7 +461,7 @@ class VAETransformer(
         mean, std : ndarray of shape (n_samples, z_dim)
             Parameters of the diagonal Gaussian, float32.
         """
-        both = self._of_parts(X, lambda part: np.hstack(self._encode(self._check_X(part))))
+        both = self._map_parts(X, lambda part: np.hstack(self._encode(self._check_X(part))))
         mean, log_scale = np.split(both, 2, axis=1)
         return mean, np.exp(log_scale)
 
@@ -483,7 +483,7 @@ class VAETransformer(
         log_likelihood : ndarray of shape (n_samples,)
             In nats per row and the units of X: the Jacobian of the internal scaling is included.
         """
-        return self._of_parts(X, self._scores)
+        return self._map_parts(X, self._scores)
 
     def _scores(self, X):
         """`score_samples` of rows that memory holds."""

@@ -38,7 +38,7 @@ ACTIVATIONS = {
 }
 
 
-def undrawn(kind: type, *args: Any, **options: Any) -> Any:
+def uninitialised(kind: type, *args: Any, **options: Any) -> Any:
     """A layer whose weights are yet to be set.
 
     torch's own start would move its global stream, and its `skip_init` imports half a second of symbolic algebra.
@@ -51,7 +51,7 @@ def undrawn(kind: type, *args: Any, **options: Any) -> Any:
 
 def he_linear(n_inputs: int, n_outputs: int, generator: torch.Generator) -> nn.Linear:
     """Linear layer with zero biases and normal weights of variance 2 / n_inputs (He et al., 2015)."""
-    layer = undrawn(nn.Linear, n_inputs, n_outputs)
+    layer = uninitialised(nn.Linear, n_inputs, n_outputs)
     nn.init.normal_(layer.weight, std=math.sqrt(2 / n_inputs), generator=generator)
     nn.init.zeros_(layer.bias)
     return layer
@@ -154,7 +154,7 @@ class Architecture(Component, ABC):
         """
 
     def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
-        """Whether the networks are linear maps, so that the linear start needs no paths beside them."""
+        """Tell whether the networks are linear maps, so that the linear start needs no paths beside them."""
         return False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class Architecture(Component, ABC):
 
 
 class _Regularized(Architecture):
-    """What networks with hidden layers share: normalisation and dropout."""
+    """Base of networks with hidden layers: normalisation and dropout."""
 
     _parameter_constraints: ClassVar[dict[str, list]] = {
         "layer_norm": ["boolean"],
@@ -190,7 +190,7 @@ class _Regularized(Architecture):
 
 
 class _Layered(_Regularized):
-    """What networks of hidden layers, and of nothing else, share."""
+    """Base of networks of hidden layers, and of nothing else."""
 
     def is_linear(self, hidden_layer_sizes: Sequence[int]) -> bool:
         return not hidden_layer_sizes
@@ -341,14 +341,14 @@ def _he_convolution(layer: Any, fan_in: float, generator: torch.Generator) -> An
 
 
 def _downsampling(n_inputs: int, n_outputs: int, generator: torch.Generator) -> Any:
-    layer = undrawn(nn.Conv2d, n_inputs, n_outputs, 3, stride=2, padding=1)
+    layer = uninitialised(nn.Conv2d, n_inputs, n_outputs, 3, stride=2, padding=1)
     return _he_convolution(layer, 9 * n_inputs, generator)
 
 
 def _upsampling(n_inputs: int, n_outputs: int, size: Sequence[int], generator: torch.Generator) -> Any:
     """The way back from half of `size`, rounded up; each output sees a quarter of the kernel."""
     odd = tuple(1 - length % 2 for length in size)
-    layer = undrawn(nn.ConvTranspose2d, n_inputs, n_outputs, 3, stride=2, padding=1, output_padding=odd)
+    layer = uninitialised(nn.ConvTranspose2d, n_inputs, n_outputs, 3, stride=2, padding=1, output_padding=odd)
     return _he_convolution(layer, 9 * n_inputs / 4, generator)
 
 
@@ -449,7 +449,7 @@ def _checked(network: nn.Module, name: str) -> nn.Module:
 
 
 def _trial_output(network: nn.Module, n_inputs: int, whose: str) -> Tensor:
-    """What a network makes of two rows; ValueError, naming `whose` it is, where that is not a row for each of them."""
+    """Return a network's output for two rows; raise ValueError, naming `whose` it is, if that is not a row for each."""
     training = [(part, part.training) for part in network.modules()]
     try:
         with torch.no_grad():  # in evaluation mode, so that a look changes nothing

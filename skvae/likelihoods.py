@@ -318,8 +318,10 @@ class ContinuousBernoulli(Likelihood):
 
 
 class _Counts(Likelihood):
-    """What the count likelihoods share: rate = typical count of the feature x link(raw) x size of the row, if that has
-    one: its sum over that of the mean row."""
+    """Base of count likelihoods: rate = typical count of the feature x link(raw) x size of the row.
+
+    The size, where the rate has one, is the row's sum over that of the mean row.
+    """
 
     _parameter_constraints: ClassVar[dict[str, list]] = {"size_factor": [StrOptions({"sum"}), None]}
 

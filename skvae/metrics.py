@@ -13,7 +13,7 @@ from sklearn.metrics import mean_squared_error
 from sklearn.utils import check_array
 
 from ._data.batch import Batch
-from ._data.blocks import apply, chunk_sizes, is_far, scaled, scaled_blocks
+from ._data.blocks import chunk_sizes, is_far, map_blocks, scaled, scaled_blocks
 from ._data.holes import without_holes
 from ._data.split import Rows
 from ._model.module import MODERATE
@@ -269,7 +269,9 @@ def _moments_of(estimator, X, holes, n_draws, rng):
         return torch.stack([mixed, spread / n_draws], dim=1)
 
     blocks = scaled_blocks(X, net.offset, net.scale, device, n_rows)
-    return apply(moments, blocks, len(X), multiplications=multiplications(vae, n_rows * n_draws // n_parts, X.shape[1]))
+    return map_blocks(
+        moments, blocks, len(X), multiplications=multiplications(vae, n_rows * n_draws // n_parts, X.shape[1])
+    )
 
 
 def _parts(total, n_parts):

@@ -140,7 +140,7 @@ def _log_normal(z: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 
 
 class _ImportanceWeighted(Objective):
-    """What objectives of several draws share: the bound log(mean of p(x, z) / q(z | x)) of each row."""
+    """Base of objectives of several draws: the bound log(mean of p(x, z) / q(z | x)) of each row."""
 
     _parameter_constraints: ClassVar[dict[str, list]] = {"n_draws": [COUNT]}
 

@@ -109,7 +109,7 @@ class Prior(Component, ABC):
         return 0.5 * (ratio - 1 + variance.log()) - log_scale
 
     def active_units(self, mean: Tensor, threshold: float = 0.01) -> Tensor:
-        """Whether the variance of E[z | x] over rows exceeds a share of the prior's variance, unit by unit.
+        """Tell whether the variance of E[z | x] over rows exceeds a share of the prior's variance, unit by unit.
 
         (n_samples, z_dim) -> (z_dim,), bool. For the standard normal prior the criterion of Burda, Grosse &
         Salakhutdinov (2016), section 5.2.

@@ -1,4 +1,4 @@
-"""What travels from the rows to the objectives."""
+"""Batches, which travel from the rows to the objectives."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -62,7 +62,7 @@ class Batch:
     for_map: bool = False
 
     def inputs(self, likelihood: "Likelihood") -> Tensor:
-        """What the encoder sees."""
+        """Return the rows as the encoder sees them."""
         return likelihood.inputs(self.x) if self.seen is None else self.seen
 
     def __len__(self) -> int:

@@ -39,7 +39,7 @@ def location_scale(X):
 
 
 def _total(X, function):
-    """Sum of what `function` makes of the blocks of X."""
+    """Return the sum of the results of `function` for the blocks of X."""
     return sum(gathered(X, sum(function(block) for block in row_blocks(X))))
 
 
@@ -62,8 +62,9 @@ def _check_size(sizes, largest):
 
 
 def scaled(X, offset, scale):
-    """X in the model's units: a float32 tensor, which shares the memory of X where there is nothing to do. ValueError
-    where float32 holds a value neither in the units of X nor in these. Of a table that is not held, `ScaledRows`."""
+    """Return X in the model's units: a float32 tensor, which shares the memory of X where there is nothing to do, or
+    `ScaledRows` of a table that is not held. Raise ValueError where float32 holds a value neither in the units of X nor
+    in these."""
     if isinstance(X, RowSource):
         if not np.ndim(scale):
             X.check(partial(_check_size, largest=_LARGEST))
@@ -123,7 +124,7 @@ def _in_units(block, offset, scale):
 
 
 def is_far(X, offset, scale):
-    """Whether a value of the row is larger than a million in the model's units: (n_samples,)."""
+    """Find the rows with a value larger than a million in the model's units: bool (n_samples,)."""
     return np.concatenate([(np.abs(_in_units(block, offset, scale)) > _FAR).any(axis=1) for block in row_blocks(X)])
 
 
@@ -160,7 +161,7 @@ class _RowwiseLinear(TorchFunctionMode):
 
 @contextmanager
 def memory_advice(remedies):
-    """Say what to change where the device's memory does not suffice; torch's own words tell of sizes only."""
+    """Within this context an error for lack of memory on the device says what to change; torch's names sizes only."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -169,7 +170,7 @@ def memory_advice(remedies):
 
 @memory_advice("Lower `n_draws` where rows are scored, or fit with smaller `hidden_layer_sizes` or device='cpu'.")
 @torch.no_grad()
-def apply(function, blocks, n_rows, finish=np.asarray, multiplications=math.inf):
+def map_blocks(function, blocks, n_rows, finish=np.asarray, multiplications=math.inf):
     """The array of all rows that `function` makes of the blocks' tensors, and `finish` of its arrays.
 
     `multiplications` is about how many a full block takes: for few, there is one thread.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def observed_cells(x: Tensor) -> Tensor | None:
-    """Which cells of `x` hold a value, of its shape; None where all do."""
+    """Return a mask of the cells of `x` that hold a value, of its shape; None where all do."""
     observed = ~x.isnan()
     return None if bool(observed.all()) else observed
 

@@ -17,8 +17,8 @@ _TO_NUMBERS = (
 
 
 def plain(X):
-    """X without what NumPy or torch would take for something else than it means; a large table that is sparse, in a
-    file or in chunks as a `RowSource`.
+    """Return X without what NumPy or torch would take for something else than it means; a large table that is sparse,
+    in a file or in chunks becomes a `RowSource`.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def _is_date(dtype):
 
 @contextmanager
 def advice(X):
-    """Around the validation of X: where a value is no number, the message names the columns and what to do."""
+    """Within this context an error for values that are no numbers names their columns and what to do."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -77,7 +77,7 @@ def words(problem, columns):
 
 
 def _not_numbers(X):
-    """Names of the columns with values that are not numbers; of an array the columns' places."""
+    """Return the names of the columns with values that are not numbers, or their indices in an array."""
     try:
         return [name for name, column in _columns(X) if not _is_numeric(np.asarray(column))]
     except (ValueError, TypeError):  # no table

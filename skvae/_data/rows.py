@@ -90,7 +90,7 @@ class RowSource:
             function(part)
 
     def gathered(self, value):
-        """What all processes that share the table make of their parts: here the one `value`."""
+        """Return the values that all processes make of their parts of the table: here the one `value`."""
         return [value]
 
     def order(self, rows, permutation):
@@ -308,7 +308,7 @@ def _mapped(X):
 
 
 def source_of(X):
-    """What a user has as rows that are read where they are asked for; None where it is no such table."""
+    """Return a user's table as rows that are read where they are asked for; None where it is no such table."""
     if isinstance(X, Chunks):
         return X.rows
     if issparse(X) and X.ndim == 2:
@@ -318,7 +318,7 @@ def source_of(X):
 
 
 def held(X):
-    """X, as an array where it is a small table of rows to be read, and as a `RowSource` where it is a large one."""
+    """Return a small table of rows to be read as an array, and a large one as the `RowSource` that it is."""
     source = source_of(X)
     if source is None:
         return X
@@ -326,7 +326,7 @@ def held(X):
 
 
 def parts_of(X):
-    """X in parts that memory holds: an array as it is."""
+    """Return the parts of X that memory holds: an array as it is."""
     return X.parts() if isinstance(X, RowSource) else [X]
 
 
@@ -338,7 +338,7 @@ def check_parts(X, function):
 
 
 def gathered(X, value):
-    """What all processes that share the table `X` make of their parts, of which `value` is this one's."""
+    """Return the values that all processes make of their parts of the table `X`; `value` is this one's."""
     return X.gathered(value) if isinstance(X, RowSource) else [value]
 
 

@@ -1,4 +1,4 @@
-"""Which rows of a table each model is trained on and which it is judged by, and the batches of an epoch."""
+"""The rows of a table that each model is trained on and judged by, and the batches of an epoch."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -76,8 +76,11 @@ class Split(Dataset):
 
 
 class Rows:
-    """What batches take their rows from: `x` (n_samples, n_features), and where it has holes, or features that are
-    given, what `module` makes of them: before training where `x` is a tensor, and else when a row is taken."""
+    """The rows `x` (n_samples, n_features) as fields of batches.
+
+    Where `x` has holes, or features that are given, `module` makes the fields of them: before training where `x` is a
+    tensor, and else when a row is taken.
+    """
 
     def __init__(self, x: Any, module: VAE) -> None:
         self.x, self.module = x, module
@@ -108,7 +111,7 @@ def _shuffled(x: Any, rows: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def whole(x: Any) -> Split:
-    """All rows for one model."""
+    """Return a split in which one model trains on all rows."""
     return Split(x, [torch.arange(len(x))])
 
 
@@ -152,7 +155,7 @@ def padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _positions(n_rows: int, n_batches: int, width: int) -> tuple[Tensor, Tensor]:
-    """Cut `n_rows` into nearly equal batches: positions and whether they count, (n_batches, width) both."""
+    """Cut `n_rows` into nearly equal batches; returns positions and a mask of those that count, (n_batches, width)."""
     ends = torch.arange(1, n_batches + 1) * n_rows // n_batches
     starts = torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])
     positions = starts[:, None] + torch.arange(width)
@@ -232,7 +235,7 @@ class TrainBatches:
 
     @cached_property
     def _places(self) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Where each member's batches stand in its order, and weights (n_batches, n_members, width)."""
+        """Positions of each member's batches in its order, and weights (n_batches, n_members, width)."""
         positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in self.n_rows), strict=True)
         counts = torch.stack(inside, 1)
         weight = counts.float() / counts.sum(-1, keepdim=True).clamp(min=1)

@@ -1,4 +1,4 @@
-"""What `partial_fit` remembers of the chunks that it was given: the first rows, until they suffice to start from."""
+"""The memory of `partial_fit`, of the chunks that it was given: the first rows, until they suffice to start from."""
 
 import hashlib
 
@@ -17,7 +17,7 @@ def _hashes(X):
 
 
 def _enough(n_features):
-    """Rows that scale and linear start can be told from, within bounded memory."""
+    """Return the number of rows that suffice for scale and linear start, within bounded memory."""
     return min(max(_MIN_ROWS, _ROWS_PER_FEATURE * n_features), max(100, _MAX_VALUES // n_features))
 
 

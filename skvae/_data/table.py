@@ -143,14 +143,14 @@ class Column:
         return np.clip(np.round(values * unit) / unit, self.low, self.high)
 
     def cells(self, values):
-        """What stands in a frame: categories, dates or numbers, with None or NaN where there is none."""
+        """Return the cells of a frame: categories, dates or numbers, with None or NaN for missing ones."""
         if self.kind == "categorical":
             return [None if np.isnan(value) else self.levels[int(value)] for value in values]
         return values.tolist()
 
 
 def _nearest(levels, values):
-    """Places of the nearest levels."""
+    """Return the indices of the nearest levels."""
     levels = np.asarray(levels)
     place = np.clip(np.searchsorted(levels, np.nan_to_num(values)), 1, max(1, len(levels) - 1))
     if len(levels) == 1:
@@ -212,12 +212,12 @@ class Table:
 
     @property
     def is_plain(self):
-        """Whether each column is a number and all go by one likelihood."""
+        """True if each column is a number and all go by one likelihood."""
         return self._is_of_numbers and not any(column.given for column in self.columns)
 
     @property
     def _is_of_numbers(self):
-        """Whether what is modelled are numbers that go by one likelihood."""
+        """True if all columns that are modelled are numbers and go by one likelihood."""
         return all(
             column.kind == "numeric" and column.likelihood is None for column in self.columns if not column.given
         )
@@ -229,7 +229,7 @@ class Table:
 
     @property
     def is_identity(self):
-        """Whether each column is a feature as it stands."""
+        """True if each column is a feature as it stands."""
         return self.is_plain and all(column.marginal in ("standardize", None) for column in self.columns)
 
     def values(self, X):
@@ -281,7 +281,7 @@ class Table:
 
     @property
     def gives_floats(self):
-        """Whether it is an array of numbers that need not be whole."""
+        """True if the table is an array of numbers that need not be whole."""
         return self.container == "array" and self.is_plain and not self.columns[0].dtype.startswith(("int", "uint"))
 
     @property
@@ -303,8 +303,8 @@ class Table:
         return {kind: places for kind, places in (kinds | {"context": context}).items() if places}
 
     def features(self, values):
-        """What the model sees of values, before scaling, and what each row's log-likelihood gains by it: arrays
-        (n_samples, n_features) and (n_samples,), or 0."""
+        """Return the features of values, before scaling, (n_samples, n_features), and the nats that each row's
+        log-likelihood gains by them, (n_samples,) or 0."""
         if self.is_identity:
             return values, 0.0
         parts, slopes = zip(*(c.encode(part) for c, part in zip(self.columns, values.T, strict=True)), strict=True)
@@ -372,7 +372,7 @@ def _in_range(values, dtype):
 
 
 def _share(kind, column):
-    """Which of the column's features belong to a kind."""
+    """Return the features of the column that belong to a kind."""
     if column.marginal != "spike":
         return slice(None)
     return slice(1, 2) if kind == "flag" else slice(0, 1)
@@ -382,12 +382,12 @@ def _share(kind, column):
 
 
 def is_frame(X):
-    """Whether X is a DataFrame of a library that is known here."""
+    """Tell whether X is a DataFrame of a library that is known here."""
     return container_of(X) != "array"
 
 
 def container_of(X):
-    """What X is: "pandas", "polars" or "array"."""
+    """Return the kind of container that X is: "pandas", "polars" or "array"."""
     for name in ("pandas", "polars"):
         library = sys.modules.get(name)
         if library is not None and isinstance(X, library.DataFrame):
@@ -396,14 +396,14 @@ def container_of(X):
 
 
 def missing_cells(X):
-    """Which cells of an array of numbers or of a frame are missing: (n_samples, n_columns)."""
+    """Find the missing cells of an array of numbers or of a frame: bool (n_samples, n_columns)."""
     if not is_frame(X):
         return np.isnan(X)
     return np.column_stack([[_is_missing(cell) for cell in _objects(cells)] for _, cells in _cells(X)])
 
 
 def without_column(X, place):
-    """X with one column missing."""
+    """Return X with all cells of one column missing."""
     if not is_frame(X):
         return np.where(np.arange(X.shape[1]) == place, np.nan, X)
     library, name = importlib.import_module(container_of(X)), X.columns[place]
@@ -413,7 +413,7 @@ def without_column(X, place):
 
 
 def _cells(X):
-    """Names and columns of X."""
+    """Return the names and the columns of X."""
     container = container_of(X)
     if container == "pandas":
         return [(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
@@ -427,7 +427,7 @@ def _is_bool(column):
 
 
 def _kind(cells):
-    """dtype and kind of a column."""
+    """Return the dtype and the kind of a column."""
     name = str(cells.dtype)
     lower = name.lower()
     if lower.startswith(("category", "categorical", "enum", "str", "bool", "object", "large_string")):

@@ -1,4 +1,4 @@
-"""What a fitted model makes of latent points and of cells that are not there: means, draws and imputations."""
+"""Rows that a fitted model makes of latent points and of rows with holes: means, draws and imputations."""
 
 from typing import ClassVar
 
@@ -186,7 +186,7 @@ class GenerationMixin:
             return filled.movedim(0, 1)  # (batch, n_draws, n_features)
 
         blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
-        filled = self._apply(impute, blocks, len(X), self._in_units_of_X, size=n_rows * len(eps))
+        filled = self._map_blocks(impute, blocks, len(X), self._in_units_of_X, size=n_rows * len(eps))
         return np.moveaxis(filled, 1, 0)
 
     def _particles(self, n_draws, rng):
@@ -195,7 +195,7 @@ class GenerationMixin:
         return torch.randn(n, 1, self._n_features_out, generator=rng, dtype=torch.float64)
 
     def _decoded(self, function, z, context, drawn=False):
-        """What `function` makes of latent coordinates, and of what is given if anything is, in the container of X."""
+        """Apply `function` to latent coordinates and what is given, if anything; returns rows in the container of X."""
         if context is None:
             return self._given_back(self._decode(function, z), drawn)
         n, (offset, scale) = context.shape[1], (self.net_.offset, self.net_.scale)
@@ -204,7 +204,7 @@ class GenerationMixin:
         return self._given_back(np.hstack([features, context]), drawn)
 
     def _conditions(self, conditions, n_samples):
-        """What is given for that many rows, in the units of X: (n_samples, n_context), or None."""
+        """Return the conditions of that many rows, in the units of X: (n_samples, n_context), or None."""
         n = self.module_.n_context
         if conditions is not None and not n:
             raise ValueError("`conditions` are for a model with condition_features, and this one has none.")
@@ -216,7 +216,7 @@ class GenerationMixin:
         return np.where(np.isnan(features), typical, features)
 
     def _any_conditions(self, n_samples, random_state):
-        """What is given in that many training rows, or None."""
+        """Draw the conditions of that many training rows, or None."""
         known = self._table.conditions
         return None if known is None else known[random_state.randint(len(known), size=n_samples)]
 

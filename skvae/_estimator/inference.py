@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from .._data.blocks import BLOCK, PAD, apply, chunk_sizes, scaled_blocks
+from .._data.blocks import BLOCK, PAD, chunk_sizes, map_blocks, scaled_blocks
 from .._data.input import plain
 from .._data.rows import RowSource
 from .._model.module import MODERATE
@@ -16,16 +16,15 @@ from .._system.random import SCORE_STREAM, generator
 
 
 class InferenceMixin:
-    """What an estimator with a fitted `net_` computes of validated rows."""
+    """Validated rows through a fitted `net_`."""
 
     def _model(self, exact):
         """The model and where it computes: in float64, which not every device has, for far rows and those with holes,
         whose squares overflow and whose matrices lose digits."""
         return (copy.deepcopy(self.module_).cpu().double(), "cpu") if exact else (self.module_, self.net_.device)
 
-    def _of_parts(self, X, function):
-        """What `function` makes of X, or of the parts of a table that is not held, whose rows do not depend on their
-        neighbours."""
+    def _map_parts(self, X, function):
+        """Apply `function` to X, or to the parts of a table that is not held: no row depends on its neighbours."""
         check_is_fitted(self)
         X = plain(X)
         if not isinstance(X, RowSource):
@@ -60,10 +59,12 @@ class InferenceMixin:
             return refined.mixed(torch.cat(parts))
 
         blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
-        return self._apply(incomplete if holes else complete, blocks, len(X), size=n_rows * self.n_draws // n_parts)
+        return self._map_blocks(
+            incomplete if holes else complete, blocks, len(X), size=n_rows * self.n_draws // n_parts
+        )
 
     def _log_jacobian(self, X):
-        """What log-likelihoods of rows in the model's units gain in those of X: a number, or (n_samples,)."""
+        """Return the nats that log-likelihoods gain from the model's units to those of X: a number, or (n_samples,)."""
         if not np.ndim(self.net_.scale):
             return self.net_.log_jacobian
         scale = np.log(self.net_.scale[: self.net_.n_features])
@@ -85,13 +86,13 @@ class InferenceMixin:
 
         def encode(rows, holes):
             blocks = scaled_blocks(rows, self.net_.offset, self.net_.scale, "cpu" if holes else self.net_.device)
-            return self._apply(incomplete if holes else complete, blocks, len(rows))
+            return self._map_blocks(incomplete if holes else complete, blocks, len(rows))
 
         exact = self._model(True)[0] if self.module_.n_context or np.isnan(X).any() else None
         return np.split(self._by_holes(X, encode), 2, axis=1)
 
     def _by_holes(self, X, function):
-        """What `function` makes of the complete rows of X, and of those with holes, in the order of X."""
+        """Apply `function` to the complete rows of X and to those with holes; returns results in the order of X."""
         incomplete = np.isnan(X).any(axis=1) | bool(self.module_.n_context)
         if incomplete.all() or not incomplete.any():
             return function(X, bool(incomplete.all()) and len(X) > 0)
@@ -101,14 +102,14 @@ class InferenceMixin:
         return result
 
     def _decode(self, function, z):
-        """What `function` makes of latent coordinates, brought to the units of X."""
+        """Apply `function` to latent coordinates, and bring its results to the units of X."""
         blocks = scaled_blocks(z, 0.0, 1.0, self.net_.device)
-        return self._apply(function, blocks, len(z), self._in_units_of_X)
+        return self._map_blocks(function, blocks, len(z), self._in_units_of_X)
 
-    def _apply(self, function, blocks, n_rows, finish=np.asarray, size=None):
-        """`apply` for passes of `size` rows through the model, or of full blocks of rows."""
+    def _map_blocks(self, function, blocks, n_rows, finish=np.asarray, size=None):
+        """`map_blocks` for passes of `size` rows through the model, or of full blocks of rows."""
         size = min(BLOCK, max(PAD, n_rows)) if size is None else size
-        return apply(function, blocks, n_rows, finish, multiplications(self.module_, size, self.n_features_in_))
+        return map_blocks(function, blocks, n_rows, finish, multiplications(self.module_, size, self.n_features_in_))
 
     def _in_units_of_X(self, x):
         """Features, with or without what is given, in the units of X."""

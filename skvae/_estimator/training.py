@@ -1,4 +1,4 @@
-"""How an estimator is trained: the steps of `fit` and `partial_fit`, from X as it is given to fitted attributes."""
+"""The steps of `fit` and `partial_fit`, from X as it is given to fitted attributes."""
 
 import copy
 import warnings
@@ -66,7 +66,7 @@ class Taken:
 
 
 class TrainingMixin:
-    """What an estimator does between `fit` and a fitted model."""
+    """Training, from `fit` to a fitted model."""
 
     def _fit(self, X, y, *, fresh, one_epoch=False):
         with together():
@@ -98,7 +98,7 @@ class TrainingMixin:
         return self
 
     def _take_first(self, X, one_epoch):
-        """X of a fit from nothing."""
+        """Take X for a fit from nothing."""
         values, gain, likelihood, table = self._check_first(X, in_chunks=one_epoch)
         table.keep_conditions(values)
         seed = of_first(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
@@ -106,7 +106,7 @@ class TrainingMixin:
         return Taken(values, gain, likelihood, table, made_with(self.get_params(deep=False), likelihood, prior), seed)
 
     def _take_more(self, X, one_epoch):
-        """X of a fit that goes on, whose parameters must be those that the model was made with."""
+        """Take X for a fit that goes on, whose parameters must be those that the model was made with."""
         asked = made_with(self.get_params(deep=False), self.likelihood_, self.net_.recipe_["vae"]["prior"])
         whose = "partial_fit" if one_epoch else "warm_start"
         check_unchanged(getattr(self, "_made_with", {}), asked, whose, self.device, self.net_.device)
@@ -162,7 +162,7 @@ class TrainingMixin:
             self._spread = spread_factor(split.others or [self.module_], split.x, split.valid, self.net_.seed)
 
     def _report(self, X, stream, fresh):
-        """Attributes that tell how training went, and a warning where the latent space is empty."""
+        """Set the attributes that tell how training went, and warn where the latent space is empty."""
         history, shift = self.net_.history, self.net_.mean_log_jacobian
         self.loss_curve_ = [-row["train_bound"] - shift for row in history if "train_bound" in row]
         self.kl_curve_ = [row["train_kl"] for row in history if "train_kl" in row]

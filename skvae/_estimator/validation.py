@@ -1,4 +1,4 @@
-"""What an estimator refuses, and what its likelihood stands for."""
+"""Checks of parameters and of X, and the likelihood that the parameter stands for."""
 
 from functools import partial
 
@@ -22,7 +22,7 @@ class ValidationMixin:
     """Checks of parameters and rows, before any work and without a change to the estimator."""
 
     def _validate_params(self):
-        """All that can be refused without seeing X; scikit-learn calls it before `fit`."""
+        """Refuse parameters that are wrong for any X; scikit-learn calls this before `fit`."""
         super()._validate_params()
         for kind in REGISTRIES:
             given = getattr(self, kind)
@@ -36,8 +36,8 @@ class ValidationMixin:
             check_optimizer(OPTIMIZERS.get(self.optimizer, self.optimizer), self.learning_rate, net_params)
 
     def _check_first(self, X, in_chunks):
-        """Validated features of X, what their log-likelihoods gain by it, what `likelihood` stands for, and the table;
-        nothing is set on self, so that a refusal loses nothing."""
+        """Return validated features of X, the nats that log-likelihoods gain by them, the likelihood that the parameter
+        stands for, and the table. Nothing is set on self, so that a refusal loses nothing."""
         table = self._table_of(X)
         with advice(X):
             values = self._check_values_of(X if table is None or table.is_plain else table.values(X))
@@ -52,7 +52,7 @@ class ValidationMixin:
         return self._check_values(features, likelihood, table.n_context), gain, likelihood, table
 
     def _table_of(self, X):
-        """What X is, if it may be more than an array of numbers."""
+        """Return the columns of X, or None where it is an array of numbers and nothing else is asked for."""
         wanted, given, by_column = self.categorical_features, self.condition_features, isinstance(self.likelihood, dict)
         is_default = (wanted is None or isinstance(wanted, str)) and given is None and not by_column
         if isinstance(X, RowSource) and not (is_default and self.marginal != "quantile"):
@@ -78,8 +78,8 @@ class ValidationMixin:
         return self._check_rows(X)[0]
 
     def _check_rows(self, X):
-        """Validated features of X as the likelihood takes them, and what rows lose by that in the score: nats
-        (n_samples,), or 0."""
+        """Return validated features of X as the likelihood takes them, and the nats that each row's score loses by
+        that, (n_samples,) or 0."""
         check_is_fitted(self)
         X, table = plain(X), self._table
         with advice(X):
@@ -102,7 +102,7 @@ class ValidationMixin:
         return isinstance(self.likelihood, str) and self.likelihood == "auto"
 
     def _check_values(self, X, given, n_context=0):
-        """X as the likelihood takes it, which refuses rows only where the user has asked for it."""
+        """Return X as the likelihood takes it. A likelihood that the user has not asked for refuses no rows."""
         is_name = isinstance(given, str)
         name = given if is_name else type(given).__name__
         likelihood = LIKELIHOODS[name]() if is_name else given

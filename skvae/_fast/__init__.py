@@ -1,1 +1,1 @@
-"""What makes steps fast: hand-written gradients, products by oneDNN, bare optimizers."""
+"""Fast steps: hand-written gradients, products by oneDNN, bare optimizers."""

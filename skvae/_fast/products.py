@@ -12,7 +12,7 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 
 
 def has_onednn(x: Tensor) -> bool:
-    """Whether `linear` takes oneDNN's product for `x`."""
+    """Tell whether `linear` takes oneDNN's product for `x`."""
     return _ONEDNN and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
@@ -33,7 +33,7 @@ def _by_blas(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tens
 
 
 def is_large(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN pays: it takes 20 microseconds before it begins."""
+    """Tell whether oneDNN pays: it takes 20 microseconds before it begins."""
     return x.numel() * weight.shape[0] >= LARGE
 
 
@@ -63,7 +63,7 @@ def _differentiable(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
 
 
 def arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Those of `torch.nn.functional.linear`, however they were given."""
+    """Return the arguments of `torch.nn.functional.linear`, however they were given."""
     return input, weight, bias
 
 

@@ -175,7 +175,7 @@ def _kept(values, left_out):
 
 
 def _net_state(net):
-    """All that training has made of a net, and the arguments that build it anew."""
+    """Return all that training has made of a net, and the arguments that build it anew."""
     return {
         "recipe": net.recipe_,
         "device": str(net.device),
@@ -324,7 +324,7 @@ def _from_bytes(data, path):
 
 @contextmanager
 def _refusing(path, reason):
-    """Whatever goes wrong with a file from elsewhere is a ValueError that names it."""
+    """Within this context whatever goes wrong with a file from elsewhere is a ValueError that names the file."""
     try:
         yield
     except Exception as error:

@@ -93,7 +93,7 @@ def _export(module: nn.Module, n_inputs: int, names: list[str]) -> bytes:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's exporter logs which packages it does not find and warns of what its own code uses."""
+    """Silence torch's exporter, which logs packages that it does not find and warns of its own code."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

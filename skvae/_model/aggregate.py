@@ -35,7 +35,7 @@ def fit_aggregate(draws, n_components, seed):
 
 
 def to_arrays(mixture):
-    """What determines the mixture, as plain arrays: a fitted estimator is kept in files without code."""
+    """Return the mixture's parameters as plain arrays: a fitted estimator is kept in files without code."""
     return {name: getattr(mixture, name) for name in ("weights_", "means_", "covariances_", "precisions_cholesky_")}
 
 

@@ -15,7 +15,7 @@ from .._data.holes import without_holes
 from .._data.rows import dtype_of, gathered, row_blocks
 from .._system.random import INIT_STREAM, PRIOR_STREAM, generator, subsample
 from .._training.guard import StopTraining
-from ..architectures import ARCHITECTURES, Architecture, NetworkSpec, check_network, undrawn
+from ..architectures import ARCHITECTURES, Architecture, NetworkSpec, check_network, uninitialised
 from ..callbacks import REPORT_ROWS
 from ..likelihoods import LIKELIHOODS, Bernoulli, Likelihood
 from ..objectives import OBJECTIVES
@@ -114,7 +114,7 @@ def build_vae(
             "linear_encoder": (n_features + n_context, z_dim),
             "linear_decoder": (z_dim + n_context, n_outputs),
         }
-        linear = {name: undrawn(nn.Linear, *size, bias=False) for name, size in sizes.items()}
+        linear = {name: uninitialised(nn.Linear, *size, bias=False) for name, size in sizes.items()}
         background = background_of(likelihood, n_features, z_dim)
         if linear_share and background is not None:
             linear |= {"background": background, "share": linear_share}
@@ -190,8 +190,9 @@ def layer_sizes(sizes, n_rows):
 
 
 def guess_likelihood(X, values=None):
-    """What "auto" becomes for X: "bernoulli" for booleans and, where its validated `values` are the whole table and not
-    a first part of it, for zeros and ones. Nothing else is guessed: a Gaussian fits it too, and comparably."""
+    """Return the likelihood that "auto" becomes for X: "bernoulli" for booleans and, where its validated `values` are
+    the whole table and not a first part of it, for zeros and ones. Nothing else is guessed: a Gaussian fits it too, and
+    comparably."""
     if values is None:
         return "bernoulli" if dtype_of(X).kind == "b" else "gaussian"
     return "bernoulli" if all(gathered(values, all(map(_is_binary, row_blocks(values))))) else "gaussian"
@@ -221,7 +222,7 @@ def likelihood_of(table, given):
     return parts[0] if len(parts) == 1 and "gaussian" in table.groups else Columns(parts, sizes)
 
 
-def copies(callbacks):
+def shallow_copies(callbacks):
     """Copies of skorch callbacks, or of (name, callback) pairs: training leaves the user's own untouched."""
     return [(cb[0], copy.copy(cb[1])) if isinstance(cb, tuple) else copy.copy(cb) for cb in callbacks or ()]
 

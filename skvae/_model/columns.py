@@ -193,7 +193,7 @@ class Columns(Likelihood):
         return [(part, slice(end - size, end)) for part, size, end in parts]
 
     def _join(self, function: Callable[[Likelihood, Tensor, slice], Tensor], raw: Tensor) -> Tensor:
-        """What `function` makes of each part's raw outputs, side by side."""
+        """Apply `function` to the raw outputs of each part, and put its results side by side."""
         parts = [function(part, raw[..., : part.n_raw, some], some) for part, some in self.split()]
         return torch.cat(parts, -1) if parts else raw[..., 0, :]
 

@@ -1,4 +1,4 @@
-"""What likelihoods, priors, objectives and architectures have in common."""
+"""Base of likelihoods, priors, objectives and architectures."""
 
 from collections.abc import Callable
 from numbers import Integral

@@ -16,7 +16,7 @@ def log_scales(root: Tensor) -> Tensor:
 
 
 class Posterior(NamedTuple):
-    """What the observed cells of rows say of z: N(mean, (root @ root.T)^-1), and their log-density.
+    """Posterior of z given the observed cells of rows, N(mean, (root @ root.T)^-1), and the log-density of these.
 
     Parameters
     ----------
@@ -113,8 +113,8 @@ class LinearGaussian(nn.Module):
         return -0.5 * (distance + log_det + len(self.mean) * math.log(2 * math.pi))
 
     def posterior(self, x: Tensor, observed: Tensor) -> Posterior:
-        """What the `observed` cells (batch, n_features) of the rows say: a product over them (Tipping & Bishop, 1999,
-        equation 6, with the sums over what is observed)."""
+        """Posterior of z given the `observed` cells (batch, n_features) of the rows: a product over them (Tipping &
+        Bishop, 1999, equation 6, with the sums over what is observed)."""
         noise_scale, loadings = widest(self.noise_scale), self.loadings
         y = torch.where(observed, (widest(x) - self.mean) / noise_scale, 0.0)
         squares = (loadings.unsqueeze(2) * loadings.unsqueeze(1)).flatten(1)  # (n_features, z_dim^2)

@@ -1,4 +1,4 @@
-"""What likelihoods have in common."""
+"""Base of likelihoods."""
 
 from abc import ABC, abstractmethod
 from typing import Any

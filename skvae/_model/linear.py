@@ -133,7 +133,7 @@ def _scores(likelihood: Likelihood, raw: Tensor, x: Tensor) -> tuple[Tensor, Ten
 
 
 def _information(likelihood: Likelihood, raw: Tensor, typical: Tensor) -> Tensor:
-    """What each of the `typical` rows says of its raw outputs, over the mean of all: (n_samples, n_features)."""
+    """Fisher information of each of the `typical` rows, over the mean of all: (n_samples, n_features)."""
     pairs = ((raw.expand(len(block), *raw.shape), block) for block in blocks_of(typical))
     bends = torch.cat([likelihood.expansion(*pair)[1] for pair in pairs]).clamp(min=1e-30)
     return bends / bends.mean(0)
@@ -231,7 +231,7 @@ def _complete(
 
 
 def _first_guess(y: Tensor, observed: Tensor, z_dim: int, nearest_noise: Noise) -> LinearGaussian:
-    """Features that are independent of each other."""
+    """Return the model in which features are independent of each other."""
     n = observed.sum(0).clamp(min=1)
     mean = torch.where(observed, y, 0.0).double().sum(0) / n
     variance = torch.where(observed, (y - mean).square(), 0.0).sum(0) / n
@@ -257,12 +257,12 @@ def _expectation(model: LinearGaussian, y: Tensor, observed: Tensor) -> tuple[Te
 
 
 def rows_to_start_from(n_features: int) -> int:
-    """So many rows say enough of a table."""
+    """Return the number of rows that say enough of a table."""
     return max(_SHRINKAGE_ROWS, _MAX_ELEMENTS // n_features)
 
 
 def _rows_for_em(n_features: int, z_dim: int) -> int:
-    """So many that a step of EM takes about a twentieth of a second."""
+    """Return the number of rows with which a step of EM takes about a twentieth of a second."""
     return int(max(_SHRINKAGE_ROWS, 3e8 / (n_features**2 * z_dim)))
 
 
@@ -278,10 +278,10 @@ def _set_linear_maps(vae: VAE, weight: Tensor, bias: Tensor, loadings: Tensor, r
     decoder.weight[: len(loadings)] = loadings.to(decoder.weight)
 
 
-def _some(x: Tensor, n_rows: int, seed: int, rows: Tensor | None = None) -> Tensor:
+def _at_most(x: Tensor, n_rows: int, seed: int, rows: Tensor | None = None) -> Tensor:
     """Return at most `n_rows` rows of `x`, or of those whose indices are `rows`."""
-    numbers = subsample(len(x) if rows is None else rows, n_rows, seed)
-    return x if len(numbers) == len(x) else x[torch.from_numpy(numbers)]
+    indices = subsample(len(x) if rows is None else rows, n_rows, seed)
+    return x if len(indices) == len(x) else x[torch.from_numpy(indices)]
 
 
 def _best_shrinkage(
@@ -327,7 +327,7 @@ def linear_start(
         A model at its start on similar rows, whose noise is then near.
     """
     likelihood, z_dim = vae.likelihood, vae.prior.z_dim
-    x, context = vae.parts(_some(x, rows_to_start_from(x.shape[1]), seed, rows))
+    x, context = vae.parts(_at_most(x, rows_to_start_from(x.shape[1]), seed, rows))
     observed = observed_cells(x)
     if observed is not None:
         few = torch.from_numpy(subsample(len(x), _rows_for_em(x.shape[1], z_dim), seed))

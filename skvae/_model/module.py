@@ -20,7 +20,7 @@ MODERATE = -30.0, 5.0  # log-scales of the posteriors that scores draw from: oth
 
 
 def beside(z: Tensor, context: Tensor | None) -> Tensor:
-    """What the decoder sees: z, and what is given."""
+    """Put z and what is given side by side, as the decoder sees them."""
     return z if context is None else torch.cat([z, context.expand(*z.shape[:-1], -1)], -1)
 
 
@@ -210,7 +210,7 @@ class VAE(nn.Module):
         return self.background_log_prob(batch.x, batch.observed, batch.context)
 
     def background_shift(self, context: Tensor | None) -> Tensor | float:
-        """What is given moves the background's mean by this, where that is Gaussian."""
+        """Return by how much the features that are given move the background's mean, where that is Gaussian."""
         if context is None:
             return 0.0
         assert self.background is not None

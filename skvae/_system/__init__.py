@@ -1,1 +1,1 @@
-"""What lies around: random streams, devices, the program's settings and threads."""
+"""Surroundings: random streams, devices, the program's settings and threads."""

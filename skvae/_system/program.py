@@ -90,7 +90,7 @@ def _openmp() -> ThreadpoolController:
 
 
 def multiplications(module: nn.Module, n_rows: int, n_features: int) -> int:
-    """About how many one pass of rows takes; of a kernel as if it went to every place of an image."""
+    """Estimate the multiplications of one pass of rows; a kernel's as if it went to every place of an image."""
     n_weights = sum(part.numel() * (n_features if part.dim() > 2 else 1) for part in module.parameters())
     return n_rows * n_weights
 

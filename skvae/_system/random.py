@@ -16,10 +16,10 @@ def generator(seed: int, *key: int) -> torch.Generator:
 def subsample(rows: int | np.ndarray | Tensor, n_rows: int, seed: int | list[int]) -> np.ndarray:
     """Return at most `n_rows` of the indices `rows`, or of the first `rows` indices, in ascending order. They are drawn
     at random, since the first rows, or each tenth, may be of one kind."""
-    numbers = np.arange(rows) if isinstance(rows, int) else np.asarray(rows)
-    if len(numbers) <= n_rows:
-        return numbers
-    return np.sort(np.random.default_rng(seed).choice(numbers, n_rows, replace=False))
+    indices = np.arange(rows) if isinstance(rows, int) else np.asarray(rows)
+    if len(indices) <= n_rows:
+        return indices
+    return np.sort(np.random.default_rng(seed).choice(indices, n_rows, replace=False))
 
 
 def uniform_like(like: Tensor, generator: torch.Generator) -> Tensor:

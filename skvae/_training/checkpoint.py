@@ -60,7 +60,7 @@ def _fingerprint(*content):
 
 
 def _state(callback):
-    """What a callback keeps of a run: by skorch's convention its attributes that end in an underscore."""
+    """Return the state that a callback has of a run: by skorch's convention attributes that end in an underscore."""
     found = {}
     for name, value in vars(callback).items():
         if name.endswith("_"):
@@ -79,7 +79,7 @@ def _set_state(callback, state):
 
 
 def _numbered(callbacks):
-    """Callbacks by their class and their number in it: others may stand between them the next time (`verbose`)."""
+    """Key callbacks by their class and their number in it: others may stand between them the next time (`verbose`)."""
     seen = Counter()
     for _, callback in callbacks:
         kind = type(callback).__qualname__

@@ -1,4 +1,4 @@
-"""What an estimator refuses before any work: callbacks, parameters of the net and optimizers that cannot be used."""
+"""Checks before any work: callbacks, parameters of the net and optimizers that cannot be used are refused."""
 
 from collections.abc import Sequence
 from typing import Any

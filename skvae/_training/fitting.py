@@ -9,7 +9,7 @@ from .._data.blocks import ScaledRows, location_scale, scaled
 from .._data.rows import gathered, parts_of
 from .._data.split import Split, folds, hold_out, whole
 from .._data.stream import Stream
-from .._model.build import copies, input_noise, layer_sizes, resolve, resolve_objective, started_vae
+from .._model.build import input_noise, layer_sizes, resolve, resolve_objective, shallow_copies, started_vae
 from .._model.linear import rows_to_start_from
 from .._system.device import resolve_device
 from .._system.program import threads_for
@@ -25,25 +25,25 @@ _WIDE, _SLOW_FEATURES = 500, 2000  # features beyond which one fold has to do, a
 
 
 def schedule_of(estimator, n_rows, n_features, one_epoch):
-    """How long the estimator's parameters say to train."""
+    """Return the length of training that the estimator's parameters ask for."""
     given = {name: getattr(estimator, name) for name in ("batch_size", "n_iter_no_change", "tol", "max_iter")}
     schedule = replace(Schedule.resolve(n_rows, **given), pace=_pace(n_rows, n_features))
     return replace(schedule, n_epochs=1) if one_epoch else schedule
 
 
 def _pace(n_rows, n_features):
-    """Below 1 where few rows of many features make each step expensive, and many of them worth little."""
+    """Return a factor of the number of steps, below 1 where few rows of many features make each step expensive."""
     return 1.0 if n_rows >= CROSS_FIT_ROWS else min(1.0, max(0.1, _SLOW_FEATURES / n_features))
 
 
 def holds_out(estimator, n_rows, first, one_epoch):
-    """Whether rows are held out, rather than none or those of folds."""
+    """Tell whether rows are held out, rather than none or those of folds."""
     by_folds = estimator.early_stopping == "cv" or (estimator.early_stopping == "auto" and n_rows < CROSS_FIT_ROWS)
     return bool(estimator.early_stopping) and not one_epoch and not (first and by_folds)
 
 
 def split_of(estimator, x, seed, first, one_epoch):
-    """Which rows of `x` each member is trained on and which are judged by."""
+    """Return the rows of `x` that each member is trained on, and those that judge it."""
     if holds_out(estimator, len(x), first, one_epoch):
         train_rows, valid_rows = hold_out(len(x), estimator.validation_fraction, seed)
         return Split(x, [train_rows], [valid_rows])
@@ -81,7 +81,7 @@ def _net_to_go_on(estimator, asked):
     net, then = estimator.net_, getattr(estimator, "_made_with", {})  # files of old have none
     given = list(estimator.callbacks or ())
     if [id(callback) for callback in given] != [id(callback) for callback in net.given_callbacks_]:
-        net.set_callbacks(copies(given))
+        net.set_callbacks(shallow_copies(given))
         net.given_callbacks_ = given
     if has_changed("objective", then, asked):
         net.set_objective(resolve_objective(estimator.objective, estimator.beta))
@@ -120,7 +120,7 @@ def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
         input_noise=None if noise is None else noise.to(device),
         balanced=len(x) >= CROSS_FIT_ROWS,
         weight_decay=0.0 if model.linear_encoder is None else weight_decay_of(estimator, len(split)),
-        callbacks=copies(estimator.callbacks),
+        callbacks=shallow_copies(estimator.callbacks),
         device=device,
         seed=seed,
         offset=offset,
@@ -133,7 +133,7 @@ def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
 
 
 def rows_for(net, X):
-    """All rows of X, in the units of the net, for one model."""
+    """Return a split in which one model trains on all rows of X, in the units of the net."""
     return _with_rows(whole(X), X, net)
 
 
@@ -179,7 +179,7 @@ def weight_decay_of(estimator, n_rows):
 
 
 def recipe_of(estimator, X, likelihood, seed, n_context):
-    """What `build_vae` takes."""
+    """Return the arguments of `build_vae`."""
     return {
         "n_features": X.shape[1] - n_context,
         "n_context": n_context,

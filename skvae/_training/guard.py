@@ -1,4 +1,4 @@
-"""What watches over training: it judges states, keeps the good ones, owns the learning rate and says when to stop."""
+"""The watch over training: it judges states, keeps the good ones, owns the learning rate and says when to stop."""
 
 import dis
 import math
@@ -183,7 +183,7 @@ class Guard:
             self._look()
             stale = self.n_steps - self.progress > max(self.patience[self.n_falls], self.every)
             if stale and not self.net.criterion_.warming:
-                self._turn()
+                self._end_phase()
 
     def _look(self) -> None:
         assert self.judge
@@ -199,7 +199,7 @@ class Guard:
             self.progress = self.n_steps
         self.reference = max(self.reference, score)
 
-    def _turn(self) -> None:
+    def _end_phase(self) -> None:
         if self.n_falls + 1 == len(self.patience):
             raise StopTraining
         assert self.kept
@@ -251,7 +251,7 @@ class Guard:
                     self.net.stack_.load(state)
 
     def is_finite(self) -> bool:
-        """Whether the last step left finite terms of the bound, on some rows."""
+        """Tell whether the last step left finite terms of the bound, on some rows."""
         x, _ = self.split[torch.from_numpy(subsample(len(self.split), _CHECKED_ROWS, self.net.seed))]
         eps = torch.randn(len(x), self.net.z_dim, generator=generator(self.net.seed, VALIDATION_STREAM))
         with self.net.inference() as module:

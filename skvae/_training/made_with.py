@@ -1,4 +1,4 @@
-"""What a model was made with: parameters that a fit which goes on from it cannot change, and whether it was asked to.
+"""Parameters that a model was made with and a fit that goes on from it cannot change, and whether it was asked to.
 
 Kept as strings, so that a fitted estimator holds no second copy of its parameters and they survive in any file.
 """
@@ -76,7 +76,7 @@ def _short(value):
 
 
 def has_changed(name, then, now):
-    """Whether a parameter is another than before; not if nothing is known of it."""
+    """Tell whether a parameter is another than before; False if nothing is known of it."""
     return name in then and then[name][0] != now[name][0]
 
 

@@ -125,7 +125,7 @@ class Net(NeuralNet):
     # What skorch documents
 
     def start(self) -> "Net":
-        """skorch's `initialize`, once."""
+        """Initialise the net, as skorch's `initialize` does, once."""
         return super().initialize()
 
     def initialize(self) -> "Net":
@@ -188,23 +188,23 @@ class Net(NeuralNet):
 
     @property
     def is_shared(self) -> bool:
-        """Whether several processes are training it, each on rows of its own."""
+        """True while several processes train the net, each on rows of its own."""
         return self.guard_ is not None and self.guard_.split.shards is not None
 
     @property
     def in_first_phase(self) -> bool:
-        """Whether training is judged and has not come to its first plateau, whose end lowers the learning rate."""
+        """True until the first plateau of training that is judged, whose end lowers the learning rate."""
         return self.guard_ is not None and self.guard_.judge is not None and not self.guard_.n_falls
 
     @property
     def phase(self) -> dict[str, bool]:
-        """What a batch says of the phase of training."""
+        """Fields of a batch that depend on the phase of training."""
         balanced = self.balanced and self.in_first_phase
         return {"balanced": balanced, "for_map": balanced and self.z_dim <= MAP_DIM}
 
     @property
     def log_jacobian(self) -> float:
-        """What a log-likelihood in the model's units gains in those of X, in nats for a complete row."""
+        """Nats that the log-likelihood of a complete row gains from the model's units to those of X."""
         return -float(np.sum(np.log(self.units(self.n_features)[1])))
 
     def units(self, n: int | None) -> tuple[float | np.ndarray, float | np.ndarray]:
@@ -219,7 +219,7 @@ class Net(NeuralNet):
 
     @property
     def mean_log_jacobian(self) -> float:
-        """The same for the training rows on average, with what marginals add."""
+        """The mean gain of the training rows, with what marginals and holes add to `log_jacobian`."""
         return self.log_jacobian + self.gain_
 
     def set_objective(self, objective: Objective) -> None:
@@ -228,7 +228,7 @@ class Net(NeuralNet):
         self.recipe_["objective"] = objective
 
     def set_weight_decay(self, weight_decay: float) -> None:
-        """Shrink what is shrunk by this from now on, unless the user has chosen."""
+        """Set the weight decay of the networks' weights from now on, unless the user has chosen it."""
         if self.recipe_["weight_decay"] and "optimizer__weight_decay" not in self.recipe_:
             self.recipe_["weight_decay"] = weight_decay
             for group in self.optimizer_.param_groups:
@@ -247,7 +247,7 @@ class Net(NeuralNet):
         self.trained_module.load_state_dict(state)
 
     def training_state(self) -> dict:
-        """All that training goes on from; the callbacks keep the rest."""
+        """Return all that training goes on from; the callbacks keep the rest."""
         parts = {**self.stack_.whole_state(), "optimizer": self.optimizer_.state_dict()}
         scalars = {"lr": self.lr, "n_steps": self.n_steps_, "history": list(self.history)}
         return {**parts, **scalars, "guard": self.guard_.state()}
@@ -301,7 +301,7 @@ class Net(NeuralNet):
         return [] if is_judged else list(self._blocks(split))
 
     def _blocks(self, split: Split) -> Iterator[Batch]:
-        """All rows of the first member in their order, with draws that are always the same."""
+        """Yield all rows of the first member in their order, with draws that are always the same."""
         rng = generator(self.seed, VALIDATION_STREAM)
         for start in range(0, len(split), _BLOCK):
             x, _ = split[slice(start, start + _BLOCK)]
@@ -316,7 +316,7 @@ class Net(NeuralNet):
 
     @contextmanager
     def _stacked(self, split: Split) -> Iterator[None]:
-        """Put the parameters of all members into flat tensors, for as long as it lasts."""
+        """Within this context the parameters of all members lie in flat tensors."""
         own, averages = self.optimizer_, [self.average_] if self.ema_decay else []
         averages += [copy.deepcopy(other).requires_grad_(False) for other in split.others if averages]
         names = {part: name for name, part in self.module_.named_parameters()}
@@ -356,7 +356,7 @@ class Net(NeuralNet):
 
     @property
     def _elementwise(self) -> bool:
-        """Whether the optimizer treats each number by itself, so that parameters may be flat."""
+        """True if the optimizer treats each number by itself, so that parameters may be flat."""
         return self.optimizer in BARE.values()
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> "Net":
@@ -451,8 +451,8 @@ class Net(NeuralNet):
         return step
 
     def gradient(self, batch: Batch) -> dict[str, Any]:
-        """Loss and terms of the first member, with the gradients of all left in the stack; of the rows of this process,
-        what they add to those of all."""
+        """Return loss and terms of the first member, and leave the gradients of all in the stack. With several
+        processes all are shares, to be added up."""
         assert batch.weight is not None
         if not len(batch):
             self.stack_.zero_grad()
@@ -527,7 +527,7 @@ class Net(NeuralNet):
                 self._record_epoch(prefix, sizes, sums, per_batch)
 
     def _validate(self, batches: list[Batch]) -> None:
-        """Record what a split of the net's own holds out; the estimator's rows are the guard's affair."""
+        """Record the terms of rows that a split of the net's own holds out; the guard judges those of the estimator."""
         with self.inference() as module:
             terms = [torch.stack(self.criterion_(module, batch)) for batch in batches]
         if terms:

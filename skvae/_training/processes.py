@@ -13,17 +13,17 @@ from .._data.rows import ChunkRows, RowSource, parts_of
 
 
 def n_processes() -> int:
-    """How many train together: those of the process group that the program has initialised, or one."""
+    """Return the number of processes in the group that the program has initialised, or one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Tell whether this is the process that writes and prints."""
     return n_processes() == 1 or dist.get_rank() == 0
 
 
 def gathered(value: Any) -> list[Any]:
-    """The values of all processes, in their order."""
+    """Return the values of all processes, in their order."""
     values = [value] * n_processes()
     if len(values) > 1:
         dist.all_gather_object(values, value)
@@ -31,7 +31,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def of_first(value: Any) -> Any:
-    """The value of the first process, for all."""
+    """Return the value of the first process to all."""
     values = [value]
     if n_processes() > 1:
         dist.broadcast_object_list(values)
@@ -48,7 +48,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What one process refuses in this context, without an exchange in it, all refuse."""
+    """Raise in all processes what one of them raises in this context, in which they exchange nothing."""
     error: Exception | None = None
     try:
         yield

@@ -1,4 +1,4 @@
-"""How long to train, and in what batches."""
+"""The length of training, and its batches."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _LEAST_BUDGET, _STEPS_PER_ROW = 700, 5
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train: `n_epochs` passes in batches of `batch_size`, fewer where `patience` steps of a phase bring
+    """The length of training: `n_epochs` passes in batches of `batch_size`, fewer where `patience` steps bring
     nothing."""
 
     n_epochs: int

@@ -147,7 +147,7 @@ class Stack:
                 part.data, part.grad = part.data.clone(memory_format=torch.contiguous_format), None
 
     def freeze(self) -> None:
-        """Take note of the parameters that are to stay as they are, as their `requires_grad` says."""
+        """Note which parameters are to stay as they are, as `requires_grad` says."""
         frozen = {name for name, part in self.named if not part.requires_grad}
         self.trainable = None
         if frozen:
@@ -193,7 +193,7 @@ class Stack:
                 buffer.copy_(of_first(buffer))
 
     def state(self) -> dict[str, list]:
-        """Copies of what is used of all members: averages, or parameters, and buffers."""
+        """Return copies of all members' averages, or parameters where nothing is averaged, and of their buffers."""
         modules = self.averages or self.members
         buffers = [[buffer.clone() for buffer in module.buffers()] for module in modules]
         return {"wholes": [flat.detach().clone() for flat in self.average_wholes or self.wholes], "buffers": buffers}
@@ -246,7 +246,7 @@ class Stack:
 
 
 def _set(module: nn.Module, name: str, value: Tensor) -> None:
-    """Put a parameter or buffer where its dotted name says."""
+    """Set a parameter or buffer by its dotted name."""
     path, _, last = name.rpartition(".")
     setattr(module.get_submodule(path), last, value)
 

@@ -1,4 +1,4 @@
-"""What the displays ask of a fitted estimator, in numbers."""
+"""Numbers of a fitted estimator for the displays."""
 
 import math
 from itertools import combinations
@@ -21,7 +21,7 @@ _PRIOR_DRAWS = 100_000
 
 
 def split(estimator):
-    """What comes before the VAE, and the VAE: of a pipeline its last step, else the estimator itself."""
+    """Return the steps before the VAE, and the VAE: of a pipeline its last step, else the estimator itself."""
     check_is_fitted(estimator)
     if isinstance(estimator, Pipeline) and len(estimator) > 1:
         return estimator[:-1], estimator[-1]

@@ -1,4 +1,4 @@
-"""What the displays' figures have in common: panels, legends, grids of images."""
+"""Parts that the displays' figures share: panels, legends, grids of images."""
 
 import math
 from textwrap import wrap
