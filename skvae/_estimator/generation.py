@@ -186,7 +186,7 @@ class GenerationMixin:
             return filled.movedim(0, 1)  # (batch, n_draws, n_features)
 
         blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
-        filled = self._map_blocks(impute, blocks, len(X), self._in_units_of_X, size=n_rows * len(eps))
+        filled = self._apply(impute, blocks, len(X), self._in_units_of_X, size=n_rows * len(eps))
         return np.moveaxis(filled, 1, 0)
 
     def _particles(self, n_draws, rng):

@@ -59,7 +59,7 @@ class InferenceMixin:
             return refined.mixed(torch.cat(parts))
 
         blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
-        return self._map_blocks(
+        return self._apply(
             incomplete if holes else complete, blocks, len(X), size=n_rows * self.n_draws // n_parts
         )
 
@@ -86,7 +86,7 @@ class InferenceMixin:
 
         def encode(rows, holes):
             blocks = scaled_blocks(rows, self.net_.offset, self.net_.scale, "cpu" if holes else self.net_.device)
-            return self._map_blocks(incomplete if holes else complete, blocks, len(rows))
+            return self._apply(incomplete if holes else complete, blocks, len(rows))
 
         exact = self._model(True)[0] if self.module_.n_context or np.isnan(X).any() else None
         return np.split(self._by_holes(X, encode), 2, axis=1)
@@ -104,9 +104,9 @@ class InferenceMixin:
     def _decode(self, function, z):
         """Apply `function` to latent coordinates, and bring its results to the units of X."""
         blocks = scaled_blocks(z, 0.0, 1.0, self.net_.device)
-        return self._map_blocks(function, blocks, len(z), self._in_units_of_X)
+        return self._apply(function, blocks, len(z), self._in_units_of_X)
 
-    def _map_blocks(self, function, blocks, n_rows, finish=np.asarray, size=None):
+    def _apply(self, function, blocks, n_rows, finish=np.asarray, size=None):
         """`map_blocks` for passes of `size` rows through the model, or of full blocks of rows."""
         size = min(BLOCK, max(PAD, n_rows)) if size is None else size
         return map_blocks(function, blocks, n_rows, finish, multiplications(self.module_, size, self.n_features_in_))

@@ -12,7 +12,6 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
-from .._data.input import plain
 from .._data.stream import MAX_KEPT
 from .._model.build import SklearnCallbacks
 from .._model.calibration import spread_factor
@@ -32,7 +31,7 @@ from .._training.fitting import (
 )
 from .._training.made_with import check_unchanged, made_with
 from .._training.net import train
-from .._training.processes import is_first, of_first, shared, together
+from .._training.processes import is_first, of_first, shared
 from .._training.schedule import CROSS_FIT_ROWS
 from ..callbacks import REPORT_ROWS, Report
 
@@ -69,8 +68,6 @@ class TrainingMixin:
     """Training, from `fit` to a fitted model."""
 
     def _fit(self, X, y, *, fresh, one_epoch=False):
-        with together():
-            X = plain(X)
         X = shared(X, CROSS_FIT_ROWS)
         taken = self._take_first(X, one_epoch) if fresh else self._take_more(X, one_epoch)
         check_monitors(self.callbacks, *none_held_out(self, len(taken.values), fresh, one_epoch))

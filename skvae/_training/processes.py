@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._data.input import plain
 from .._data.rows import ChunkRows, RowSource, parts_of
 
 
@@ -116,10 +117,12 @@ class Shards(RowSource):
 
 
 def shared(X: Any, least: int) -> Any:
-    """X of one process as it is; of several, the table of all: `Shards`, or each a copy of fewer than `least` rows."""
-    if n_processes() == 1:
-        return X
+    """Return `plain` X of one process; of several, the table of all: `Shards`, or each a copy of fewer than `least`
+    rows."""
     with together():
+        X = plain(X)
+        if n_processes() == 1:
+            return X
         if isinstance(X, ChunkRows):
             raise ValueError("In several processes X has to be an array, a sparse matrix or a memory map, not chunks.")
         if not hasattr(X, "shape") or len(X.shape) != 2 or X.dtype.kind not in "biuf":
