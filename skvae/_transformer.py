@@ -1,7 +1,6 @@
 """VAETransformer: parameters, validation and building; numpy in, numpy out."""
 
 import os
-from functools import partial
 from numbers import Integral, Real
 from typing import ClassVar
 
@@ -10,7 +9,6 @@ import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin, _fit_context
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from ._data.blocks import is_far
 from ._estimator.generation import GenerationMixin
 from ._estimator.inference import InferenceMixin
 from ._estimator.training import TrainingMixin
@@ -445,7 +443,7 @@ class VAETransformer(
         Z : ndarray of shape (n_samples, z_dim)
             Posterior means, float32.
         """
-        return self._map_parts(X, lambda part: self._encode(self._check_X(part))[0])
+        return self._map_parts(X, lambda part: self._fitted.encode(self._check_X(part))[0])
 
     @own_settings()
     def posterior(self, X):
@@ -461,7 +459,7 @@ class VAETransformer(
         mean, std : ndarray of shape (n_samples, z_dim)
             Parameters of the diagonal Gaussian, float32.
         """
-        both = self._map_parts(X, lambda part: np.hstack(self._encode(self._check_X(part))))
+        both = self._map_parts(X, lambda part: np.hstack(self._fitted.encode(self._check_X(part))))
         mean, log_scale = np.split(both, 2, axis=1)
         return mean, np.exp(log_scale)
 
@@ -488,13 +486,7 @@ class VAETransformer(
     def _scores(self, X):
         """`score_samples` of rows that memory holds."""
         X, excess = self._check_rows(X)
-        far = is_far(X, self.net_.offset, self.net_.scale)
-        scores = np.empty(len(X))
-        for rows in (~far, far):
-            if rows.any():
-                score = partial(self._log_likelihoods, exact=rows is far)
-                scores[rows] = self._by_holes(X if rows.all() else X[rows], score)
-        return scores + self._log_jacobian(X) - excess
+        return self._fitted.scores(X, self.n_draws) - excess
 
     def score(self, X, y=None):
         """Mean log-likelihood of the rows: what GridSearchCV maximises where no `scoring` is given.

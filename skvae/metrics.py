@@ -13,13 +13,13 @@ from sklearn.metrics import mean_squared_error
 from sklearn.utils import check_array
 
 from ._data.batch import Batch
-from ._data.blocks import chunk_sizes, is_far, map_blocks, scaled, scaled_blocks
+from ._data.blocks import chunk_sizes, scaled
 from ._data.holes import without_holes
 from ._data.split import Rows
 from ._model.module import MODERATE
 from ._model.refine import Refined
 from ._system.device import widest
-from ._system.program import multiplications, own_settings
+from ._system.program import own_settings
 from ._system.random import generator
 from .priors import mixture_log_prob
 
@@ -183,7 +183,8 @@ def kl_split(estimator, X, *, n_draws=10, random_state=0):
     """
     mean, std = (torch.from_numpy(part).double() for part in estimator.posterior(X))
     rng, n_rows = generator(random_state), len(mean)
-    prior = estimator.module_.prior
+    model = estimator._fitted
+    prior = model.vae.prior
     aggregate = mean.new_full((n_rows,), -math.log(n_rows)), mean, std.log()
     log_q = log_aggregate = log_p = 0.0
     for _ in range(n_draws):
@@ -191,9 +192,8 @@ def kl_split(estimator, X, *, n_draws=10, random_state=0):
         z = mean + std * eps
         log_q += float((-0.5 * (eps.square() + math.log(2 * math.pi)) - std.log()).sum())
         log_aggregate += float(mixture_log_prob(z, *aggregate).sum())
-        device = estimator.net_.device
         with torch.no_grad():
-            log_p += float(prior.log_prob(z.float().to(device)).cpu().double().sum())
+            log_p += float(prior.log_prob(z.float().to(model.device)).cpu().double().sum())
     log_q, log_aggregate, log_p = (total / (n_rows * n_draws) for total in (log_q, log_aggregate, log_p))
     return KLSplit(log_q - log_p, log_q - log_aggregate, log_aggregate - log_p)
 
@@ -240,17 +240,17 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
     if n_draws < 2:
         raise ValueError(f"Invalid value for 'n_draws': {n_draws}. A standard error takes at least two draws.")
     X, excess = estimator._check_rows(X)
-    rng = generator(random_state)
-    found = estimator._by_holes(X, lambda rows, holes: _moments_of(estimator, rows, holes, n_draws, rng))
+    model, rng = estimator._fitted, generator(random_state)
+    found = model.by_holes(X, lambda rows, holes: _moments_of(model, rows, holes, n_draws, rng))
     log_mean, squared_error = found.T
-    value = float((log_mean - excess + estimator._log_jacobian(X)).mean())
+    value = float((log_mean - excess + model.log_jacobian(X)).mean())
     return Estimate(value, float(np.sqrt(squared_error.sum()) / len(X)))
 
 
-def _moments_of(estimator, X, holes, n_draws, rng):
+def _moments_of(model, X, holes, n_draws, rng):
     """Log-likelihood of each row, and its squared standard error by the delta method: (n_samples, 2)."""
-    net = estimator.net_
-    vae, device = estimator._model(holes or is_far(X, net.offset, net.scale).any())
+    model = model.exact() if holes or model.is_far(X).any() else model
+    vae = model.vae
     like = next(vae.parameters())
     n_rows, n_parts = chunk_sizes(n_draws, X.shape[1])
 
@@ -268,10 +268,7 @@ def _moments_of(estimator, X, holes, n_draws, rng):
         spread = slope.square() * (weights - log_mean).exp().var(0)
         return torch.stack([mixed, spread / n_draws], dim=1)
 
-    blocks = scaled_blocks(X, net.offset, net.scale, device, n_rows)
-    return map_blocks(
-        moments, blocks, len(X), multiplications=multiplications(vae, n_rows * n_draws // n_parts, X.shape[1])
-    )
+    return model.apply(moments, model.blocks(X, n_rows), len(X), size=n_rows * n_draws // n_parts)
 
 
 def _parts(total, n_parts):
@@ -316,8 +313,8 @@ def column_gains(estimator, X, *, n_draws=10, random_state=0):
     >>> bool(gains[2] > 1 > gains[4])  # the last column is noise
     True
     """
-    features, (net, vae) = estimator._check_X(X), (estimator.net_, estimator.module_)
-    x = scaled(features, net.offset, net.scale).to(net.device)
+    features, model = estimator._check_X(X), estimator._fitted
+    x, vae = scaled(features, model.offset, model.scale).to(model.device), model.vae
     likelihood, rng = copy.deepcopy(vae.likelihood), generator(random_state)
     with torch.no_grad():
         fields = Rows(x, vae).take(torch.arange(len(x)))
@@ -329,7 +326,7 @@ def column_gains(estimator, X, *, n_draws=10, random_state=0):
             z = mean + log_scale.exp() * torch.randn(mean.shape, generator=rng).to(mean)
             total += vae.likelihood.log_prob(vae.decode(z, fields.get("context")), fields["x"])
     gain = (total / n_draws - own).cpu().double().numpy()
-    parts = estimator._table.by_column(np.where(np.isnan(features[:, : gain.shape[1]]), np.nan, gain))
+    parts = model.table.by_column(np.where(np.isnan(features[:, : gain.shape[1]]), np.nan, gain))
     return np.array([_mean_of_rows(part) for part in parts])
 
 

@@ -45,7 +45,7 @@ LAYERS = [
     ["_model.likelihood", "_training.checkpoint"],
     ["likelihoods", "_model.columns", "_model.module"],
     ["objectives", "_model.linear", "_model.refine", "_io.onnx", "_data.split", "_training.stack"],
-    ["_fast.gradient", "_model.calibration"],
+    ["_fast.gradient", "_model.calibration", "_model.fitted"],
     ["_training.guard"],
     ["_model.build"],
     ["_training.net"],

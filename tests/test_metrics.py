@@ -1,5 +1,6 @@
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,8 +126,7 @@ class Fixed:
         prior.build(self.mean.shape[1], 1, torch.Generator())
         self.module_ = torch.nn.Module()
         self.module_.prior = prior
-        self.net_ = torch.nn.Module()
-        self.net_.device = "cpu"
+        self._fitted = SimpleNamespace(vae=self.module_, device="cpu")
 
     def posterior(self, X):
         return self.mean, self.std

@@ -123,6 +123,11 @@ def _in_units(block, offset, scale):
         return (block - offset) / scale if np.ndim(scale) else block
 
 
+def units_of(offset, scale, n):
+    """Return the offset and the scale of the first `n` features, with or without what is given behind them."""
+    return tuple(part[:n] if np.ndim(part) else part for part in (offset, scale))
+
+
 def is_far(X, offset, scale):
     """Find the rows with a value larger than a million in the model's units: bool (n_samples,)."""
     return np.concatenate([(np.abs(_in_units(block, offset, scale)) > _FAR).any(axis=1) for block in row_blocks(X)])

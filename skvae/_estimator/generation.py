@@ -66,8 +66,8 @@ class GenerationMixin:
                 f"X has {X.shape[1]} features, but {type(self).__name__}.inverse_transform is expecting "
                 f"{self._n_features_out} features as input."
             )
-        vae = self.module_
-        return self._decoded(lambda *z: vae.likelihood.mean(vae.decode(*z)), X, self._conditions(conditions, len(X)))
+        model = self._fitted
+        return model.decode(model.mean, X, self._conditions(conditions, len(X)))
 
     @own_settings()
     def sample(self, n_samples=1, *, given=None, noise=False, latents="prior", random_state=None):
@@ -107,18 +107,18 @@ class GenerationMixin:
         if latents not in ("prior", "aggregate"):
             raise ValueError(f"latents must be 'prior' or 'aggregate'. Got {latents!r} instead.")
         random_state = check_random_state(random_state)
-        rng, vae = _stream(random_state), self.module_
+        rng, model = _stream(random_state), self._fitted
         if given is not None:
             return self._sample_given(given, n_samples, rng, random_state)
         if latents == "aggregate":
             z = draw_latents(self.aggregate_, n_samples, random_state)
         else:
             with torch.no_grad():
-                z = vae.prior.sample(n_samples, rng).cpu().numpy()
+                z = model.vae.prior.sample(n_samples, rng).cpu().numpy()
         context = self._any_conditions(n_samples, random_state)
         if not noise:
-            return self._decoded(lambda *z: vae.likelihood.mean(vae.decode(*z)), z, context)
-        return self._decoded(lambda z, *given: vae.sample(z, rng, *given), z, context, drawn=True)
+            return model.decode(model.mean, z, context)
+        return model.decode(lambda z, *given: model.vae.sample(z, rng, *given), z, context, drawn=True)
 
     @own_settings()
     def impute(self, X, *, sample=False, n_draws=None, random_state=None):
@@ -194,26 +194,17 @@ class GenerationMixin:
         n = max(self.n_draws, min(_PARTICLES * n_draws, 20_000))
         return torch.randn(n, 1, self._n_features_out, generator=rng, dtype=torch.float64)
 
-    def _decoded(self, function, z, context, drawn=False):
-        """Apply `function` to latent coordinates and what is given, if anything; returns rows in the container of X."""
-        if context is None:
-            return self._given_back(self._decode(function, z), drawn)
-        n, (offset, scale) = context.shape[1], (self.net_.offset, self.net_.scale)
-        both = np.hstack([z, (context - offset[-n:]) / scale[-n:]]).astype(np.float32)
-        features = self._decode(lambda rows: function(rows[:, :-n], rows[:, -n:]), both)
-        return self._given_back(np.hstack([features, context]), drawn)
-
     def _conditions(self, conditions, n_samples):
         """Return the conditions of that many rows, in the units of X: (n_samples, n_context), or None."""
-        n = self.module_.n_context
+        model, table = self._fitted, self._table
+        n = model.vae.n_context
         if conditions is not None and not n:
             raise ValueError("`conditions` are for a model with condition_features, and this one has none.")
         if not n:
             return None
-        typical = self.net_.offset[-n:]
-        values = self._table.partial({} if conditions is None else conditions)
-        features = self._table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:]
-        return np.where(np.isnan(features), typical, features)
+        values = table.partial({} if conditions is None else conditions)
+        features = table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:]
+        return np.where(np.isnan(features), model.offset[-n:], features)
 
     def _any_conditions(self, n_samples, random_state):
         """Draw the conditions of that many training rows, or None."""

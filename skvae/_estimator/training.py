@@ -167,7 +167,7 @@ class TrainingMixin:
         scores = [row["valid_bound"] + shift for row in history if "valid_bound" in row]
         self.validation_scores_ = scores or None
         seed, prior = self.net_.seed, self.module_.prior
-        latents = np.hstack(self._encode(X[subsample(len(X), REPORT_ROWS, seed)]))
+        latents = np.hstack(self._fitted.encode(X[subsample(len(X), REPORT_ROWS, seed)]))
         if not fresh:
             latents = stream.mixed(self._latents, latents, len(X), seed)
         mean, log_scale = np.split(latents, 2, axis=1)

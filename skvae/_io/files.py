@@ -133,13 +133,13 @@ class FileMixin:
             If onnx or onnxscript is missing.
         """
         check_is_fitted(self)
-        net = self.net_
-        if not self._table.is_identity:
+        model = self._fitted
+        if not model.table.is_identity:
             raise ValueError(
                 "to_onnx writes models of tables of numbers: this one has categories, dates, marginals or conditions, "
                 "whose way into numbers is not a part of the graph. Use save, or encode the columns before fit."
             )
-        replace_file(path, onnx_graph(self.module_, part, self.n_features_in_, net.z_dim, net.offset, net.scale))
+        replace_file(path, onnx_graph(model.vae, part, self.n_features_in_, model.offset, model.scale))
 
 
 def load_estimator(path, cls):

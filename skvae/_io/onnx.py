@@ -42,9 +42,7 @@ class _Decoder(_Part):
         return (mean.double() * self.scale + self.offset).float()
 
 
-def onnx_graph(
-    vae: VAE, part: str, n_features: int, z_dim: int, offset: float | np.ndarray, scale: float | np.ndarray
-) -> bytes:
+def onnx_graph(vae: VAE, part: str, n_features: int, offset: float | np.ndarray, scale: float | np.ndarray) -> bytes:
     """The graph of a part of `vae`, for any number of rows.
 
     Parameters
@@ -53,8 +51,8 @@ def onnx_graph(
         A trained module, on any device.
     part : {"encoder", "decoder"}
         "encoder" leads from "X" to "Z", "decoder" from "Z" to "X".
-    n_features, z_dim : int
-        Sizes of the rows of X and of Z.
+    n_features : int
+        Size of the rows of X.
     offset, scale : float or ndarray of shape (n_features,)
         Lead from the model's units to those of X.
     """
@@ -68,7 +66,7 @@ def onnx_graph(
     vae = copy.deepcopy(vae).cpu().requires_grad_(False)
     if part == "encoder":
         return _export(_Encoder(vae, offset, scale), n_features, ["X", "Z"])
-    return _export(_Decoder(vae, offset, scale), z_dim, ["Z", "X"])
+    return _export(_Decoder(vae, offset, scale), vae.prior.z_dim, ["Z", "X"])
 
 
 def _export(module: nn.Module, n_inputs: int, names: list[str]) -> bytes:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from .._data.batch import Batch
-from .._data.blocks import memory_advice
+from .._data.blocks import memory_advice, units_of
 from .._data.split import Rows, Split, TrainBatches, member, tensor_of, whole
 from .._fast.gradient import FastELBO, fast_elbo
 from .._fast.optimizers import BARE
@@ -209,8 +209,7 @@ class Net(NeuralNet):
 
     def units(self, n: int | None) -> tuple[float | np.ndarray, float | np.ndarray]:
         """Offset and scale of the first `n` features, with or without what is given behind them."""
-        offset, scale = (part[:n] if isinstance(part, np.ndarray) else part for part in (self.offset, self.scale))
-        return offset, scale
+        return units_of(self.offset, self.scale, n)
 
     @property
     def n_features(self) -> int | None:

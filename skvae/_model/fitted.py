@@ -1,0 +1,161 @@
+"""A fitted model, which does all inference: from validated features of X through a trained VAE, and back."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._data.blocks import BLOCK, PAD, chunk_sizes, is_far, map_blocks, scaled_blocks, units_of
+from .._data.table import Table
+from .._system.program import multiplications
+from .._system.random import SCORE_STREAM, generator
+from .module import MODERATE, VAE
+from .refine import Refined, antithetic, log_mean
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained VAE with the units of its features and the columns that these are of.
+
+    Parameters
+    ----------
+    table : Table
+        The columns of X.
+    vae : VAE
+        The trained module, on `device`.
+    offset, scale : float or ndarray of shape (n_features,)
+        Lead from the model's units to those of the features.
+    device : str
+        Where rows are computed.
+    seed : int
+        Of the draws that all rows and calls share.
+    """
+
+    table: Table
+    vae: VAE
+    offset: float | np.ndarray
+    scale: float | np.ndarray
+    device: str
+    seed: int
+
+    def exact(self) -> "Model":
+        """Return the model in float64, which not every device has, for far rows and those with holes, whose squares
+        overflow and whose matrices lose digits."""
+        return replace(self, vae=copy.deepcopy(self.vae).cpu().double(), device="cpu")
+
+    def draws(self, n_draws: int, like: Tensor) -> Tensor:
+        """Return the draws of a posterior, (n_draws, 1, z_dim), that all rows and calls share."""
+        return torch.randn(n_draws, 1, self.vae.prior.z_dim, generator=generator(self.seed, SCORE_STREAM)).to(like)
+
+    def is_far(self, X: np.ndarray) -> np.ndarray:
+        """Find the rows so far from the training rows that float32 does not score them: bool (n_samples,)."""
+        return is_far(X, self.offset, self.scale)
+
+    def blocks(self, X: np.ndarray, n_rows: int = BLOCK) -> Any:
+        """Yield `scaled_blocks` of features, in the model's units."""
+        return scaled_blocks(X, self.offset, self.scale, self.device, n_rows)
+
+    def apply(
+        self, function: Callable, blocks: Any, n_rows: int, finish: Callable = np.asarray, size: int | None = None
+    ) -> np.ndarray:
+        """Return `map_blocks` for passes of `size` rows through the model, or of full blocks of rows."""
+        size = min(BLOCK, max(PAD, n_rows)) if size is None else size
+        return map_blocks(function, blocks, n_rows, finish, multiplications(self.vae, size, len(self.table.columns)))
+
+    def by_holes(self, X: np.ndarray, function: Callable) -> np.ndarray:
+        """Apply `function` to the complete rows of X and to those with holes; returns results in the order of X."""
+        incomplete = np.isnan(X).any(axis=1) | bool(self.vae.n_context)
+        if incomplete.all() or not incomplete.any():
+            return function(X, bool(incomplete.all()) and len(X) > 0)
+        complete, others = function(X[~incomplete], False), function(X[incomplete], True)
+        result = np.empty((len(X), *complete.shape[1:]), complete.dtype)
+        result[~incomplete], result[incomplete] = complete, others
+        return result
+
+    def encode(self, X: np.ndarray) -> list[np.ndarray]:
+        """Mean and log-scale of the posterior of each row of a validated X."""
+
+        def complete(x: Tensor) -> Tensor:
+            return torch.cat(self.vae.encode_any(x), dim=-1)
+
+        def incomplete(x: Tensor) -> Tensor:
+            refined = Refined(exact.vae, exact.vae.complete(x.double()))
+            return torch.cat([refined.mean, refined.log_scale], dim=-1).float()
+
+        def encode(rows: np.ndarray, holes: bool) -> np.ndarray:
+            blocks = (exact if holes else self).blocks(rows)
+            return self.apply(incomplete if holes else complete, blocks, len(rows))
+
+        exact = self.exact() if self.vae.n_context or np.isnan(X).any() else self
+        return np.split(self.by_holes(X, encode), 2, axis=1)
+
+    def log_likelihoods(self, X: np.ndarray, holes: bool, exact: bool, n_draws: int) -> np.ndarray:
+        """Log-likelihood of each row of a validated X, or of its observed cells, in the model's units."""
+        model = self.exact() if exact or holes else self
+        vae = model.vae
+        like = next(vae.parameters())
+        eps = self.draws(n_draws, like)
+        n_rows, n_parts = chunk_sizes(n_draws, X.shape[1])
+
+        def complete(x: Tensor) -> Tensor:
+            x = x.to(like.dtype)
+            parts = [vae.log_weights(x, part, MODERATE) for part in eps.tensor_split(n_parts)]
+            return vae.mixed(log_mean(torch.cat(parts)), x)
+
+        def incomplete(x: Tensor) -> Tensor:
+            refined = Refined(vae, vae.complete(x.to(like.dtype)))
+            parts = [refined.draw(part)[2] for part in antithetic(eps).tensor_split(n_parts)]
+            return refined.mixed(torch.cat(parts))
+
+        size = n_rows * n_draws // n_parts
+        return self.apply(incomplete if holes else complete, model.blocks(X, n_rows), len(X), size=size)
+
+    def scores(self, X: np.ndarray, n_draws: int) -> np.ndarray:
+        """Log-likelihood of each row of a validated X, or of its observed cells, in the units of the features."""
+        far, scores = self.is_far(X), np.empty(len(X))
+        for rows in (~far, far):
+            if rows.any():
+                score = partial(self.log_likelihoods, exact=rows is far, n_draws=n_draws)
+                scores[rows] = self.by_holes(X if rows.all() else X[rows], score)
+        return scores + self.log_jacobian(X)
+
+    def log_jacobian(self, X: np.ndarray) -> float | np.ndarray:
+        """Return the nats that log-likelihoods gain from the model's units to those of the features: a number, or
+        (n_samples,) where X has holes."""
+        scale = np.log(self.scale)
+        if not np.ndim(scale):
+            return -float(np.sum(scale))
+        scale = scale[: len(scale) - self.vae.n_context]
+        holes = np.ascontiguousarray(np.isnan(X[:, : len(scale)]))  # whose sums have one order
+        return -float(np.sum(scale)) + ((holes * scale).sum(axis=1) if holes.any() else 0.0)
+
+    def in_units_of_X(self, x: np.ndarray) -> np.ndarray:
+        """Return features, with or without what is given, in their own units."""
+        offset, scale = units_of(self.offset, self.scale, x.shape[-1])
+        return (x * np.float64(scale) + offset).astype(self.table.dtype)
+
+    def mean(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """E[x | z], in the model's units: (n, z_dim) -> (n, n_features)."""
+        return self.vae.likelihood.mean(self.vae.decode(z, context))
+
+    def decode(self, function: Callable, z: np.ndarray, context: np.ndarray | None, drawn: bool = False) -> Any:
+        """Apply `function` to latent coordinates and what is given, if anything; returns rows in the container of X."""
+        if context is None:
+            return self.given_back(self._decoded(function, z), drawn)
+        n, (offset, scale) = context.shape[1], (np.asarray(self.offset), np.asarray(self.scale))
+        given = (context - offset[-n:]) / scale[-n:]
+        both = np.hstack([z, given]).astype(np.float32)
+        features = self._decoded(lambda rows: function(rows[:, :-n], rows[:, -n:]), both)
+        return self.given_back(np.hstack([features, context]), drawn)
+
+    def _decoded(self, function: Callable, z: np.ndarray) -> np.ndarray:
+        return self.apply(function, scaled_blocks(z, 0.0, 1.0, self.device), len(z), self.in_units_of_X)
+
+    def given_back(self, features: np.ndarray, drawn: bool = False) -> Any:
+        """Return features in the units of X, in its container."""
+        return self.table.compose(self.table.values_of(features, drawn))
