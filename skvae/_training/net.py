@@ -14,7 +14,6 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback, PassthroughScoring
 from skorch.exceptions import SkorchTrainingImpossibleError
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from .._data.batch import Batch
@@ -34,7 +33,7 @@ from .checks import check_batches
 from .guard import Diverged, Guard, StopTraining, is_raised
 from .processes import add_up
 from .schedule import Schedule
-from .stack import Stack
+from .stack import Stack, flush_moments
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -45,7 +44,6 @@ OPTIMIZERS = {
 }
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _FLUSH_EVERY = 500  # training steps; a moment takes about 800 to decay into the denormal numbers
-_TINY = 1e-30
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
 _WEIGHT_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")  # where a callback may set weights
 _BLOCK = 2048  # rows that `forward` takes at once
@@ -475,12 +473,6 @@ class Net(NeuralNet):
         terms = torch.stack([log_prob.detach().mean(), kl.detach().mean()])
         return {"loss": loss.detach(), "y_pred": terms * share}
 
-    def _flush_moments(self) -> None:
-        """Zero the first moments that would decay into denormal numbers, which are slow to compute with."""
-        for state in self.optimizer_.state.values():
-            if "exp_avg" in state:
-                state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], _TINY))
-
     @contextmanager
     def inference(self, module: VAE | None = None) -> Iterator[VAE]:
         """The trained module as it is used, or another one: without dropout, without a graph."""
@@ -506,7 +498,7 @@ class Net(NeuralNet):
         try:
             for i, batch in enumerate(iterator):
                 if i % _FLUSH_EVERY == 0:
-                    self._flush_moments()
+                    flush_moments(self.optimizer_)
                 shown = (member(batch[0], 0), None) if per_batch else None
                 if per_batch:
                     self.notify("on_batch_begin", batch=shown, training=True)

@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .._model.module import VAE
 from .processes import of_first
+
+_TINY = 1e-30
 
 
 def _changing(average: nn.Module, member: nn.Module) -> list[tuple[Any, ...]]:
@@ -249,6 +252,13 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
     """Set a parameter or buffer by its dotted name."""
     path, _, last = name.rpartition(".")
     setattr(module.get_submodule(path), last, value)
+
+
+def flush_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Zero the first moments that would decay into denormal numbers, which are slow to compute with."""
+    for state in optimizer.state.values():
+        if "exp_avg" in state:
+            state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], _TINY))
 
 
 @contextmanager
