@@ -119,6 +119,21 @@ def test_import_reader_sees_a_package():
     assert found == ["displays._figure", "priors", "priors", "_training.net", "displays._paths"]
 
 
+def test_no_file_is_longer_than_is_read_at_once():
+    assert [path.name for path in FILES if len(path.read_text().splitlines()) > 600] == []
+
+
+def test_a_type_of_a_layer_above_is_not_imported():
+    tree = ast.parse("from ..priors import X\nif TYPE_CHECKING:\n    from .net import Net\nelse:\n    Net = X")
+    assert [type(node).__name__ for node in statements(tree) if isinstance(node, ast.stmt)] == ["ImportFrom"]
+
+
+def test_what_is_around_a_model_does_not_ask_its_net():
+    """Metrics and displays go by `Model`, or by what is public."""
+    around = [ROOT / "metrics.py", *ROOT.glob("displays/*.py")]
+    assert [path.name for path in around if "net_." in path.read_text()] == []
+
+
 def test_import_is_silent_and_light():
     code = (
         "import sys, sklearn.model_selection, skorch.callbacks; before = set(sys.modules); import skvae.displays;"

@@ -571,3 +571,10 @@ def test_others_train_on_x_itself(name):
 
 def test_noise_may_be_set_later():
     assert [Gaussian().set_params(noise=noise).n_raw for noise in ("row", "feature", "shared")] == [2, 1, 1]
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_likelihood_alone_is_its_only_part(name):
+    likelihood = LIKELIHOODS[name]()
+    assert likelihood.split() == [(likelihood, slice(None))]
+    assert likelihood.is_normal == (name == "gaussian")
