@@ -8,12 +8,10 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from .._data.blocks import chunk_sizes, scaled_blocks
 from .._data.input import advice, plain
 from .._data.rows import RowSource
 from .._data.table import is_frame
 from .._model.aggregate import draw_latents
-from .._model.refine import Refined, antithetic, drawn, expected
 from .._system.program import own_settings
 from .._system.random import generator
 
@@ -176,18 +174,8 @@ class GenerationMixin:
 
     def _imputed(self, X, n_draws, rng):
         """Rows with holes, whole and in the units of X: expected (1, n_samples, n_features), or that many draws."""
-        vae, device = self._model(True)
-        eps = antithetic(self._draws(next(vae.parameters())) if n_draws is None else self._particles(n_draws, rng))
-        n_rows, _ = chunk_sizes(len(eps), X.shape[1])
-
-        def impute(x):
-            refined = Refined(vae, vae.complete(x.double()))
-            filled = expected(refined, eps) if n_draws is None else drawn(refined, eps, n_draws, rng, self._spread)
-            return filled.movedim(0, 1)  # (batch, n_draws, n_features)
-
-        blocks = scaled_blocks(X, self.net_.offset, self.net_.scale, device, n_rows)
-        filled = self._apply(impute, blocks, len(X), self._in_units_of_X, size=n_rows * len(eps))
-        return np.moveaxis(filled, 1, 0)
+        eps = self._fitted.draws(self.n_draws).double() if n_draws is None else self._particles(n_draws, rng)
+        return self._fitted.imputed(X, eps, n_draws, rng)
 
     def _particles(self, n_draws, rng):
         """Standard normal draws to choose `n_draws` from for each row: (n_particles, 1, z_dim)."""

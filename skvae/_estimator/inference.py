@@ -11,11 +11,13 @@ from .._model.fitted import Model
 class InferenceMixin:
     """The way from a fitted `net_` to inference."""
 
+    _spread = 1.0  # in files that do not say it
+
     @property
     def _fitted(self):
         """The fitted `Model`, which all inference asks."""
         net = self.net_
-        return Model(self._table, self.module_, net.offset, net.scale, net.device, net.seed)
+        return Model(self._table, self.module_, net.offset, net.scale, net.device, net.seed, self._spread)
 
     def _map_parts(self, X, function):
         """Apply `function` to X, or to the parts of a table that is not held: no row depends on its neighbours."""
@@ -29,18 +31,3 @@ class InferenceMixin:
             start, end = end, end + len(part)
             found[start:end] = part
         return found
-
-    # Of the model, for `_imputed`
-
-    def _model(self, exact):
-        model = self._fitted.exact() if exact else self._fitted
-        return model.vae, model.device
-
-    def _draws(self, like):
-        return self._fitted.draws(self.n_draws, like)
-
-    def _apply(self, *args, **kwargs):
-        return self._fitted.apply(*args, **kwargs)
-
-    def _in_units_of_X(self, x):
-        return self._fitted.in_units_of_X(x)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._data.blocks import apply, chunk_sizes, scaled_blocks
+from .._data.blocks import chunk_sizes, map_blocks, scaled_blocks
 from .._system.program import multiplications
 from .._system.random import CALIBRATION_STREAM, generator, subsample
 from .module import VAE
@@ -77,7 +77,7 @@ def _scores(vae: VAE, x: Tensor, n_passes: int, rng: torch.Generator) -> np.ndar
         return _distances(Refined(vae, vae.complete(seen)), true, eps, rng)
 
     blocks, work = scaled_blocks(both, 0.0, 1.0, "cpu", n_rows), multiplications(vae, n_rows * len(eps), x.shape[1])
-    return apply(scores, blocks, len(x), multiplications=work)[hidden[:, : x.shape[1] - vae.n_context].numpy()]
+    return map_blocks(scores, blocks, len(x), multiplications=work)[hidden[:, : x.shape[1] - vae.n_context].numpy()]
 
 
 def _hidden(x: Tensor, real: Tensor, n_passes: int, rng: torch.Generator) -> Tensor:

@@ -209,7 +209,7 @@ class Columns(Likelihood):
         return offset, scale
 
     def real_valued(self, n_features: int) -> Tensor:
-        return torch.cat([part.real_valued(size) for part, size in zip(self.kinds, self.sizes, strict=True)])
+        return torch.cat([part.real_valued(some.stop - some.start) for part, some in self.split()])
 
     def build(self, n_features: int) -> None:
         for part, some in self.split():

@@ -15,7 +15,7 @@ from .._data.table import Table
 from .._system.program import multiplications
 from .._system.random import SCORE_STREAM, generator
 from .module import MODERATE, VAE
-from .refine import Refined, antithetic, log_mean
+from .refine import Refined, antithetic, drawn, expected, log_mean
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Model:
         Where rows are computed.
     seed : int
         Of the draws that all rows and calls share.
+    spread : float
+        Factor of the distance of drawn cells from their mean, as `spread_factor` found it.
     """
 
     table: Table
@@ -42,15 +44,16 @@ class Model:
     scale: float | np.ndarray
     device: str
     seed: int
+    spread: float
 
     def exact(self) -> "Model":
         """Return the model in float64, which not every device has, for far rows and those with holes, whose squares
         overflow and whose matrices lose digits."""
         return replace(self, vae=copy.deepcopy(self.vae).cpu().double(), device="cpu")
 
-    def draws(self, n_draws: int, like: Tensor) -> Tensor:
+    def draws(self, n_draws: int) -> Tensor:
         """Return the draws of a posterior, (n_draws, 1, z_dim), that all rows and calls share."""
-        return torch.randn(n_draws, 1, self.vae.prior.z_dim, generator=generator(self.seed, SCORE_STREAM)).to(like)
+        return torch.randn(n_draws, 1, self.vae.prior.z_dim, generator=generator(self.seed, SCORE_STREAM))
 
     def is_far(self, X: np.ndarray) -> np.ndarray:
         """Find the rows so far from the training rows that float32 does not score them: bool (n_samples,)."""
@@ -99,7 +102,7 @@ class Model:
         model = self.exact() if exact or holes else self
         vae = model.vae
         like = next(vae.parameters())
-        eps = self.draws(n_draws, like)
+        eps = self.draws(n_draws).to(like)
         n_rows, n_parts = chunk_sizes(n_draws, X.shape[1])
 
         def complete(x: Tensor) -> Tensor:
@@ -123,6 +126,21 @@ class Model:
                 score = partial(self.log_likelihoods, exact=rows is far, n_draws=n_draws)
                 scores[rows] = self.by_holes(X if rows.all() else X[rows], score)
         return scores + self.log_jacobian(X)
+
+    def imputed(self, X: np.ndarray, eps: Tensor, n_draws: int | None, rng: torch.Generator | None) -> np.ndarray:
+        """Fill the holes of a validated X, by the mean (1, n_samples, n_features) or by that many draws, given standard
+        normal draws `eps` (n_particles, 1, z_dim) to choose from."""
+        model, eps = self.exact(), antithetic(eps)
+        n_rows, _ = chunk_sizes(len(eps), X.shape[1])
+
+        def impute(x: Tensor) -> Tensor:
+            refined = Refined(model.vae, model.vae.complete(x.double()))
+            filled = expected(refined, eps) if rng is None else drawn(refined, eps, n_draws or 1, rng, self.spread)
+            return filled.movedim(0, 1)  # (batch, n_draws, n_features)
+
+        size = n_rows * len(eps)
+        filled = self.apply(impute, model.blocks(X, n_rows), len(X), self.in_units_of_X, size=size)
+        return np.moveaxis(filled, 1, 0)
 
     def log_jacobian(self, X: np.ndarray) -> float | np.ndarray:
         """Return the nats that log-likelihoods gain from the model's units to those of the features: a number, or
