@@ -107,14 +107,14 @@ class VAETransformer(
     beta : float, default=None
         Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder. With ``objective="beta_tc"``
         the weight of the total correlation. None takes the objective's own, 1 and 6; other objectives have none.
-    learning_rate : float, default=3e-3
-        Step size of the optimizer. It rises over the first 100 steps, is shorter in proportion for batches of fewer
+    learning_rate : float, default=6e-3
+        Step size of the optimizer. It rises over the first 50 steps, is shorter in proportion for batches of fewer
         than 32 rows, and where training is judged by held-out rows it is halved for the second phase (see Notes).
     batch_size : int or "auto", default="auto"
-        Rows per training step; "auto" is about a twentieth of the rows, at least 32 and at most 256. A batch is never
-        larger than the table.
+        Rows per training step; "auto" is about an eighth of the rows, at least 32 and at most 64, or a twentieth where
+        that is more, at most 256. A batch is never larger than the table.
     max_iter : int or "auto", default="auto"
-        Most passes over the rows (epochs). "auto" allows five steps a row, at least 700 and at most 10,000, or 2000 for
+        Most passes over the rows (epochs). "auto" allows five steps a row, at least 700 and at most 10,000, or 1000 for
         fewer than 1000 rows; and at least 20 passes.
     early_stopping : bool, "auto" or "cv", default="auto"
         How the number of steps is chosen. True holds out rows and keeps the state that scores best on them, the start
@@ -125,8 +125,8 @@ class VAETransformer(
     validation_fraction : float, default=0.1
         Share of the rows to hold out.
     n_iter_no_change : int or "auto", default="auto"
-        Epochs without a rise of the validation score by `tol` after which a phase of training ends. "auto" is 120 steps
-        in the first phase and 80 in the second, on 1000 rows or more 200 in both.
+        Epochs without a rise of the validation score by `tol` after which a phase of training ends. "auto" is 60 steps
+        in the first phase and 40 in the second, on 1000 rows or more 200 in both.
     tol : float, default=1e-4
         Least rise of the validation score that counts, in nats per row.
     optimizer : {"adamw", "adam", "nadam", "rmsprop", "sgd"} or callable, default="adamw"
@@ -135,7 +135,7 @@ class VAETransformer(
         Shrinkage of the networks' weights beside the linear paths, divided by the number of rows as a prior's would
         be. "auto" is 100 for fewer than 1000 rows and 300 from there on. Linear paths and biases are not shrunk, so
         that a strong decay leads back to the linear model; without linear paths nothing is.
-    ema_decay : float, default=0.985
+    ema_decay : float, default=0.97
         Decay, per training step, of the moving average of the weights that is validated and used. 0 uses the last
         weights.
     n_draws : int, default=100
@@ -289,7 +289,7 @@ class VAETransformer(
         init="linear",
         linear_share=0.01,
         beta=None,
-        learning_rate=3e-3,
+        learning_rate=6e-3,
         batch_size="auto",
         max_iter="auto",
         early_stopping="auto",
@@ -298,7 +298,7 @@ class VAETransformer(
         tol=1e-4,
         optimizer="adamw",
         weight_decay="auto",
-        ema_decay=0.985,
+        ema_decay=0.97,
         n_draws=100,
         device="auto",
         callbacks=None,

@@ -11,8 +11,6 @@ from .._model.fitted import Model
 class InferenceMixin:
     """The way from a fitted `net_` to inference."""
 
-    _spread = 1.0  # in files that do not say it
-
     @property
     def _fitted(self):
         """The fitted `Model`, which all inference asks."""

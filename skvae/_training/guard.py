@@ -19,9 +19,9 @@ from .._system.random import VALIDATION_STREAM, generator, subsample
 if TYPE_CHECKING:
     from .net import Net
 
-WARMUP = 100  # steps over which the learning rate rises
+WARMUP = 50  # steps over which the learning rate rises
 _USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
-_LEAST_STEPS = 40  # between two looks
+_LEAST_STEPS, _LOOKS = 20, 5  # between two looks, of which there are so many in the first patience
 _FRACTION = 4  # trained rows for each judged one: a look takes a tenth of the time of the steps before it, at most
 _VALIDATION_ROWS = 256  # fewer held-out rows are repeated, with other noise, up to about this many
 _MAX_JUDGED, _LEAST_JUDGED, _JUDGED_VALUES = 25_000, 1_000, 2**23  # rows say enough; more are judged less often
@@ -144,7 +144,8 @@ class Guard:
         self.judge = Judge(net, split) if split.valid else None
         judged = self.judge.n_rows * self.judge.n_judged if self.judge else 0
         trained = net.batch_size * len(split.train)
-        self.every = max(1, round(pace * _LEAST_STEPS), -(-_FRACTION * judged // trained))
+        least = max(pace * _LEAST_STEPS, self.patience[0] / _LOOKS)
+        self.every = max(1, round(least), -(-_FRACTION * judged // trained))
         self.end = 0  # the epoch after which training ends
         self.n_steps = self.progress = self.n_falls = self.n_undone = 0
         self.seen: tuple[float, float, float] | None = None  # the last look
