@@ -130,7 +130,7 @@ def test_report_counts_active_units(beta, table, capsys):
 def test_report_asks_the_prior_which_units_are_active(table, capsys, monkeypatch):
     """The posterior means vary by about 1: little beside a prior's variance of a million."""
     monkeypatch.setattr(StandardNormal, "moments", lambda prior: (torch.zeros(2), torch.tensor([1.0, 1e6])))
-    vae = VAETransformer(2, max_iter=1, verbose=1, **SMALL).fit(table())
+    vae = VAETransformer(2, prior="standard_normal", max_iter=1, verbose=1, **SMALL).fit(table())
     assert re.fullmatch(REPORT, capsys.readouterr().out.strip())[3] == "1"
     assert vae.active_units_.tolist() == [True, False]
 

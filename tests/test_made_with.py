@@ -9,7 +9,7 @@ from skvae import VAETransformer, load
 from skvae.architectures import MLP, Custom
 from skvae.likelihoods import Gaussian
 from skvae.objectives import IWAE
-from skvae.priors import Mixture, StandardNormal
+from skvae.priors import Mixture
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "warm_start": True, "random_state": 0}
 
@@ -51,7 +51,7 @@ EQUAL = {
     "z_dim": np.int64(2),
     "hidden_layer_sizes": [8],
     "likelihood": "gaussian",
-    "prior": StandardNormal(),
+    "prior": Mixture(50),
     "optimizer": torch.optim.AdamW,
     "linear_share": np.float64(0.01),
     "device": torch.device("cpu"),

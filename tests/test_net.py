@@ -699,10 +699,10 @@ def test_training_has_two_phases(table, monkeypatch):
     assert {tuple(row[:2]) for row in seen[:second]} == {(True, True)}
     assert {tuple(row[:2]) for row in seen[second:]} == {(False, False)}
     rates = [row[2] for row in seen]
-    assert rates[:3] == pytest.approx([0.01, 0.02, 0.03])  # of the warm-up
+    assert rates[:3] == pytest.approx([0.02, 0.04, 0.06])  # of the warm-up
     assert rates[second - 1] == 1
     assert set(rates[second:]) == {0.5}
-    assert vae.net_.optimizer_.param_groups[0]["lr"] == 3e-3
+    assert vae.net_.optimizer_.param_groups[0]["lr"] == 6e-3
 
 
 def test_a_batch_of_few_rows_takes_a_shorter_step(table, monkeypatch):

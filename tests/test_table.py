@@ -344,7 +344,7 @@ def test_gains_say_which_columns_the_model_knows():
     size = rng.normal(size=600)
     frame = pd.DataFrame({"size": size, "kind": np.where(size > 0, "u", "v"), "noise": rng.normal(size=600)})
     frame["empty"], frame.loc[::5, "kind"] = np.nan, None
-    gains = column_gains(VAETransformer(2, random_state=0).fit(frame), frame)
+    gains = column_gains(VAETransformer(1, random_state=0).fit(frame), frame)  # a second unit might take the noise
     assert np.isnan(gains[3])
     assert gains[1] > 0.4  # of log(2) that there are to gain
     assert abs(gains[2]) < 0.3 < gains[0]
