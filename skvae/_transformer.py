@@ -111,10 +111,10 @@ class VAETransformer(
         Step size of the optimizer. It rises over the first 50 steps, is shorter in proportion for batches of fewer
         than 32 rows, and where training is judged by held-out rows it is halved for the second phase (see Notes).
     batch_size : int or "auto", default="auto"
-        Rows per training step; "auto" is about an eighth of the rows, at least 32 and at most 64, or a twentieth where
-        that is more, at most 256. A batch is never larger than the table.
+        Rows per training step; "auto" is about a twentieth of the rows, at least 64 and at most 256. A batch is never
+        larger than the table.
     max_iter : int or "auto", default="auto"
-        Most passes over the rows (epochs). "auto" allows five steps a row, at least 700 and at most 10,000, or 1000 for
+        Most passes over the rows (epochs). "auto" allows five steps a row, at least 500 and at most 10,000, or 1000 for
         fewer than 1000 rows; and at least 20 passes.
     early_stopping : bool, "auto" or "cv", default="auto"
         How the number of steps is chosen. True holds out rows and keeps the state that scores best on them, the start

@@ -7,7 +7,7 @@ from typing import Any
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
 _FEW_ROWS, _MANY_ROWS = (1_000, (60, 40)), (10_000, (200, 200))  # budget, patience in each phase, in optimizer steps
-_LEAST_BUDGET, _STEPS_PER_ROW = 700, 5
+_LEAST_BUDGET, _STEPS_PER_ROW = 500, 5
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Schedule:
     ) -> "Schedule":
         """Fill in what is "auto": budget and patience are counted in optimizer steps, whatever the number of rows."""
         if batch_size == "auto":
-            batch_size = 2 ** round(math.log2(min(256, max(32, n_rows / 20, min(64, n_rows / 8)))))
+            batch_size = 2 ** round(math.log2(min(256, max(64, n_rows / 20))))
         batch_size = min(batch_size, n_rows)
         steps_per_epoch = math.ceil(n_rows / batch_size)
         budget, patience = _FEW_ROWS if n_rows < CROSS_FIT_ROWS else _MANY_ROWS
