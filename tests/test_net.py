@@ -118,7 +118,7 @@ def test_schedule_fills_in_what_is_auto(n_rows):
     assert auto.n_epochs >= 1
     assert min(auto.patience) >= 1
     # the budget is counted in steps, and is met by no more than an epoch unless 20 epochs are more
-    budget = min(2000, max(700, 5 * n_rows)) if n_rows < 1000 else 5 * n_rows if n_rows < 2000 else 10_000
+    budget = min(1000, max(500, 5 * n_rows)) if n_rows < 1000 else 5 * n_rows if n_rows < 2000 else 10_000
     steps_per_epoch = math.ceil(n_rows / auto.batch_size)
     assert auto.n_epochs == max(20, math.ceil(budget / steps_per_epoch))
 
