@@ -60,8 +60,14 @@ from skvae.datasets import load_images
 HERE = Path(__file__).parent
 TARGET = -110.0  # nats
 SIZES = "784-128-100-128-784"  # of the network that all loops train
-PARAMS = {"z_dim": 100, "hidden_layer_sizes": (128,), "likelihood": "bernoulli", "prior": "standard_normal"}
-PARAMS |= {"device": "cpu", "random_state": 0}
+PARAMS = {
+    "z_dim": 100,
+    "hidden_layer_sizes": (128,),
+    "likelihood": "bernoulli",
+    "prior": "standard_normal",
+    "device": "cpu",
+    "random_state": 0,
+}
 ROUNDS = 3  # of what takes long
 IMPORTS = ("import torch, sklearn, skorch", "import skvae")
 ROWS, FEATURES = (1_000, 10_000, 100_000, 1_000_000), (10, 100, 1_000, 10_000)

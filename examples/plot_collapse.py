@@ -18,8 +18,13 @@ from skvae import VAETransformer
 from skvae.datasets import load_images
 
 X_train, _, X_test, _ = load_images("digits")
-settings = {"likelihood": "bernoulli", "prior": "standard_normal", "max_iter": 30, "early_stopping": False}
-settings["random_state"] = 0
+settings = {
+    "likelihood": "bernoulli",
+    "prior": "standard_normal",
+    "max_iter": 30,
+    "early_stopping": False,
+    "random_state": 0,
+}
 betas = [0.25, 0.5, 1, 1.5, 2]
 models = [VAETransformer(16, beta=beta, **settings).fit(X_train) for beta in betas]
 print("beta  active  total KL  score")

@@ -82,7 +82,7 @@ class Prior(Component, ABC):
 
         They are (batch,) and twice (batch, z_dim). `eps` are the standard normal draws of z, `weight` is (batch, 1).
         Gradients in parameters are left in their ``grad``, those of an encoder through which the prior looks are added
-        to it.
+        to it. Where the prior `takes_members`, all have a dimension of these before.
         """
         self.zero_grad(set_to_none=False)
         with torch.enable_grad():
@@ -212,7 +212,7 @@ def mixture_log_prob(z: Tensor, log_weight: Tensor, loc: Tensor, log_scale: Tens
 
 
 class _NormalMixture(Prior):
-    """What mixtures of diagonal Gaussians share."""
+    """Base of mixtures of diagonal Gaussians."""
 
     @abstractmethod
     def components(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,7 +36,7 @@ class _Layer:
         self.size = self.weight[0].numel() if len(self.weight) == 1 else 0
 
     def _is_large(self, x: Tensor) -> bool:
-        """Whether oneDNN's product of a single member pays, for a batch like `x`."""
+        """Tell whether oneDNN's product of a single member pays, for a batch like `x`."""
         return x.shape[1] * self.size >= LARGE
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
@@ -107,13 +107,13 @@ class _Chain:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether some part does more than its `forward`."""
+    """Tell whether some part does more than its `forward`."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(part, kind) for part in module.modules() for kind in kinds)
 
 
 def covers(vae: VAE) -> bool:
-    """Whether the parts of `vae` are known: chains of rectified linear units, terms whose gradients are theirs."""
+    """Tell whether the parts of `vae` are known: chains of rectified linear units, terms whose gradients are theirs."""
     kinds = {type(part) for part in getattr(vae.likelihood, "parts", [vae.likelihood])}
     known = kinds <= {*LIKELIHOODS.values(), Categorical, Ordinal} and type(vae.prior) in PRIORS.values()
     return known and _Chain.covers(vae.encoder) and _Chain.covers(vae.decoder) and not _has_hooks(vae)

@@ -1,4 +1,4 @@
-"""How wide draws of missing cells have to be: a factor learned from cells that a model has not seen.
+"""Width of draws of missing cells: a factor learned from cells that a model has not seen.
 
 Draws say what a row's observed cells leave open, and nothing of how well the parameters are known. The factor is found
 by split conformal prediction (Romano, Patterson & Candes, 2019): it multiplies the width of an interval, where theirs
@@ -81,14 +81,14 @@ def _scores(vae: VAE, x: Tensor, n_passes: int, rng: torch.Generator) -> np.ndar
 
 
 def _hidden(x: Tensor, real: Tensor, n_passes: int, rng: torch.Generator) -> Tensor:
-    """Which cells are hidden when the rows pass `n_passes` times: each time another part of the `real` ones."""
+    """Choose the cells to hide when the rows pass `n_passes` times: each time another part of the `real` ones."""
     part = torch.randint(_N_PARTS, (len(x), len(real)), generator=rng)
     chosen = [(part == i) & real & ~x[:, : len(real)].isnan() for i in range(n_passes)]
     return F.pad(torch.cat(chosen), (0, x.shape[1] - len(real)))
 
 
 def _distances(refined: Refined, x: Tensor, eps: Tensor, rng: torch.Generator) -> Tensor:
-    """How far cells are from their mean, in units of how far the interval reaches to that side: (batch, n_features)."""
+    """Distance of cells from their mean over that of the interval's end on their side: (batch, n_features)."""
     _, raw, log_weights = refined.draw(eps)
     mean = mean_of_draws(refined, raw, log_weights)
     draws = resampled(refined, raw, log_weights, _N_DRAWS, rng).sort(0).values

@@ -51,7 +51,7 @@ class Likelihood(Component, ABC):
         return X
 
     def real_valued(self, n_features: int) -> Tensor:
-        """Which of that many features have values that may be shifted and scaled: (n_features,)."""
+        """Tell which of that many features have values that may be shifted and scaled: (n_features,)."""
         return torch.full((n_features,), self.standardize)
 
     def location_scale(self, X: Any) -> tuple[Any, Any]:

@@ -132,7 +132,7 @@ def _whole(cells: Cells, x: Tensor) -> Tensor:
 
 
 def mean_of_draws(refined: Refined, raw: Tensor, log_weights: Tensor) -> Tensor:
-    """What is expected in each cell, E[x | observed], as a mean over weighted draws (Mattei & Frellsen, 2019, equation
+    """Expectation of each cell, E[x | observed], as a mean over weighted draws (Mattei & Frellsen, 2019, equation
     12): (batch, n_features)."""
     vae, cells = refined.vae, refined.cells
     mean = (_shares(log_weights).unsqueeze(-1) * vae.likelihood.mean(raw)).sum(0)
