@@ -21,7 +21,7 @@ __all__ = ["Flow", "Mixture", "Prior", "StandardNormal", "VampPrior"]
 _LOG_2PI = math.log(2 * math.pi)
 _MOMENT_DRAWS = 2_500
 _NEGLIGIBLE = -50.0  # nats below the largest term: a sum does not change by it, even in float64
-_TINY = 1e-30  # smaller ones may be denormal numbers, which are slow to compute with
+_LEAST_SHARE = -60.0  # nats of a component's: a smaller one becomes a denormal number, which is slow to compute with
 _MAX_ELEMENTS = 2**20  # values that one chunk of a mixture's log-density holds; larger ones are slower
 
 
@@ -166,17 +166,16 @@ class _Joint:
     """
 
     def __init__(self, log_weight: Tensor, loc: Tensor, log_scale: Tensor) -> None:
-        self.log_weight, self.loc, log_scale = (widest(part) for part in (log_weight, loc, log_scale))  # squares cancel
+        self.log_weight, self.loc = log_weight, loc
         self.precision = (-2 * log_scale).exp()
-        slope = self.loc * self.precision
+        slope = loc * self.precision
         self.slopes = torch.cat([slope, -0.5 * self.precision], -1)  # (n_members, n_components, 2 * z_dim)
-        log_norm = torch.addcmul(log_scale, self.loc, slope, value=0.5).sum(-1) + 0.5 * _LOG_2PI * loc.shape[-1]
-        self.offset = (self.log_weight - log_norm).unsqueeze(-2)
+        log_norm = torch.addcmul(log_scale, loc, slope, value=0.5).sum(-1) + 0.5 * _LOG_2PI * loc.shape[-1]
+        self.offset = (log_weight - log_norm).unsqueeze(-2)
 
     @staticmethod
     def powers(z: Tensor) -> Tensor:
-        """(n_members, batch, z_dim) -> (n_members, batch, 2 * z_dim), of the widest type."""
-        z = widest(z)
+        """(n_members, batch, z_dim) -> (n_members, batch, 2 * z_dim)."""
         return torch.cat([z, z.square()], -1)
 
     def __call__(self, powers: Tensor) -> Tensor:
@@ -189,12 +188,13 @@ class _Joint:
         total = shares.sum(-2)
         first, second = torch.bmm(shares.mT, powers).chunk(2, -1)
         of_first, of_second = torch.bmm(shares, self.slopes).chunk(2, -1)
-        z, moved = powers[..., : self.loc.shape[-1]], first - self.loc * total.unsqueeze(-1)
+        z, each = powers[..., : self.loc.shape[-1]], total.unsqueeze(-1)
+        moved = torch.addcmul(first, self.loc, each, value=-1)
         return (
             torch.addcmul(of_first, z, of_second, value=2),
-            total - total.sum(-1, keepdim=True) * self.log_weight.exp(),
+            torch.addcmul(total, total.sum(-1, keepdim=True), self.log_weight.exp(), value=-1),
             self.precision * moved,
-            self.precision * (second - self.loc * (first + moved)) - total.unsqueeze(-1),
+            torch.addcmul(second, self.loc, first + moved, value=-1).mul_(self.precision).sub_(each),
         )
 
 
@@ -204,11 +204,11 @@ def mixture_log_prob(z: Tensor, log_weight: Tensor, loc: Tensor, log_scale: Tens
     Of the mixture the log-weights (n_components,), means and log-scales (n_components, z_dim); of several, a dimension
     of members before, as points (n_members, batch, z_dim) then have.
     """
-    parts = log_weight, loc, log_scale
+    parts = [widest(part) for part in (log_weight, loc, log_scale)]  # squares cancel
     joint = _Joint(*(parts if loc.ndim > 2 else (part.unsqueeze(0) for part in parts)))
     points = z if loc.ndim > 2 else z.reshape(1, -1, z.shape[-1])
     chunks = points.split(max(1, _MAX_ELEMENTS // log_weight.numel()), 1)
-    return torch.cat([_log_sum(joint(joint.powers(chunk))) for chunk in chunks], -1).view(z.shape[:-1]).to(z.dtype)
+    return torch.cat([_log_sum(joint(joint.powers(widest(chunk)))) for chunk in chunks], -1).view(z.shape[:-1]).to(z.dtype)
 
 
 class _NormalMixture(Prior):
@@ -287,13 +287,12 @@ class Mixture(_NormalMixture):
         powers = joint.powers(torch.addcmul(mean, scale, eps))
         terms = joint(powers)
         log_shares = terms.log_softmax(-1)
-        log_prob = (terms[..., 0] - log_shares[..., 0]).to(mean.dtype)
-        shares = F.threshold(log_shares.exp_(), _TINY, 0.0)
+        log_prob = terms[..., 0] - log_shares[..., 0]
+        shares = log_shares.clamp_(min=_LEAST_SHARE).exp_()
         grad_z, *grads = joint.gradients(powers, shares.mul_(-weight))
         for part, grad in zip((self.logits, self.loc, self.log_scale), grads, strict=True):
             assert part.grad is not None
             part.grad.copy_(grad)
-        grad_z = grad_z.to(mean.dtype)
         return self._estimated_kl(log_scale, log_prob).squeeze(-1), grad_z, (grad_z * eps).mul_(scale).sub_(weight)
 
 
