@@ -107,15 +107,17 @@ class VAETransformer(
     beta : float, default=None
         Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder. With ``objective="beta_tc"``
         the weight of the total correlation. None takes the objective's own, 1 and 6; other objectives have none.
-    learning_rate : float, default=6e-3
+    learning_rate : float, default=8e-3
         Step size of the optimizer. It rises over the first 50 steps, is shorter in proportion for batches of fewer
-        than 32 rows, and where training is judged by held-out rows it is halved for the second phase (see Notes).
+        than 32 rows and for more than 2000 features, and where training is judged by held-out rows it falls linearly
+        to zero in the second phase (see Notes).
     batch_size : int or "auto", default="auto"
-        Rows per training step; "auto" is about a twentieth of the rows, at least 64 and at most 256. A batch is never
-        larger than the table.
+        Rows per training step; "auto" is the power of two next to three times the root of the number of rows, at least
+        64 and at most 256. A batch is never larger than the table.
     max_iter : int or "auto", default="auto"
-        Most passes over the rows (epochs). "auto" allows five steps a row, at least 500 and at most 10,000, or 1000 for
-        fewer than 1000 rows; and at least 20 passes.
+        Most passes over the rows (epochs). "auto" allows 35 steps times the root of the number of rows, at least 350
+        and at most 2000; twice as many for a ``z_dim`` of 1 or 2 and 1000 rows or more, and fewer where fewer rows than
+        that have more than 2000 features; and at least 10 passes. More passes cost time and often give a better model.
     early_stopping : bool, "auto" or "cv", default="auto"
         How the number of steps is chosen. True holds out rows and keeps the state that scores best on them, the start
         included. "cv" trains a model on all rows beside those of five folds, and keeps its state at the step where
@@ -125,8 +127,8 @@ class VAETransformer(
     validation_fraction : float, default=0.1
         Share of the rows to hold out.
     n_iter_no_change : int or "auto", default="auto"
-        Epochs without a rise of the validation score by `tol` after which a phase of training ends. "auto" is 60 steps
-        in the first phase and 40 in the second, on 1000 rows or more 200 in both.
+        Epochs without a rise of the validation score by `tol` after which a phase of training ends. "auto" is an eighth
+        of the steps that ``max_iter="auto"`` allows, at most 200.
     tol : float, default=1e-4
         Least rise of the validation score that counts, in nats per row.
     optimizer : {"adamw", "adam", "nadam", "rmsprop", "sgd"} or callable, default="adamw"
@@ -204,12 +206,13 @@ class VAETransformer(
 
     Notes
     -----
-    Training that is judged has two phases, each of which ends when the score of held-out rows stops rising. In the
-    first the encoder sees the rows with noise of the linear model's scale (amortised inference regularisation [6]_),
-    and from 1000 rows on the gradient of a feature's mean is weighted by its noise scale (beta-NLL [7]_), so that
-    nearly constant features do not take the latent space for themselves. The second goes on from the best state with
-    the bound as it is, at half the learning rate. Where rows are to be seen in a plane (``z_dim`` of 1 or 2, 1000 rows
-    or more), the noise scale has no say in the first phase on where they lie: neighbours are then more alike.
+    Training that is judged has two phases, each of which ends when the score of held-out rows stops rising, the first
+    at the latest after half of `max_iter`, the second after as many steps as the first had. In the first the encoder
+    sees the rows with noise of the linear model's scale (amortised inference regularisation [6]_), and from 1000 rows
+    on the gradient of a feature's mean is weighted by its noise scale (beta-NLL [7]_), so that nearly constant features
+    do not take the latent space for themselves. The second goes on from the best state with the bound as it is, while
+    the learning rate falls to zero. Where rows are to be seen in a plane (``z_dim`` of 1 or 2, 1000 rows or more), the
+    noise scale has no say in the first phase on where they lie: neighbours are then more alike.
 
     References
     ----------
@@ -289,7 +292,7 @@ class VAETransformer(
         init="linear",
         linear_share=0.01,
         beta=None,
-        learning_rate=6e-3,
+        learning_rate=8e-3,
         batch_size="auto",
         max_iter="auto",
         early_stopping="auto",

@@ -104,7 +104,7 @@ class Gaussian(Likelihood):
         if self.noise != "row":
             return (2 * self.log_noise).exp(), 1.0
         log_noise = raw[..., 1, :]
-        excess = (log_noise - 5).relu() + 1  # the scale goes on linearly, so that no raw output overflows
+        excess = (log_noise - 4).clamp(min=1)  # the scale goes on linearly, so that no raw output overflows
         return (2 * log_noise.clamp(max=5)).exp() * excess, excess
 
     def _loc_variance(self, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,10 +130,10 @@ class Gaussian(Likelihood):
     def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         half_slope, excess = self._free_noise(raw)
         variance = (half_slope * excess + self.floor).expand_as(x)
-        error = raw[..., 0, :] - x
-        slope = error / variance  # of -log_prob in the mean
-        log_prob = -0.5 * (torch.addcmul(variance[0].log(), slope[0], error[0]) + LOG_2PI)
-        noise_slope = variance.reciprocal().addcmul_(slope, slope, value=-1).mul_(half_slope)
+        error, precision = raw[..., 0, :] - x, variance.reciprocal()
+        slope = error * precision  # of -log_prob in the mean
+        log_prob = torch.addcmul(variance[0].log() + LOG_2PI, slope[0], error[0]).mul_(-0.5)
+        noise_slope = precision.addcmul_(slope, slope, value=-1).mul_(half_slope)
         if self.noise == "row":
             return log_prob, torch.stack([slope, noise_slope], dim=-2).mul_(weight.unsqueeze(-2))
         assert self.log_noise.grad is not None

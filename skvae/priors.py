@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ._model.component import COUNT, Component, Counts
@@ -85,8 +84,9 @@ class Prior(Component, ABC):
         to it. Where the prior `takes_members`, all have a dimension of these before.
         """
         self.zero_grad(set_to_none=False)
-        with torch.enable_grad():
-            mean, log_scale = mean.detach().requires_grad_(), log_scale.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            mean, log_scale, eps, weight = (part.clone() for part in (mean, log_scale, eps, weight))
+            mean.requires_grad_(), log_scale.requires_grad_()
             kl = self.kl(mean, log_scale, mean + log_scale.exp() * eps).sum(-1)
             (weight.squeeze(-1) * kl).sum().backward()
         assert mean.grad is not None
@@ -182,20 +182,22 @@ class _Joint:
         """(n_members, batch, 2 * z_dim) -> (n_members, batch, n_components)."""
         return torch.baddbmm(self.offset, powers, self.slopes.mT)
 
-    def gradients(self, powers: Tensor, shares: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of the sum of log p(z) in z, logits, means and log-scales; `shares` (n_members, batch,
-        n_components) are each row's weight times p(k | z)."""
+    def gradients(self, powers: Tensor, shares: Tensor, of_parts: Sequence[Any]) -> Tensor:
+        """The gradient of the sum of log p(z) in z; those in logits, means and log-scales are left in `of_parts`.
+
+        `shares` (n_members, batch, n_components) are each row's weight times p(k | z).
+        """
+        of_logits, of_loc, of_log_scale = of_parts
         total = shares.sum(-2)
         first, second = torch.bmm(shares.mT, powers).chunk(2, -1)
         of_first, of_second = torch.bmm(shares, self.slopes).chunk(2, -1)
         z, each = powers[..., : self.loc.shape[-1]], total.unsqueeze(-1)
         moved = torch.addcmul(first, self.loc, each, value=-1)
-        return (
-            torch.addcmul(of_first, z, of_second, value=2),
-            torch.addcmul(total, total.sum(-1, keepdim=True), self.log_weight.exp(), value=-1),
-            self.precision * moved,
-            torch.addcmul(second, self.loc, first + moved, value=-1).mul_(self.precision).sub_(each),
-        )
+        torch.addcmul(total, total.sum(-1, keepdim=True), self.log_weight.exp(), value=-1, out=of_logits)
+        torch.mul(self.precision, moved, out=of_loc)
+        torch.addcmul(second, self.loc, moved.add_(first), value=-1, out=of_log_scale)
+        of_log_scale.mul_(self.precision).sub_(each)
+        return torch.addcmul(of_first, z, of_second, value=2)
 
 
 def mixture_log_prob(z: Tensor, log_weight: Tensor, loc: Tensor, log_scale: Tensor) -> Tensor:
@@ -208,7 +210,9 @@ def mixture_log_prob(z: Tensor, log_weight: Tensor, loc: Tensor, log_scale: Tens
     joint = _Joint(*(parts if loc.ndim > 2 else (part.unsqueeze(0) for part in parts)))
     points = z if loc.ndim > 2 else z.reshape(1, -1, z.shape[-1])
     chunks = points.split(max(1, _MAX_ELEMENTS // log_weight.numel()), 1)
-    return torch.cat([_log_sum(joint(joint.powers(widest(chunk)))) for chunk in chunks], -1).view(z.shape[:-1]).to(z.dtype)
+    return (
+        torch.cat([_log_sum(joint(joint.powers(widest(chunk)))) for chunk in chunks], -1).view(z.shape[:-1]).to(z.dtype)
+    )
 
 
 class _NormalMixture(Prior):
@@ -279,7 +283,6 @@ class Mixture(_NormalMixture):
     def components(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.logits.log_softmax(-1), self.loc, self.log_scale
 
-    @torch.no_grad()
     def kl_gradient(
         self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -289,10 +292,8 @@ class Mixture(_NormalMixture):
         log_shares = terms.log_softmax(-1)
         log_prob = terms[..., 0] - log_shares[..., 0]
         shares = log_shares.clamp_(min=_LEAST_SHARE).exp_()
-        grad_z, *grads = joint.gradients(powers, shares.mul_(-weight))
-        for part, grad in zip((self.logits, self.loc, self.log_scale), grads, strict=True):
-            assert part.grad is not None
-            part.grad.copy_(grad)
+        grads = [part.grad for part in (self.logits, self.loc, self.log_scale)]
+        grad_z = joint.gradients(powers, shares.mul_(-weight), grads)
         return self._estimated_kl(log_scale, log_prob).squeeze(-1), grad_z, (grad_z * eps).mul_(scale).sub_(weight)
 
 

@@ -102,7 +102,7 @@ def test_learned_priors_fit_clusters_better(table):
     """Rows in four clusters of two units: no standard normal aggregate fits them."""
     rng = np.random.default_rng(0)
     X = (rng.choice([-3, 3], size=(600, 2)) @ rng.normal(size=(2, 5))) + 0.1 * rng.normal(size=(600, 5))
-    params = {"max_iter": 60, "hidden_layer_sizes": (16,), "n_draws": 50}
+    params = {"max_iter": 60, "learning_rate": 6e-3, "hidden_layer_sizes": (16,), "n_draws": 50}
     scores = {prior: fitted(X, prior=prior, **params).score(X) for prior in PRIORS}
     for prior in ("mixture", "vamp", "flow"):
         assert scores[prior] > scores["standard_normal"] + 0.3, scores

@@ -204,8 +204,7 @@ class TrainBatches:
         n_members, n_draws = len(self.n_rows), net.criterion_.n_draws
         scale = net.input_noise
         shape = (1, self.width, net.z_dim) if n_draws == 1 else (n_draws, 1, self.width, net.z_dim)
-        orders = [_shuffled(x, rows, rng) for rows in self.split.train]
-        steps = self._of_one(orders[0]) if n_members == 1 else self._of_several(orders)
+        steps = self._of_one(_shuffled(x, self.split.train[0], rng)) if n_members == 1 else self._of_several(rng)
         noise = _draws(shape, self.n_batches, rng, device)
         blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
         for (rows, weight), eps in zip(steps, noise, strict=True):
@@ -227,19 +226,22 @@ class TrainBatches:
             start, end = end, end + size
             yield order[:, start:end], weights[size]
 
-    def _of_several(self, orders: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _of_several(self, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """The same for several members, (n_members, width): shorter batches are filled up with rows that weigh 0."""
-        positions, weight = self._places
-        rows = torch.stack([order[at] for order, at in zip(orders, positions, strict=True)], 1)
-        yield from zip(rows.to(weight.device), weight, strict=True)
+        indices, fills, positions, weight = self._places
+        order = torch.rand(indices.shape, generator=rng).masked_fill_(fills, 2.0).argsort(1)
+        rows = indices.gather(1, order.gather(1, positions)).view(len(indices), self.n_batches, self.width)
+        yield from zip(rows.transpose(0, 1).to(weight.device), weight, strict=True)
 
     @cached_property
-    def _places(self) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Positions of each member's batches in its order, and weights (n_batches, n_members, width)."""
+    def _places(self) -> tuple[Tensor, ...]:
+        """Each member's rows, filled up to one length (n_members, most), which of them only fill up, the positions of
+        its batches in their order (n_members, n_batches * width), and weights (n_batches, n_members, width)."""
+        indices, row_weight = padded(self.split.train)
         positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in self.n_rows), strict=True)
         counts = torch.stack(inside, 1)
         weight = counts.float() / counts.sum(-1, keepdim=True).clamp(min=1)
-        return positions, weight.to(self.split.x.device)
+        return indices, row_weight == 0, torch.stack(positions).flatten(1), weight.to(self.split.x.device)
 
 
 def member(batch: Batch, i: int) -> Batch:

@@ -22,6 +22,7 @@ from .products import LARGE, linear
 
 ENABLED = True
 _relu_backward = torch.ops.aten.threshold_backward
+_clamp_backward = torch.ops.aten.hardtanh_backward
 
 
 class _Layer:
@@ -163,7 +164,7 @@ class FastELBO:
         encoding = [name for name in stack.gradients if name.startswith(("encoder.", "linear_encoder."))]
         self.shared = encoding if looks_through else []
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Reconstruction and KL of each row of the first member, (batch,); all fields have a dimension of members."""
         assert batch.weight is not None
@@ -177,7 +178,8 @@ class FastELBO:
         log_prob, grad_raw = self.likelihood.gradient(raw, x, weight if observed is None else weight * observed)
         if batch.balanced and (factors := self.likelihood.balance(raw)) is not None:
             grad_raw.mul_(factors)
-        kl, kl_mean, kl_log_scale = self._kl_gradient(mean, log_scale, batch.eps, self.beta * weight)
+        kl_weight = weight if self.beta == 1 else self.beta * weight
+        kl, kl_mean, kl_log_scale = self._kl_gradient(mean, log_scale, batch.eps, kl_weight)
         shared = {name: self.stack.gradients[name].clone() for name in self.shared}  # what the prior has left there
         passed = _first_of_raw(grad_raw) if batch.for_map else grad_raw
         grad_z = self._backward_decoder(z, grad_raw.flatten(2), passed.flatten(2))[..., : mean.shape[-1]]
@@ -187,7 +189,7 @@ class FastELBO:
             self.stack.gradients[name].add_(grad)
         return (log_prob if observed is None else log_prob * observed[0]).sum(-1), kl
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def terms(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Reconstruction and KL of each row of each member, (n_members, batch)."""
         x, observed = batch.x, batch.observed
@@ -232,5 +234,5 @@ class FastELBO:
         grad_z = self.decoder.layers[0].back(self.decoder.backward(grad, passed))
         if self.beside:
             self.linear_decoder.backward(z, grad)
-            grad_z.masked_fill_(z.abs() > MAX_Z, 0).add_(self.linear_decoder.back(passed))
+            grad_z = _clamp_backward(grad_z, z, -MAX_Z, MAX_Z).add_(self.linear_decoder.back(passed))
         return grad_z

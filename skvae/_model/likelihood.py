@@ -119,8 +119,9 @@ class Likelihood(Component, ABC):
         gradient in the parameters shared by all rows is left in their ``grad``.
         """
         self.zero_grad(set_to_none=False)
-        with torch.enable_grad():
-            raw = raw.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            raw, x, weight = (part.clone() for part in (raw, x, weight))  # with which a graph may be made
+            raw.requires_grad_()
             log_prob = self.log_prob(raw, x)
             (log_prob * weight).sum().neg().backward()
         assert raw.grad is not None

@@ -16,24 +16,28 @@ from .._system.program import threads_for
 from .._system.random import subsample
 from ..priors import Mixture
 from .made_with import has_changed
-from .net import build_net
+from .net import MAP_DIM, build_net
 from .processes import Shards, of_first
 from .schedule import CROSS_FIT_ROWS, N_FOLDS, Schedule
 
 _N_COMPONENTS = 50  # of the default prior
+_BETAS = 0.9, 0.99  # of Adam in a run of some hundred steps, which would remember its first gradients to the end
 _WIDE, _SLOW_FEATURES = 500, 2000  # features beyond which one fold has to do, and beyond which steps become fewer
 
 
 def schedule_of(estimator, n_rows, n_features, one_epoch):
     """Return the length of training that the estimator's parameters ask for."""
     given = {name: getattr(estimator, name) for name in ("batch_size", "n_iter_no_change", "tol", "max_iter")}
-    schedule = replace(Schedule.resolve(n_rows, **given), pace=_pace(n_rows, n_features))
+    schedule = Schedule.resolve(n_rows, **given, pace=_pace(n_rows, n_features, estimator.z_dim))
     return replace(schedule, n_epochs=1) if one_epoch else schedule
 
 
-def _pace(n_rows, n_features):
-    """Return a factor of the number of steps, below 1 where few rows of many features make each step expensive."""
-    return 1.0 if n_rows >= CROSS_FIT_ROWS else min(1.0, max(0.1, _SLOW_FEATURES / n_features))
+def _pace(n_rows, n_features, z_dim):
+    """Return a factor of the number of steps: more for a map of many rows, whose neighbours take long to find each
+    other, and fewer where few rows of many features make each step expensive."""
+    if n_rows >= CROSS_FIT_ROWS:
+        return 2.0 if z_dim <= MAP_DIM else 1.0
+    return min(1.0, max(0.1, _SLOW_FEATURES / n_features))
 
 
 def holds_out(estimator, n_rows, first, one_epoch):
@@ -125,11 +129,17 @@ def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
         seed=seed,
         offset=offset,
         scale=scale,
-        **(estimator.net_params or {}),
+        **(_own_options(estimator, split) | (estimator.net_params or {})),
     )
     net.given_callbacks_ = list(estimator.callbacks or ())
     split.others = [other.to(device) for other in others]
     return net, _with_rows(split, X, net, None if isinstance(X, Shards) else x)
+
+
+def _own_options(estimator, split):
+    """Options of the optimizer where the length of training is ours too."""
+    is_named = isinstance(estimator.optimizer, str) and estimator.optimizer in ("adam", "adamw", "nadam")
+    return {"optimizer__betas": _BETAS} if is_named and split.valid else {}
 
 
 def rows_for(net, X):

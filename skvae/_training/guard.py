@@ -3,7 +3,6 @@
 import dis
 import math
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
 WARMUP = 50  # steps over which the learning rate rises
 _USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
+_USUAL_FEATURES = 2000  # at most; a step on more moves each sum over them further
 _LEAST_STEPS, _LOOKS = 20, 5  # between two looks, of which there are so many in the first patience
 _FRACTION = 4  # trained rows for each judged one: a look takes a tenth of the time of the steps before it, at most
 _VALIDATION_ROWS = 256  # fewer held-out rows are repeated, with other noise, up to about this many
@@ -123,11 +123,12 @@ class Judge:
 class Guard:
     """Keeps the state with the best score, the start included, and stops when none better comes.
 
-    When the score has not risen by `tol` for more than the first `patience`, in steps, the first phase ends: training
-    goes back to the best state and on from there with `factor` of the learning rate, without noise on the encoder's
-    inputs and with the gradient of the bound as it is. With the last patience training ends. `pace` shortens all these
-    steps. Where nothing is judged, the last state that a finite loss has confirmed is kept instead, and training ends
-    with its last one.
+    When the score has not risen by `tol` for more than `patience` steps, or half of the `budget` is spent, the first
+    phase ends: training goes back to the best state and on from there without noise on the encoder's inputs, with the
+    gradient of the bound as it is, while the learning rate falls linearly to zero, within as many steps as the first
+    phase had. Training ends with these steps, or where the score again does not rise. Warm-up and the steps between
+    looks go by `pace`. Where nothing is judged, the learning rate stays, the last state that a finite loss has
+    confirmed is kept, and training ends with its last one.
 
     An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
     learning rate is halved the first time, quartered the second, and so on, and stays there.
@@ -136,28 +137,43 @@ class Guard:
     n_tries = 5  # how often an epoch is undone before training is given up
 
     def __init__(
-        self, net: "Net", split: Split, *, patience: Sequence[int], tol: float, pace: float = 1.0, factor: float = 0.5
+        self, net: "Net", split: Split, *, patience: float, tol: float, budget: float = math.inf, pace: float = 1.0
     ) -> None:
         self.net, self.split = net, split
-        self.patience, self.tol, self.factor = [pace * steps for steps in patience], tol, factor
+        self.patience, self.tol, self.budget = patience, tol, budget
         self.warmup = max(1, round(pace * WARMUP))
         self.judge = Judge(net, split) if split.valid else None
         judged = self.judge.n_rows * self.judge.n_judged if self.judge else 0
         trained = net.batch_size * len(split.train)
-        least = max(pace * _LEAST_STEPS, self.patience[0] / _LOOKS)
+        least = max(pace * _LEAST_STEPS, patience / _LOOKS)
         self.every = max(1, round(least), -(-_FRACTION * judged // trained))
         self.end = 0  # the epoch after which training ends
-        self.n_steps = self.progress = self.n_falls = self.n_undone = 0
+        self.n_before, self.n_step_rows = net.n_steps_, 0
+        self.narrowness = min(1.0, _USUAL_FEATURES / split.x.shape[1])
+        self.n_steps = self.progress = self.n_undone = 0
+        self.turn = self.last = math.inf  # steps after which the second phase begins, and ends
         self.seen: tuple[float, float, float] | None = None  # the last look
         self.best = self.reference = -math.inf
         self.kept: dict | None = None
         self.start: dict | None = None
         self.latest: dict | None = None
 
-    def lr_factor(self, n_rows: int) -> float:
-        """Return the factor of the learning rate for a step on `n_rows`: small batches have noisy gradients."""
-        warmth = min(1.0, (self.net.n_steps_ + 1) / self.warmup)
-        return self.factor**self.n_falls * warmth * min(1.0, n_rows / _USUAL_ROWS)
+    @property
+    def n_all_steps(self) -> int:
+        """Number of steps that the net has been trained for, with those of calls before."""
+        return self.n_before + self.n_steps
+
+    @property
+    def lr_factor(self) -> float:
+        """The factor of the learning rate for the next step: one on few rows has a noisy gradient, and one on many
+        features goes far."""
+        warmth = min(1.0, (self.n_all_steps + 1) / self.warmup)
+        left = 1.0 if self.in_first_phase else (self.last - self.n_steps) / (self.last - self.turn)
+        return left * warmth * self.narrowness * min(1.0, self.n_step_rows / _USUAL_ROWS)
+
+    @property
+    def in_first_phase(self) -> bool:
+        return self.turn == math.inf
 
     def state(self) -> dict:
         """Return what a checkpoint keeps."""
@@ -178,13 +194,21 @@ class Guard:
         if self.judge and len(self.net.history) == self.end and self.n_steps % self.every:
             self._look()
 
+    def on_step_begin(self, n_rows: int) -> None:
+        self.n_step_rows = n_rows  # of all processes
+
     def on_step_end(self) -> None:
         self.n_steps += 1
-        if self.judge and self.n_steps % self.every == 0:
+        if not self.judge:
+            return
+        is_last = self.n_steps == self.last < self.budget  # which ends by itself, with an epoch
+        looks = is_last or self.n_steps % self.every == 0
+        if looks:
             self._look()
-            stale = self.n_steps - self.progress > max(self.patience[self.n_falls], self.every)
-            if stale and not self.net.criterion_.warming:
-                self._end_phase()
+        stale = looks and self.n_steps - self.progress > max(self.patience, self.every)
+        has_spent_half = self.in_first_phase and 2 * self.n_steps >= self.budget
+        if is_last or (not self.net.criterion_.warming and (stale or has_spent_half)):
+            self._end_phase()
 
     def _look(self) -> None:
         assert self.judge
@@ -201,10 +225,11 @@ class Guard:
         self.reference = max(self.reference, score)
 
     def _end_phase(self) -> None:
-        if self.n_falls + 1 == len(self.patience):
+        if not self.in_first_phase:
             raise StopTraining
         assert self.kept
-        self.n_falls, self.progress = self.n_falls + 1, self.n_steps
+        self.turn = self.progress = self.n_steps
+        self.last = self.turn + max(1, min(self.turn, self.budget - self.turn))
         self.net.stack_.load(self.kept)
         for state in self.net.optimizer_.state.values():
             if "exp_avg" in state:

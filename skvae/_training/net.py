@@ -101,8 +101,8 @@ class Net(NeuralNet):
         self.interrupted_ = False
         self.gain_ = 0.0  # nats per row that log-likelihoods of the training rows gain by marginals, and by holes
         self.run_length_ = 1  # epochs that the whole run is meant to have
-        self.patience_: dict[str, Any] = {"patience": (0,), "tol": 0.0}
-        self.n_steps_ = self.n_step_rows_ = 0
+        self.patience_: dict[str, Any] = {"patience": 0, "tol": 0.0}
+        self.n_steps_ = 0
         self._forget_training()
         self.given_callbacks_: list[Any] = []  # the user's own, of which `callbacks` has copies
 
@@ -192,7 +192,7 @@ class Net(NeuralNet):
     @property
     def in_first_phase(self) -> bool:
         """True until the first plateau of training that is judged, whose end lowers the learning rate."""
-        return self.guard_ is not None and self.guard_.judge is not None and not self.guard_.n_falls
+        return self.guard_ is not None and self.guard_.judge is not None and self.guard_.in_first_phase
 
     @property
     def phase(self) -> dict[str, bool]:
@@ -428,10 +428,12 @@ class Net(NeuralNet):
     def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
         super().on_epoch_begin(net, **kwargs)
         epoch = len(self.history)
-        rng = generator(self.seed, epoch, EPOCH_STREAM)
-        self.module_.train()  # a callback may have looked at it
-        for part in self.epochal_:
-            part.begin_epoch(epoch, self.run_length_, rng)
+        if not self.module_.training:  # a callback may have looked at it
+            self.module_.train()
+        if self.epochal_:
+            rng = generator(self.seed, epoch, EPOCH_STREAM)
+            for part in self.epochal_:
+                part.begin_epoch(epoch, self.run_length_, rng)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """skorch's step without its closure and its `train()` at every batch, for all members."""
@@ -443,8 +445,7 @@ class Net(NeuralNet):
                 some = {"named_parameters": list(module.named_parameters()), "batch": (member(batch[0], i), None)}
                 self.notify("on_grad_computed", **some, training=True)
             self.stack_.gather()
-        self.stack_.step(self.optimizer_, self.ema_decay, self.guard_.lr_factor(self.n_step_rows_))
-        self.n_steps_ += 1
+        self.stack_.step(self.optimizer_, self.ema_decay, self.guard_.lr_factor)
         return step
 
     def gradient(self, batch: Batch) -> dict[str, Any]:
@@ -503,9 +504,9 @@ class Net(NeuralNet):
                 if per_batch:
                     self.notify("on_batch_begin", batch=shown, training=True)
                     self.stack_.freeze()  # as a callback may have
-                self.n_step_rows_ = iterator.sizes[i]  # of all processes
+                sizes.append(iterator.sizes[i])
+                self.guard_.on_step_begin(sizes[-1])
                 step = step_fn(batch, **fit_params)
-                sizes.append(self.n_step_rows_)
                 sums.append((step["loss"], step["y_pred"]))
                 self.guard_.on_step_end()
                 if per_batch:
@@ -513,9 +514,10 @@ class Net(NeuralNet):
                     self.notify("on_batch_end", batch=shown, training=True, **step)
             self.guard_.on_epoch_end()
         finally:  # an epoch that is cut short counts for the rows it saw
+            self.n_steps_ = self.guard_.n_all_steps
             self.stack_.take_buffers()
             if sums:
-                self._record_epoch(prefix, sizes, sums, per_batch)
+                self._record_epoch(prefix, sizes[: len(sums)], sums, per_batch)
 
     def _validate(self, batches: list[Batch]) -> None:
         """Record the terms of rows that a split of the net's own holds out; the guard judges those of the estimator."""
@@ -533,7 +535,7 @@ class Net(NeuralNet):
     def _record_epoch(self, prefix: str, sizes: list[int], sums: list, per_batch: bool) -> None:
         losses, terms = (torch.stack(parts) for parts in zip(*sums, strict=True))
         rows = torch.column_stack([losses, terms]).cpu().double()  # one synchronisation
-        loss, log_prob, kl = np.average(rows, axis=0, weights=sizes).tolist()
+        loss, log_prob, kl = (torch.tensor(sizes, dtype=rows.dtype) @ rows / sum(sizes)).tolist()
         if not math.isfinite(loss):
             raise Diverged(f"the {prefix} loss of epoch {len(self.history)} is {loss}")
         if not per_batch:
@@ -584,9 +586,10 @@ def build_net(
 def train(net: Net, split: Split, schedule: Schedule, callbacks: Any = ()) -> None:
     """Train `net`, and the other members of `split` beside it; where rows are held out, keep the best state."""
     net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size)
+    net.run_length_, kept, batches = schedule.run_length, net.callbacks_, TrainBatches(net, split)
     net.patience_ = {"patience": schedule.patience, "tol": schedule.tol, "pace": schedule.pace}
-    net.run_length_, kept = schedule.run_length, net.callbacks_
-    check_batches(net.module_, TrainBatches(net, split).sizes, net.batch_size)
+    net.patience_["budget"] = schedule.n_epochs * len(batches)
+    check_batches(net.module_, batches.sizes, net.batch_size)
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     work = 3 * multiplications(net.module_, schedule.batch_size * net.criterion_.n_draws, split.x.shape[1])
     try:

@@ -6,8 +6,14 @@ from typing import Any
 
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
-_FEW_ROWS, _MANY_ROWS = (1_000, (60, 40)), (10_000, (200, 200))  # budget, patience in each phase, in optimizer steps
-_LEAST_BUDGET, _STEPS_PER_ROW = 500, 5
+_STEPS_PER_ROOT, _LEAST_BUDGET, _MOST_BUDGET = 35, 350, 2_000  # optimizer steps, of the root of the number of rows
+_ROWS_PER_ROOT, _LEAST_BATCH, _MOST_BATCH = 3, 64, 256
+_PATIENCES, _MOST_PATIENCE = 8, 200  # patiences that a budget has
+_LEAST_EPOCHS = 10
+
+
+def _between(least: float, value: float, most: float) -> float:
+    return min(most, max(least, value))
 
 
 @dataclass(frozen=True)
@@ -17,23 +23,33 @@ class Schedule:
 
     n_epochs: int
     batch_size: int
-    patience: tuple[int, int]
+    patience: float
     tol: float
-    pace: float = 1.0  # of looks, patience and warm-up, where steps are expensive
+    pace: float = 1.0  # of looks and warm-up, where steps are expensive
     run_length: int = 1  # epochs that `max_iter` allows, however many of them are run: a warm-up is a share of these
 
     @classmethod
     def resolve(
-        cls, n_rows: int, *, max_iter: Any = "auto", batch_size: Any = "auto", n_iter_no_change: Any = "auto", tol=1e-4
+        cls,
+        n_rows: int,
+        *,
+        max_iter: Any = "auto",
+        batch_size: Any = "auto",
+        n_iter_no_change: Any = "auto",
+        tol: float = 1e-4,
+        pace: float = 1.0,
     ) -> "Schedule":
-        """Fill in what is "auto": budget and patience are counted in optimizer steps, whatever the number of rows."""
+        """Fill in what is "auto": budget and patience are counted in optimizer steps, and grow as the root of the
+        number of rows. `pace` shortens them."""
+        root = math.sqrt(n_rows)
         if batch_size == "auto":
-            batch_size = 2 ** round(math.log2(min(256, max(64, n_rows / 20))))
+            batch_size = 2 ** round(math.log2(_between(_LEAST_BATCH, _ROWS_PER_ROOT * root, _MOST_BATCH)))
         batch_size = min(batch_size, n_rows)
         steps_per_epoch = math.ceil(n_rows / batch_size)
-        budget, patience = _FEW_ROWS if n_rows < CROSS_FIT_ROWS else _MANY_ROWS
-        budget = min(budget, max(_LEAST_BUDGET, _STEPS_PER_ROW * n_rows))
+        budget = pace * _between(_LEAST_BUDGET, _STEPS_PER_ROOT * root, _MOST_BUDGET)
         if max_iter == "auto":
-            max_iter = max(20, math.ceil(budget / steps_per_epoch))
-        patience = patience if n_iter_no_change == "auto" else 2 * (n_iter_no_change * steps_per_epoch,)
-        return cls(max_iter, batch_size, patience, tol, run_length=max_iter)
+            max_iter = max(_LEAST_EPOCHS, math.ceil(budget / steps_per_epoch))
+        patience = min(_MOST_PATIENCE, budget / _PATIENCES)
+        if n_iter_no_change != "auto":
+            patience = n_iter_no_change * steps_per_epoch
+        return cls(max_iter, batch_size, patience, tol, pace, run_length=max_iter)
