@@ -108,14 +108,14 @@ class VAETransformer(
         Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder. With ``objective="beta_tc"``
         the weight of the total correlation. None takes the objective's own, 1 and 6; other objectives have none.
     learning_rate : float, default=8e-3
-        Step size of the optimizer. It rises over the first 50 steps, is shorter in proportion for batches of fewer
-        than 32 rows and for more than 2000 features, and where training is judged by held-out rows it falls linearly
-        to zero in the second phase (see Notes).
+        Step size of the optimizer. It rises over the first steps (50, in proportion where `max_iter` allows fewer or
+        more), is shorter in proportion for batches of fewer than 32 rows and for more than 2000 features, and where
+        training is judged by held-out rows it falls linearly to zero in the second phase (see Notes).
     batch_size : int or "auto", default="auto"
         Rows per training step; "auto" is the power of two next to three times the root of the number of rows, at least
         64 and at most 256. A batch is never larger than the table.
     max_iter : int or "auto", default="auto"
-        Most passes over the rows (epochs). "auto" allows 35 steps times the root of the number of rows, at least 350
+        Most passes over the rows (epochs). "auto" allows 33 steps times the root of the number of rows, at least 330
         and at most 2000; twice as many for a ``z_dim`` of 1 or 2 and 1000 rows or more, and fewer where fewer rows than
         that have more than 2000 features; and at least 10 passes. More passes cost time and often give a better model.
     early_stopping : bool, "auto" or "cv", default="auto"
@@ -128,11 +128,12 @@ class VAETransformer(
         Share of the rows to hold out.
     n_iter_no_change : int or "auto", default="auto"
         Epochs without a rise of the validation score by `tol` after which a phase of training ends. "auto" is an eighth
-        of the steps that ``max_iter="auto"`` allows, at most 200.
+        of the steps that ``max_iter="auto"`` allows beside the least number of passes, at most 200.
     tol : float, default=1e-4
         Least rise of the validation score that counts, in nats per row.
     optimizer : {"adamw", "adam", "nadam", "rmsprop", "sgd"} or callable, default="adamw"
-        Optimizer, or a class with the interface of `torch.optim`.
+        Optimizer, or a class with the interface of `torch.optim`. Where training is judged, betas of Adam and AdamW are
+        0.9 and 0.99, for runs of some hundred steps.
     weight_decay : float or "auto", default="auto"
         Shrinkage of the networks' weights beside the linear paths, divided by the number of rows as a prior's would
         be. "auto" is 100 for fewer than 1000 rows and 300 from there on. Linear paths and biases are not shrunk, so
@@ -207,12 +208,13 @@ class VAETransformer(
     Notes
     -----
     Training that is judged has two phases, each of which ends when the score of held-out rows stops rising, the first
-    at the latest after half of `max_iter`, the second after as many steps as the first had. In the first the encoder
-    sees the rows with noise of the linear model's scale (amortised inference regularisation [6]_), and from 1000 rows
-    on the gradient of a feature's mean is weighted by its noise scale (beta-NLL [7]_), so that nearly constant features
-    do not take the latent space for themselves. The second goes on from the best state with the bound as it is, while
-    the learning rate falls to zero. Where rows are to be seen in a plane (``z_dim`` of 1 or 2, 1000 rows or more), the
-    noise scale has no say in the first phase on where they lie: neighbours are then more alike.
+    at the latest after half of `max_iter` (or when an objective has warmed up), the second after as many steps as the
+    first had. In the first the encoder sees the rows with noise of the linear model's scale (amortised inference
+    regularisation [6]_), and from 1000 rows on the gradient of a feature's mean is weighted by its noise scale
+    (beta-NLL [7]_), so that nearly constant features do not take the latent space for themselves. The second goes on
+    from the best state with the bound as it is, while the learning rate falls to zero. Where rows are to be seen in a
+    plane (``z_dim`` of 1 or 2, 1000 rows or more), the noise scale has no say in the first phase on where they lie:
+    neighbours are then more alike.
 
     References
     ----------

@@ -85,7 +85,7 @@ class Prior(Component, ABC):
         """
         self.zero_grad(set_to_none=False)
         with torch.inference_mode(False), torch.enable_grad():
-            mean, log_scale, eps, weight = (part.clone() for part in (mean, log_scale, eps, weight))
+            mean, log_scale, eps, weight = (part.detach().clone() for part in (mean, log_scale, eps, weight))
             mean.requires_grad_(), log_scale.requires_grad_()
             kl = self.kl(mean, log_scale, mean + log_scale.exp() * eps).sum(-1)
             (weight.squeeze(-1) * kl).sum().backward()
@@ -283,6 +283,7 @@ class Mixture(_NormalMixture):
     def components(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.logits.log_softmax(-1), self.loc, self.log_scale
 
+    @torch.no_grad()
     def kl_gradient(
         self, mean: Tensor, log_scale: Tensor, eps: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:

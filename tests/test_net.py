@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.sparse import csr_array
 from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import (
     Callback,
     Checkpoint,
@@ -30,6 +31,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from skvae import VAETransformer
 from skvae._data.split import Split, TrainBatches, hold_out, whole
 from skvae._system.random import INIT_STREAM, generator
+from skvae._training.guard import Guard
 from skvae._training.net import OPTIMIZERS, Net, build_net, train
 from skvae._training.schedule import Schedule
 from skvae._training.stack import Stack
@@ -118,7 +120,7 @@ def test_schedule_fills_in_what_is_auto(n_rows):
     assert auto.n_epochs >= 1
     assert auto.patience >= 1
     # the budget is counted in steps, and is met by no more than an epoch unless 10 epochs are more
-    budget = min(2000, max(350, 35 * n_rows**0.5))
+    budget = min(2000, max(330, 33 * n_rows**0.5))
     steps_per_epoch = math.ceil(n_rows / auto.batch_size)
     assert auto.n_epochs == max(10, math.ceil(budget / steps_per_epoch))
 
@@ -705,6 +707,41 @@ def test_training_has_two_phases(table, monkeypatch):
     assert falls == pytest.approx(falls[0])  # linear
     assert len(seen) - second <= round(1 / falls[0]) <= second  # it ends at zero or before, and is as long at most
     assert vae.net_.optimizer_.param_groups[0]["lr"] == 8e-3
+
+
+@pytest.mark.parametrize("at", [15, 120, 169], ids=["first phase", "second phase", "last step"])
+def test_an_epoch_that_is_undone_leaves_the_schedule(at, table, monkeypatch):
+    factors, step, gradient, n_epochs = [], Stack.step, Net.gradient, 10
+
+    def broken_once(self, batch):
+        terms = gradient(self, batch)
+        return {**terms, "loss": terms["loss"] * math.nan} if len(factors) == at else terms
+
+    def watched(self, optimizer, decay, factor):
+        factors.append(factor)
+        step(self, optimizer, decay, factor)
+
+    monkeypatch.setattr(Net, "gradient", broken_once)
+    monkeypatch.setattr(Stack, "step", watched)
+    params = {"batch_size": 64, "early_stopping": True, "n_iter_no_change": 100, "hidden_layer_sizes": (8,)}
+    vae = VAETransformer(3, max_iter=n_epochs, random_state=0, **params)
+    with pytest.warns(ConvergenceWarning, match="Training diverged"):
+        vae.fit(table(n_rows=1200))
+    assert vae.n_iter_ == n_epochs
+    assert min(factors) > 0
+    assert max(factors) == 1
+    n_steps = len(factors) // (n_epochs + 1) * n_epochs  # one epoch was undone
+    assert vae.net_.n_steps_ == n_steps
+    assert factors[-1] == pytest.approx(2 / n_steps)
+
+
+def test_the_best_state_is_looked_for_where_the_phase_turns(table, monkeypatch):
+    """A run of fewer steps than lie between two looks does not go back to its start in the middle."""
+    looks, look = [], Guard._look
+    monkeypatch.setattr(Guard, "_look", lambda self: (looks.append(self.n_steps), look(self)))
+    vae = VAETransformer(3, max_iter=2, early_stopping=True, hidden_layer_sizes=(8,), random_state=0)
+    n_steps = vae.fit(table(n_rows=1200)).net_.n_steps_
+    assert looks == [0, n_steps // 2, n_steps]
 
 
 def test_a_batch_of_few_rows_takes_a_shorter_step(table, monkeypatch):

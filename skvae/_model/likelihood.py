@@ -120,7 +120,7 @@ class Likelihood(Component, ABC):
         """
         self.zero_grad(set_to_none=False)
         with torch.inference_mode(False), torch.enable_grad():
-            raw, x, weight = (part.clone() for part in (raw, x, weight))  # with which a graph may be made
+            raw, x, weight = (part.detach().clone() for part in (raw, x, weight))  # with which a graph may be made
             raw.requires_grad_()
             log_prob = self.log_prob(raw, x)
             (log_prob * weight).sum().neg().backward()

@@ -16,7 +16,7 @@ from .._system.program import threads_for
 from .._system.random import subsample
 from ..priors import Mixture
 from .made_with import has_changed
-from .net import MAP_DIM, build_net
+from .net import MAP_DIM, OPTIMIZERS, build_net
 from .processes import Shards, of_first
 from .schedule import CROSS_FIT_ROWS, N_FOLDS, Schedule
 
@@ -138,8 +138,8 @@ def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
 
 def _own_options(estimator, split):
     """Options of the optimizer where the length of training is ours too."""
-    is_named = isinstance(estimator.optimizer, str) and estimator.optimizer in ("adam", "adamw", "nadam")
-    return {"optimizer__betas": _BETAS} if is_named and split.valid else {}
+    is_adam = OPTIMIZERS.get(estimator.optimizer, estimator.optimizer) in (torch.optim.Adam, torch.optim.AdamW)
+    return {"optimizer__betas": _BETAS} if is_adam and split.valid else {}
 
 
 def rows_for(net, X):

@@ -124,11 +124,11 @@ class Guard:
     """Keeps the state with the best score, the start included, and stops when none better comes.
 
     When the score has not risen by `tol` for more than `patience` steps, or half of the `budget` is spent, the first
-    phase ends: training goes back to the best state and on from there without noise on the encoder's inputs, with the
-    gradient of the bound as it is, while the learning rate falls linearly to zero, within as many steps as the first
-    phase had. Training ends with these steps, or where the score again does not rise. Warm-up and the steps between
-    looks go by `pace`. Where nothing is judged, the learning rate stays, the last state that a finite loss has
-    confirmed is kept, and training ends with its last one.
+    phase ends, unless the objective still warms up: training goes back to the best state and on from there without
+    noise on the encoder's inputs, with the gradient of the bound as it is, while the learning rate falls linearly to
+    zero, within as many steps as the first phase had. Training ends with these steps, or where the score again does not
+    rise. Warm-up and the steps between looks go by `pace`. Where nothing is judged, the learning rate stays, the last
+    state that a finite loss has confirmed is kept, and training ends with its last one.
 
     An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
     learning rate is halved the first time, quartered the second, and so on, and stays there.
@@ -152,6 +152,7 @@ class Guard:
         self.narrowness = min(1.0, _USUAL_FEATURES / split.x.shape[1])
         self.n_steps = self.progress = self.n_undone = 0
         self.turn = self.last = math.inf  # steps after which the second phase begins, and ends
+        self.before = self.n_steps, self.progress, self.turn, self.last  # this epoch, which may be undone
         self.seen: tuple[float, float, float] | None = None  # the last look
         self.best = self.reference = -math.inf
         self.kept: dict | None = None
@@ -183,6 +184,7 @@ class Guard:
         vars(self).update(state)
 
     def on_epoch_begin(self) -> None:
+        self.before = self.n_steps, self.progress, self.turn, self.last
         if self.judge and self.seen is None:
             self._look()
         if not self.judge:  # a finite loss of the epoch before does not confirm the state after its last step
@@ -202,12 +204,12 @@ class Guard:
         if not self.judge:
             return
         is_last = self.n_steps == self.last < self.budget  # which ends by itself, with an epoch
-        looks = is_last or self.n_steps % self.every == 0
+        turns = self.in_first_phase and 2 * self.n_steps >= self.budget and not self.net.criterion_.warming
+        looks = is_last or turns or self.n_steps % self.every == 0
         if looks:
             self._look()
         stale = looks and self.n_steps - self.progress > max(self.patience, self.every)
-        has_spent_half = self.in_first_phase and 2 * self.n_steps >= self.budget
-        if is_last or (not self.net.criterion_.warming and (stale or has_spent_half)):
+        if is_last or turns or (stale and not self.net.criterion_.warming):
             self._end_phase()
 
     def _look(self) -> None:
@@ -238,6 +240,7 @@ class Guard:
     def undo(self, error: Exception) -> None:
         """Take back the epoch in which `error` occurred, or raise ValueError if it was the last try."""
         self.net.history.pop()
+        self.n_steps, self.progress, self.turn, self.last = self.before
         state = self.kept or self.latest
         self.latest = None if self.judge else state
         self._go_back(state, str(error))

@@ -191,7 +191,7 @@ class Net(NeuralNet):
 
     @property
     def in_first_phase(self) -> bool:
-        """True until the first plateau of training that is judged, whose end lowers the learning rate."""
+        """True in the first of the two phases of training that is judged."""
         return self.guard_ is not None and self.guard_.judge is not None and self.guard_.in_first_phase
 
     @property

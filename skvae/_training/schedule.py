@@ -6,7 +6,7 @@ from typing import Any
 
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
-_STEPS_PER_ROOT, _LEAST_BUDGET, _MOST_BUDGET = 35, 350, 2_000  # optimizer steps, of the root of the number of rows
+_STEPS_PER_ROOT, _LEAST_BUDGET, _MOST_BUDGET = 33, 330, 2_000  # optimizer steps, of the root of the number of rows
 _ROWS_PER_ROOT, _LEAST_BATCH, _MOST_BATCH = 3, 64, 256
 _PATIENCES, _MOST_PATIENCE = 8, 200  # patiences that a budget has
 _LEAST_EPOCHS = 10
@@ -25,7 +25,7 @@ class Schedule:
     batch_size: int
     patience: float
     tol: float
-    pace: float = 1.0  # of looks and warm-up, where steps are expensive
+    pace: float = 1.0  # of warm-up and the steps between looks
     run_length: int = 1  # epochs that `max_iter` allows, however many of them are run: a warm-up is a share of these
 
     @classmethod
@@ -40,7 +40,7 @@ class Schedule:
         pace: float = 1.0,
     ) -> "Schedule":
         """Fill in what is "auto": budget and patience are counted in optimizer steps, and grow as the root of the
-        number of rows. `pace` shortens them."""
+        number of rows. `pace` is a factor of both."""
         root = math.sqrt(n_rows)
         if batch_size == "auto":
             batch_size = 2 ** round(math.log2(_between(_LEAST_BATCH, _ROWS_PER_ROOT * root, _MOST_BATCH)))
