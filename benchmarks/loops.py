@@ -331,7 +331,7 @@ class Ours:
         vae = VAETransformer(Z_DIM, **model, random_state=0, **params)
         self.net = vae.fit(x[: self.n_start].numpy()).net_
         self.split = whole(x.to(device))
-        self.schedule = _schedule.Schedule(1, batch_size, (1,), 0.0)
+        self.schedule = _schedule.Schedule(1, batch_size, 1, 0.0)
 
     def epoch(self):
         _net.train(self.net, self.split, self.schedule)

@@ -307,7 +307,7 @@ class SixMembers:
         X = (factors @ rng.standard_normal((5, TABLE[1])) + 0.3 * noise).astype(np.float32)
         vae, schedule = VAETransformer(device="cpu", random_state=0), _schedule.Schedule.resolve(len(X))
         self.net, self.split = _fitting.begin(vae, X, "gaussian", 0, one_epoch=False)
-        self.schedule = _schedule.Schedule(self.n_epochs, schedule.batch_size, (10**9,), 0.0)
+        self.schedule = _schedule.Schedule(self.n_epochs, schedule.batch_size, 10**9, 0.0)
 
     def epoch(self):
         self.net.optimizer_.state.clear()  # it is that of the first member, and the others go on too
