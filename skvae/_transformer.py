@@ -116,8 +116,9 @@ class VAETransformer(
         64 and at most 256. A batch is never larger than the table.
     max_iter : int or "auto", default="auto"
         Most passes over the rows (epochs). "auto" allows 33 steps times the root of the number of rows, at least 330
-        and at most 2000; twice as many for a ``z_dim`` of 1 or 2 and 1000 rows or more, and fewer where fewer rows than
-        that have more than 2000 features; and at least 10 passes. More passes cost time and often give a better model.
+        and at most 2000, or on more than 8000 rows a quarter of a step a row up to 10,000; twice as many for a
+        ``z_dim`` of 1 or 2 and 1000 rows or more, and fewer where fewer rows than that have more than 2000 features;
+        and at least 10 passes. More passes cost time and often give a better model.
     early_stopping : bool, "auto" or "cv", default="auto"
         How the number of steps is chosen. True holds out rows and keeps the state that scores best on them, the start
         included. "cv" trains a model on all rows beside those of five folds, and keeps its state at the step where

@@ -120,7 +120,7 @@ def test_schedule_fills_in_what_is_auto(n_rows):
     assert auto.n_epochs >= 1
     assert auto.patience >= 1
     # the budget is counted in steps, and is met by no more than an epoch unless 10 epochs are more
-    budget = min(2000, max(330, 33 * n_rows**0.5))
+    budget = min(max(330, 33 * n_rows**0.5), max(2000, n_rows / 4), 10_000)
     steps_per_epoch = math.ceil(n_rows / auto.batch_size)
     assert auto.n_epochs == max(10, math.ceil(budget / steps_per_epoch))
 

@@ -6,7 +6,8 @@ from typing import Any
 
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
-_STEPS_PER_ROOT, _LEAST_BUDGET, _MOST_BUDGET = 33, 330, 2_000  # optimizer steps, of the root of the number of rows
+_STEPS_PER_ROOT, _LEAST_BUDGET, _MOST_BUDGET = 33, 330, 10_000  # optimizer steps, of the root of the number of rows
+_USUAL_BUDGET, _STEPS_PER_ROW = 2_000, 0.25  # which is for tables of more than 8000 rows
 _ROWS_PER_ROOT, _LEAST_BATCH, _MOST_BATCH = 3, 64, 256
 _PATIENCES, _MOST_PATIENCE = 8, 200  # patiences that a budget has
 _LEAST_EPOCHS = 10
@@ -40,13 +41,14 @@ class Schedule:
         pace: float = 1.0,
     ) -> "Schedule":
         """Fill in what is "auto": budget and patience are counted in optimizer steps, and grow as the root of the
-        number of rows. `pace` is a factor of both."""
+        number of rows within limits. `pace` is a factor of both."""
         root = math.sqrt(n_rows)
         if batch_size == "auto":
             batch_size = 2 ** round(math.log2(_between(_LEAST_BATCH, _ROWS_PER_ROOT * root, _MOST_BATCH)))
         batch_size = min(batch_size, n_rows)
         steps_per_epoch = math.ceil(n_rows / batch_size)
-        budget = pace * _between(_LEAST_BUDGET, _STEPS_PER_ROOT * root, _MOST_BUDGET)
+        most = _between(_USUAL_BUDGET, _STEPS_PER_ROW * n_rows, _MOST_BUDGET)
+        budget = pace * _between(_LEAST_BUDGET, _STEPS_PER_ROOT * root, most)
         if max_iter == "auto":
             max_iter = max(_LEAST_EPOCHS, math.ceil(budget / steps_per_epoch))
         patience = min(_MOST_PATIENCE, budget / _PATIENCES)
