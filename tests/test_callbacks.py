@@ -211,6 +211,7 @@ def test_an_epoch_that_diverges_is_undone(ema_decay, table, monkeypatch):
 def test_divergence_goes_back_to_the_best_validated_state(table, monkeypatch):
     X, states = table(n_rows=100), []
     monkeypatch.setattr("skvae._training.guard._LEAST_STEPS", 3)  # a look at the end of each epoch
+    monkeypatch.setattr("skvae._training.guard._LOOKS", 100)
     monkeypatch.setattr("skvae._training.guard._FRACTION", 0)
     rates = spoil(monkeypatch, 3 * 6 + 1)
     params = {"max_iter": 20, "batch_size": 32, "learning_rate": 0.03, "ema_decay": 0.0, "init": "random"}
