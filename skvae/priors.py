@@ -86,7 +86,8 @@ class Prior(Component, ABC):
         self.zero_grad(set_to_none=False)
         with torch.inference_mode(False), torch.enable_grad():
             mean, log_scale, eps, weight = (part.detach().clone() for part in (mean, log_scale, eps, weight))
-            mean.requires_grad_(), log_scale.requires_grad_()
+            mean.requires_grad_()
+            log_scale.requires_grad_()
             kl = self.kl(mean, log_scale, mean + log_scale.exp() * eps).sum(-1)
             (weight.squeeze(-1) * kl).sum().backward()
         assert mean.grad is not None
@@ -210,9 +211,8 @@ def mixture_log_prob(z: Tensor, log_weight: Tensor, loc: Tensor, log_scale: Tens
     joint = _Joint(*(parts if loc.ndim > 2 else (part.unsqueeze(0) for part in parts)))
     points = z if loc.ndim > 2 else z.reshape(1, -1, z.shape[-1])
     chunks = points.split(max(1, _MAX_ELEMENTS // log_weight.numel()), 1)
-    return (
-        torch.cat([_log_sum(joint(joint.powers(widest(chunk)))) for chunk in chunks], -1).view(z.shape[:-1]).to(z.dtype)
-    )
+    log_prob = torch.cat([_log_sum(joint(joint.powers(widest(chunk)))) for chunk in chunks], -1)
+    return log_prob.view(z.shape[:-1]).to(z.dtype)
 
 
 class _NormalMixture(Prior):
@@ -294,6 +294,7 @@ class Mixture(_NormalMixture):
         log_prob = terms[..., 0] - log_shares[..., 0]
         shares = log_shares.clamp_(min=_LEAST_SHARE).exp_()
         grads = [part.grad for part in (self.logits, self.loc, self.log_scale)]
+        assert all(grad is not None for grad in grads)  # which `out=` would take for nowhere
         grad_z = joint.gradients(powers, shares.mul_(-weight), grads)
         return self._estimated_kl(log_scale, log_prob).squeeze(-1), grad_z, (grad_z * eps).mul_(scale).sub_(weight)
 

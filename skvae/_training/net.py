@@ -495,29 +495,28 @@ class Net(NeuralNet):
         self.guard_.on_epoch_begin()
         self.stack_.freeze()
         self.listens_ = {hook: self._overridden(hook) for hook in (*_BATCH_HOOKS, "on_grad_computed")}
-        per_batch, sizes, sums = any(self.listens_[hook] for hook in _BATCH_HOOKS), [], []
+        per_batch, sums = any(self.listens_[hook] for hook in _BATCH_HOOKS), []
         try:
-            for i, batch in enumerate(iterator):
+            for i, (batch, n_rows) in enumerate(zip(iterator, iterator.sizes, strict=True)):
                 if i % _FLUSH_EVERY == 0:
                     flush_moments(self.optimizer_)
                 shown = (member(batch[0], 0), None) if per_batch else None
                 if per_batch:
                     self.notify("on_batch_begin", batch=shown, training=True)
                     self.stack_.freeze()  # as a callback may have
-                sizes.append(iterator.sizes[i])
-                self.guard_.on_step_begin(sizes[-1])
+                self.guard_.on_step_begin(n_rows)
                 step = step_fn(batch, **fit_params)
                 sums.append((step["loss"], step["y_pred"]))
                 self.guard_.on_step_end()
                 if per_batch:
-                    self._record_batch(prefix, step["loss"].item(), sizes[-1])
+                    self._record_batch(prefix, step["loss"].item(), n_rows)
                     self.notify("on_batch_end", batch=shown, training=True, **step)
             self.guard_.on_epoch_end()
         finally:  # an epoch that is cut short counts for the rows it saw
             self.n_steps_ = self.guard_.n_all_steps
             self.stack_.take_buffers()
             if sums:
-                self._record_epoch(prefix, sizes[: len(sums)], sums, per_batch)
+                self._record_epoch(prefix, iterator.sizes[: len(sums)], sums, per_batch)
 
     def _validate(self, batches: list[Batch]) -> None:
         """Record the terms of rows that a split of the net's own holds out; the guard judges those of the estimator."""
@@ -587,8 +586,8 @@ def train(net: Net, split: Split, schedule: Schedule, callbacks: Any = ()) -> No
     """Train `net`, and the other members of `split` beside it; where rows are held out, keep the best state."""
     net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size)
     net.run_length_, kept, batches = schedule.run_length, net.callbacks_, TrainBatches(net, split)
-    net.patience_ = {"patience": schedule.patience, "tol": schedule.tol, "pace": schedule.pace}
-    net.patience_["budget"] = schedule.n_epochs * len(batches)
+    budget = schedule.n_epochs * len(batches)
+    net.patience_ = {"patience": schedule.patience, "tol": schedule.tol, "budget": budget, "pace": schedule.pace}
     check_batches(net.module_, batches.sizes, net.batch_size)
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     work = 3 * multiplications(net.module_, schedule.batch_size * net.criterion_.n_draws, split.x.shape[1])
