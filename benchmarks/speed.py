@@ -51,7 +51,6 @@ from skorch.callbacks import Callback
 
 from skvae import VAETransformer
 from skvae._fast import gradient as _gradient
-from skvae._fast import products as _products
 from skvae._training import fitting as _fitting
 from skvae._training import net as _net
 from skvae._training import schedule as _schedule
@@ -289,7 +288,6 @@ SWITCHES = {  # what is off: what has to be replaced for it
     "nothing": [],
     "the gradient by hand": [(_gradient, "ENABLED", False)],
     "one parameter of all for the optimizer": [(_net.Net, "_elementwise", False)],
-    "oneDNN's products": [(_gradient, "LARGE", float("inf")), (_products, "LARGE", float("inf"))],
     "bare optimizers": [(_net, "BARE", {kind: kind for kind in _net.BARE})],  # torch's own are elementwise too
     "fused optimizers": [(_net, "_FUSED", ())],
 }

@@ -201,11 +201,11 @@ class Bernoulli(Likelihood):
 
     def log_prob(self, raw: Tensor, x: Tensor) -> Tensor:
         logits = raw[..., 0, :]
-        return -F.softplus(logits).addcmul_(x, logits, value=-1)
+        return F.softplus(logits).addcmul_(x, logits, value=-1).neg_()
 
     def gradient(self, raw: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        slope = raw[..., 0, :].sigmoid().sub_(x).mul_(weight).unsqueeze(-2)
-        return self.log_prob(raw[0], x[0]), slope
+        log_prob = self.log_prob(raw[0], x[0])
+        return log_prob, raw[..., 0, :].sigmoid_().sub_(x).mul_(weight).unsqueeze(-2)
 
     def mean(self, raw: Tensor) -> Tensor:
         return raw[..., 0, :].sigmoid()

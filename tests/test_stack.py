@@ -92,6 +92,35 @@ def test_a_step_moves_all_but_what_is_frozen(models):
     assert ((average - first).abs() > 0).all()
 
 
+def test_tiny_weights_and_moments_are_zeroed_before_they_are_denormal(models):
+    """Whatever else they are: a thousand steps of decay take them there, where arithmetic is many times slower."""
+    stack = stacked(models)
+    optimizer = torch.optim.Adam(stack.wholes, lr=0.1)
+    for whole in stack.wholes:
+        whole.grad.fill_(1.0)
+    stack.step(optimizer, 0.5)
+    moments = [state["exp_avg"] for state in optimizer.state.values()]
+    flats = [*stack.wholes, *stack.average_wholes, *moments]
+    kept = [flat.detach().clone() for flat in flats]
+    for flat in flats:
+        flat.data[:2] = torch.tensor([1e-31, -1e-40])
+        flat.data[2] = 1e-29
+    stack.flush(optimizer)
+    for flat, before in zip(flats, kept, strict=True):
+        assert flat[:3].tolist() == [0.0, 0.0, pytest.approx(1e-29)]
+        assert torch.equal(flat[3:], before[3:])
+
+
+def test_a_long_run_leaves_no_denormal_weights(normal):
+    """Nothing but weight decay, which halves them here at each step, moves the weights of constant features."""
+    X = normal(60, 6).numpy()
+    X[:, :2] = 0
+    options = SMALL | {"weight_decay": 600.0, "learning_rate": 0.05, "batch_size": 30, "max_iter": 85}
+    vae = VAETransformer(2, **options).fit(X)
+    dead = vae.net_.module_.encoder.hidden[0].weight.detach()[:, :2]
+    assert not dead.any()
+
+
 def test_a_state_is_gone_back_to(models):
     stack = stacked(models)
     state = stack.state()

@@ -7,9 +7,8 @@ from functools import partial
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
-from .._fast.products import arguments, has_onednn, linear
+from .._fast.products import RowwiseLinear
 from .._system.program import threads_for
 from .rows import RowSource, gathered, row_blocks
 
@@ -18,7 +17,6 @@ _MAX_ELEMENTS = 2**20  # values of x that one chunk of draws holds
 _LARGEST = np.finfo(np.float32).max
 # From here on a row is scored in float64, whose squares neither overflow nor lose the order of rows.
 _FAR = np.float64(1e6)
-_MIN_OUTPUTS = 16  # of a linear layer at inference (see `_RowwiseLinear`)
 
 
 def location_scale(X):
@@ -147,23 +145,6 @@ def chunk_sizes(n_draws, n_features):
     return n_rows, min(n_draws, -(-n_draws * n_rows * n_features // _MAX_ELEMENTS))
 
 
-class _RowwiseLinear(TorchFunctionMode):
-    """Make a row's result in linear layers independent of its position in the block: take oneDNN's product, or pad to
-    16 outputs, because BLAS has position-dependent kernels for fewer. A mode, since it must hold inside a user's own
-    networks too; modes belong to one thread."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is not F.linear:
-            return function(*args, **(kwargs or {}))
-        x, weight, bias = arguments(*args, **(kwargs or {}))
-        if has_onednn(x):
-            return linear(x, weight, bias)
-        n_outputs, n_missing = len(weight), _MIN_OUTPUTS - len(weight)
-        if n_missing > 0:
-            weight, bias = F.pad(weight, (0, 0, 0, n_missing)), bias if bias is None else F.pad(bias, (0, n_missing))
-        return F.linear(x, weight, bias)[..., :n_outputs]
-
-
 @contextmanager
 def memory_advice(remedies):
     """Within this context an error for lack of memory on the device says what to change; torch's names sizes only."""
@@ -181,7 +162,7 @@ def map_blocks(function, blocks, n_rows, finish=np.asarray, multiplications=math
     `multiplications` is about how many a full block takes: for few, there is one thread.
     """
     result, end = None, 0
-    with threads_for(multiplications), _RowwiseLinear():
+    with threads_for(multiplications), RowwiseLinear():
         for x, n in blocks:
             part = finish(function(x)[:n].cpu().numpy())
             result = np.empty((n_rows, *part.shape[1:]), part.dtype) if result is None else result

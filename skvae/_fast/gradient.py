@@ -18,7 +18,6 @@ from ..architectures import Architecture
 from ..likelihoods import LIKELIHOODS
 from ..objectives import ELBO
 from ..priors import PRIORS, Prior
-from .products import LARGE, linear
 
 ENABLED = True
 _relu_backward = torch.ops.aten.threshold_backward
@@ -34,39 +33,24 @@ class _Layer:
         self.transposed = self.weight.mT
         self.bias = values[f"{name}.bias"].unsqueeze(1) if has_bias else None
         self.bias_grad = grads[f"{name}.bias"].unsqueeze(1) if has_bias else None
-        self.size = self.weight[0].numel() if len(self.weight) == 1 else 0
-
-    def _is_large(self, x: Tensor) -> bool:
-        """Tell whether oneDNN's product of a single member pays, for a batch like `x`."""
-        return x.shape[1] * self.size >= LARGE
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """(n_members, batch, n_in) -> (n_members, batch, n_out)."""
-        if self._is_large(x):
-            bias = None if self.bias is None else self.bias[0, 0]
-            return linear(x[0], self.weight[0], bias, relu=relu).unsqueeze(0)
         y = torch.bmm(x, self.transposed) if self.bias is None else torch.baddbmm(self.bias, x, self.transposed)
         return y.relu_() if relu else y
 
     def add(self, y: Tensor, x: Tensor) -> Tensor:
         """`y`, which is lost, and what the layer makes of `x`."""
-        if self._is_large(x):
-            return y.add_(self.forward(x))
         return y.baddbmm_(x, self.transposed)
 
     def backward(self, x: Tensor, grad: Tensor) -> None:
         """Leave the gradients in the stack's."""
-        if self._is_large(x):
-            self.weight_grad[0].copy_(linear(grad[0].t(), x[0].t()))
-        else:
-            torch.bmm(grad.mT, x, out=self.weight_grad)
+        torch.bmm(grad.mT, x, out=self.weight_grad)
         if self.bias_grad is not None:
             torch.sum(grad, 1, keepdim=True, out=self.bias_grad)
 
     def back(self, grad: Tensor) -> Tensor:
         """The gradient of the input."""
-        if self._is_large(grad):
-            return linear(grad[0], self.weight[0].t()).unsqueeze(0)
         return torch.bmm(grad, self.weight)
 
 
@@ -174,9 +158,9 @@ class FastELBO:
         scale = log_scale.exp()
         z = beside(torch.addcmul(mean, scale, batch.eps), batch.context)
         raw = self._decode(z).unflatten(-1, (self.likelihood.n_raw, -1))
-        observed = batch.observed
+        observed, factors = batch.observed, self.likelihood.balance(raw) if batch.balanced else None
         log_prob, grad_raw = self.likelihood.gradient(raw, x, weight if observed is None else weight * observed)
-        if batch.balanced and (factors := self.likelihood.balance(raw)) is not None:
+        if factors is not None:
             grad_raw.mul_(factors)
         kl_weight = weight if self.beta == 1 else self.beta * weight
         kl, kl_mean, kl_log_scale = self._kl_gradient(mean, log_scale, batch.eps, kl_weight)

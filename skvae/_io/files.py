@@ -17,7 +17,6 @@ import numpy as np
 import safetensors.torch
 import torch
 from sklearn.utils.validation import check_is_fitted
-from skorch.callbacks import PassthroughScoring
 
 from .._data.table import Column, Table
 from .._model.build import REGISTRIES, build_vae
@@ -29,7 +28,7 @@ from ..objectives import Objective
 from .atomic import replace_file
 from .onnx import onnx_graph
 
-_FORMAT = 3  # to be raised when older versions of skvae could not read what is written
+_FORMAT = 4  # to be raised when older versions of skvae could not read what is written
 _KEY = "skvae"  # of the header's metadata
 _NO_DIGEST = "0" * 64  # stands where the SHA-256 of the file goes while it is computed
 _MAX_HEADER = 100_000_000  # bytes: safetensors reads no longer one
@@ -185,11 +184,10 @@ def _net_state(net):
         "module": net.module_.state_dict(),
         "average": net.average_.state_dict() if net.ema_decay else None,
         "optimizer": net.optimizer_.state_dict(),
-        "best_scores": {name: cb.best_score_ for name, cb in net.callbacks_ if isinstance(cb, PassthroughScoring)},
     }
 
 
-def _net_from(*, recipe, device, n_steps, gain, history, module, average, optimizer, best_scores):
+def _net_from(*, recipe, device, n_steps, gain, history, module, average, optimizer):
     """The net, on the device where it was if there is such a one here, otherwise on the CPU."""
     if not isinstance(recipe["objective"], Objective):
         raise ValueError(f"it trains {recipe['objective']!r}, which is no objective")
@@ -201,9 +199,6 @@ def _net_from(*, recipe, device, n_steps, gain, history, module, average, optimi
     net.n_steps_, net.gain_ = n_steps, gain
     net.trained_module.eval()
     net.history.extend(history)
-    for name, callback in net.callbacks_:
-        if isinstance(callback, PassthroughScoring) and name in best_scores:  # else it was taken away in `net_params`
-            callback.best_score_ = best_scores[name]
     return net
 
 

@@ -116,7 +116,7 @@ class Likelihood(Component, ABC):
 
         The first is (batch, n_features), the second of the shape of `raw`. All arguments have a first dimension of
         members, `weight` is (n_members, batch, 1), or (n_members, batch, n_features) where cells are missing. The
-        gradient in the parameters shared by all rows is left in their ``grad``.
+        gradient in the parameters shared by all rows is left in their ``grad``; `raw` may be overwritten.
         """
         self.zero_grad(set_to_none=False)
         with torch.inference_mode(False), torch.enable_grad():

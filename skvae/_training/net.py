@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from skorch import NeuralNet
-from skorch.callbacks import Callback, PassthroughScoring
+from skorch.callbacks import Callback
 from skorch.exceptions import SkorchTrainingImpossibleError
 from torch import Tensor, nn
 from torch.utils.data import Subset
@@ -21,7 +21,6 @@ from .._data.blocks import memory_advice, units_of
 from .._data.split import Rows, Split, TrainBatches, member, tensor_of, whole
 from .._fast.gradient import FastELBO, fast_elbo
 from .._fast.optimizers import BARE
-from .._fast.products import LinearByOneDNN
 from .._io.portable import to_bytes
 from .._model.component import Epochal
 from .._model.module import VAE
@@ -33,7 +32,7 @@ from .checks import check_batches
 from .guard import Diverged, Guard, StopTraining, is_raised
 from .processes import add_up
 from .schedule import Schedule
-from .stack import Stack, flush_moments
+from .stack import Stack
 
 OPTIMIZERS = {
     "adam": torch.optim.Adam,
@@ -43,7 +42,7 @@ OPTIMIZERS = {
     "sgd": torch.optim.SGD,
 }
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-_FLUSH_EVERY = 500  # training steps; a moment takes about 800 to decay into the denormal numbers
+_FLUSH_EVERY = 150  # training steps, in which no moment decays from 1e-30 into the denormal numbers
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
 _WEIGHT_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")  # where a callback may set weights
 _BLOCK = 2048  # rows that `forward` takes at once
@@ -147,16 +146,14 @@ class Net(NeuralNet):
         return super().set_params(**kwargs)
 
     def set_callbacks(self, callbacks: Any) -> None:
-        """Go on with other callbacks beside the net's own."""
-        kept, own = vars(self).copy(), dict(self.callbacks_)
+        """Go on with other callbacks."""
+        kept = vars(self).copy()
         self.callbacks = callbacks
         try:
             self._initialize_callbacks()
         except Exception:
             self.__dict__.update(kept)
             raise
-        defaults = dict(self._default_callbacks)
-        self.callbacks_ = [(name, own[name] if name in defaults else callback) for name, callback in self.callbacks_]
 
     def save_params(self, *args: Any, **kwargs: Any) -> None:
         with self.own_optimizer():
@@ -420,10 +417,7 @@ class Net(NeuralNet):
 
     @property
     def _default_callbacks(self) -> list:
-        return [
-            ("train_loss", PassthroughScoring(name="train_loss", on_train=True)),
-            ("valid_loss", PassthroughScoring(name="valid_loss")),
-        ]
+        return []  # the epoch's losses are recorded by `_record`
 
     def on_epoch_begin(self, net: Any, **kwargs: Any) -> None:
         super().on_epoch_begin(net, **kwargs)
@@ -466,9 +460,8 @@ class Net(NeuralNet):
         return steps[0]
 
     def _backward(self, module: VAE, batch: Batch, share: float) -> dict[str, Any]:
-        with LinearByOneDNN():
-            value, log_prob, kl = self.criterion_(module, batch)
-            loss = -value.mean() * share
+        value, log_prob, kl = self.criterion_(module, batch)
+        loss = -value.mean() * share
         if loss.requires_grad:  # else all is frozen
             loss.backward()
         terms = torch.stack([log_prob.detach().mean(), kl.detach().mean()])
@@ -499,7 +492,7 @@ class Net(NeuralNet):
         try:
             for i, (batch, n_rows) in enumerate(zip(iterator, iterator.sizes, strict=True)):
                 if i % _FLUSH_EVERY == 0:
-                    flush_moments(self.optimizer_)
+                    self.stack_.flush(self.optimizer_)
                 shown = (member(batch[0], 0), None) if per_batch else None
                 if per_batch:
                     self.notify("on_batch_begin", batch=shown, training=True)
@@ -509,14 +502,14 @@ class Net(NeuralNet):
                 sums.append((step["loss"], step["y_pred"]))
                 self.guard_.on_step_end()
                 if per_batch:
-                    self._record_batch(prefix, step["loss"].item(), n_rows)
+                    self._record_batch(step["loss"].item(), n_rows)
                     self.notify("on_batch_end", batch=shown, training=True, **step)
             self.guard_.on_epoch_end()
         finally:  # an epoch that is cut short counts for the rows it saw
             self.n_steps_ = self.guard_.n_all_steps
             self.stack_.take_buffers()
             if sums:
-                self._record_epoch(prefix, iterator.sizes[: len(sums)], sums, per_batch)
+                self._record_epoch(iterator.sizes[: len(sums)], sums)
 
     def _validate(self, batches: list[Batch]) -> None:
         """Record the terms of rows that a split of the net's own holds out; the guard judges those of the estimator."""
@@ -524,33 +517,33 @@ class Net(NeuralNet):
             terms = [torch.stack(self.criterion_(module, batch)) for batch in batches]
         if terms:
             value, log_prob, kl = torch.cat(terms, -1).mean(-1).tolist()
-            self._record_valid(value, log_prob - kl, kl)
+            self._record("valid", -value, log_prob - kl, kl)
 
-    def _record_valid(self, value: float, bound: float, kl: float) -> None:
-        self.history.new_batch()
-        self._record_batch("valid", -value, 1)
-        self._record_terms("valid", bound, kl)
-
-    def _record_epoch(self, prefix: str, sizes: list[int], sums: list, per_batch: bool) -> None:
+    def _record_epoch(self, sizes: list[int], sums: list) -> None:
         losses, terms = (torch.stack(parts) for parts in zip(*sums, strict=True))
         rows = torch.column_stack([losses, terms]).cpu().double()  # one synchronisation
         loss, log_prob, kl = (torch.tensor(sizes, dtype=rows.dtype) @ rows / sum(sizes)).tolist()
         if not math.isfinite(loss):
-            raise Diverged(f"the {prefix} loss of epoch {len(self.history)} is {loss}")
-        if not per_batch:
+            raise Diverged(f"the train loss of epoch {len(self.history)} is {loss}")
+        if not self.history[-1]["batches"]:  # one for all, for callbacks that look at the last
             self.history.new_batch()
-            self._record_batch(prefix, loss, sum(sizes))
-        self._record_terms(prefix, log_prob - kl, kl)
+            self._record_batch(loss, sum(sizes))
+        self._record("train", loss, log_prob - kl, kl)
         if self.guard_.seen:  # the last look, which an epoch of a few steps shares with others
-            self._record_valid(*self.guard_.seen)
+            value, bound, kl = self.guard_.seen
+            self._record("valid", -value, bound, kl)
 
-    def _record_terms(self, prefix: str, bound: float, kl: float) -> None:
-        self.history.record(prefix + "_bound", bound)
-        self.history.record(prefix + "_kl", kl)
+    def _record(self, prefix: str, loss: float, bound: float, kl: float) -> None:
+        """Write the means of an epoch into the history, the loss as skorch's own scoring does."""
+        name = f"{prefix}_loss"
+        lowest = next((row[name] for row in reversed(self.history) if row.get(f"{name}_best")), math.inf)
+        values = {"loss": loss, "loss_best": loss < lowest, "bound": bound, "kl": kl}
+        for part, value in values.items():
+            self.history.record(f"{prefix}_{part}", value)
 
-    def _record_batch(self, prefix: str, loss: float, n: int) -> None:
-        self.history.record_batch(prefix + "_loss", loss)
-        self.history.record_batch(prefix + "_batch_size", n)
+    def _record_batch(self, loss: float, n_rows: int) -> None:
+        self.history.record_batch("train_loss", loss)
+        self.history.record_batch("train_batch_size", n_rows)
 
 
 def _bounded(weight_decay: float, lr: float) -> float:

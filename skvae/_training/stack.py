@@ -184,6 +184,14 @@ class Stack:
         for flat, before, trainable in kept:
             flat.copy_(torch.where(trainable, flat, before))
 
+    @torch.no_grad()
+    def flush(self, optimizer: torch.optim.Optimizer) -> None:
+        """Zero what would decay into denormal numbers, which are slow to compute with: weights that the data no longer
+        move, and first moments."""
+        moments = [state["exp_avg"] for state in optimizer.state.values() if "exp_avg" in state]
+        for part in (*self.wholes, *self.average_wholes, *moments):
+            part.copy_(F.hardshrink(part, _TINY))
+
     def take_buffers(self) -> None:
         """Copy buffers, such as running statistics, to the averages as they are."""
         for kept, last in self.buffers:
@@ -252,13 +260,6 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
     """Set a parameter or buffer by its dotted name."""
     path, _, last = name.rpartition(".")
     setattr(module.get_submodule(path), last, value)
-
-
-def flush_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Zero the first moments that would decay into denormal numbers, which are slow to compute with."""
-    for state in optimizer.state.values():
-        if "exp_avg" in state:
-            state["exp_avg"].copy_(F.hardshrink(state["exp_avg"], _TINY))
 
 
 @contextmanager
