@@ -401,7 +401,7 @@ def put(*path, value):
 
 BIAS = "net.module.encoder.head.bias"
 FORGERIES = {
-    "newer format": (lambda content, *_: content.update(format=4), "has format 4, of another version"),
+    "newer format": (lambda content, *_: content.update(format=5), "has format 5, of another version"),
     "no format": (lambda content, *_: content.update(format=None), "has format None"),
     "unknown type": (put("params", "beta", value={"$function": "eval"}), r"KeyError: '\$function'"),
     "two types": (put("params", "beta", value={"$tuple": [], "$dict": []}), "too many values"),

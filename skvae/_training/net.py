@@ -490,8 +490,8 @@ class Net(NeuralNet):
         self.listens_ = {hook: self._overridden(hook) for hook in (*_BATCH_HOOKS, "on_grad_computed")}
         per_batch, sums = any(self.listens_[hook] for hook in _BATCH_HOOKS), []
         try:
-            for i, (batch, n_rows) in enumerate(zip(iterator, iterator.sizes, strict=True)):
-                if i % _FLUSH_EVERY == 0:
+            for batch, n_rows in zip(iterator, iterator.sizes, strict=True):
+                if self.guard_.n_all_steps % _FLUSH_EVERY == 0:
                     self.stack_.flush(self.optimizer_)
                 shown = (member(batch[0], 0), None) if per_batch else None
                 if per_batch:
