@@ -259,7 +259,7 @@ def test_start_explains_common_factors(likelihood, table):
     module, x = vae.module_, torch.from_numpy((X - vae.net_.offset) / vae.net_.scale).float()
     with torch.no_grad():
         alone = module.likelihood.log_prob(module.decode(torch.zeros(len(x), 2)), x).sum(-1).mean().item()
-    independent = alone + vae.net_.log_jacobian
+    independent = alone + vae.net_.mean_log_jacobian
     assert vae.active_units_.all()
     # a negative binomial's dispersion alone explains most of what common factors do to counts
     assert vae.score(X) > independent + (0.1 if likelihood == "negative_binomial" else 0.5)

@@ -136,7 +136,8 @@ def scaled_blocks(X, offset, scale, device, size=BLOCK):
     takes other kernels for a few rows, and a row's result must not depend on its neighbours."""
     for block in row_blocks(X, size):
         x = scaled(block, offset, scale)
-        yield F.pad(x, (0, 0, 0, -len(x) % PAD)).to(device), len(x)
+        n_missing = -len(x) % PAD
+        yield (F.pad(x, (0, 0, 0, n_missing)) if n_missing else x).to(device), len(x)
 
 
 def chunk_sizes(n_draws, n_features):

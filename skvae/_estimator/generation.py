@@ -8,6 +8,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
+from .._data.holes import rows_with_holes
 from .._data.input import advice, plain
 from .._data.rows import RowSource
 from .._data.table import is_frame
@@ -226,7 +227,7 @@ class GenerationMixin:
     def _filled_part(self, X, n_draws, rng):
         """The same for rows that memory holds."""
         features = self._check_X(X)
-        holes = np.isnan(features).any(axis=1)
+        holes = rows_with_holes(features)
         filled = np.repeat(features[np.newaxis], n_draws or 1, axis=0)
         if holes.any():
             drawn = self._imputed(features[holes], n_draws, rng)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._data.blocks import BLOCK, PAD, chunk_sizes, is_far, map_blocks, scaled_blocks, units_of
+from .._data.holes import rows_with_holes
 from .._data.table import Table
 from .._system.program import multiplications
 from .._system.random import SCORE_STREAM, generator
@@ -72,7 +73,7 @@ class Model:
 
     def by_holes(self, X: np.ndarray, function: Callable) -> np.ndarray:
         """Apply `function` to the complete rows of X and to those with holes; returns results in the order of X."""
-        incomplete = np.isnan(X).any(axis=1) | bool(self.vae.n_context)
+        incomplete = rows_with_holes(X) | bool(self.vae.n_context)
         if incomplete.all() or not incomplete.any():
             return function(X, bool(incomplete.all()) and len(X) > 0)
         complete, others = function(X[~incomplete], False), function(X[incomplete], True)
@@ -86,15 +87,17 @@ class Model:
         def complete(x: Tensor) -> Tensor:
             return torch.cat(self.vae.encode_any(x), dim=-1)
 
-        def incomplete(x: Tensor) -> Tensor:
-            refined = Refined(exact.vae, exact.vae.complete(x.double()))
-            return torch.cat([refined.mean, refined.log_scale], dim=-1).float()
-
         def encode(rows: np.ndarray, holes: bool) -> np.ndarray:
-            blocks = (exact if holes else self).blocks(rows)
-            return self.apply(incomplete if holes else complete, blocks, len(rows))
+            if not holes:
+                return self.apply(complete, self.blocks(rows), len(rows))
+            exact = self.exact()
 
-        exact = self.exact() if self.vae.n_context or np.isnan(X).any() else self
+            def incomplete(x: Tensor) -> Tensor:
+                refined = Refined(exact.vae, exact.vae.complete(x.double()))
+                return torch.cat([refined.mean, refined.log_scale], dim=-1).float()
+
+            return self.apply(incomplete, exact.blocks(rows), len(rows))
+
         return np.split(self.by_holes(X, encode), 2, axis=1)
 
     def log_likelihoods(self, X: np.ndarray, holes: bool, exact: bool, n_draws: int) -> np.ndarray:

@@ -10,10 +10,11 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from .._data.batch import Batch
-from .._data.split import Rows, Split, member, padded
+from .._data.split import Rows, Split, TrainBatches, member, padded
 from .._fast.gradient import FastELBO
 from .._model.module import VAE
 from .._system.random import VALIDATION_STREAM, generator, subsample
+from .schedule import Schedule
 
 if TYPE_CHECKING:
     from .net import Net
@@ -123,12 +124,12 @@ class Judge:
 class Guard:
     """Keeps the state with the best score, the start included, and stops when none better comes.
 
-    When the score has not risen by `tol` for more than `patience` steps, or half of the `budget` is spent, the first
+    When the score has not risen by `tol` for more than `patience` steps, or half of the steps are done, the first
     phase ends, unless the objective still warms up: training goes back to the best state and on from there without
     noise on the encoder's inputs, with the gradient of the bound as it is, while the learning rate falls linearly to
     zero, within as many steps as the first phase had. Training ends with these steps, or where the score again does not
-    rise. Warm-up and the steps between looks go by `pace`. Where nothing is judged, the learning rate stays, the last
-    state that a finite loss has confirmed is kept, and training ends with its last one.
+    rise. Warm-up and the steps between looks go by the schedule's `pace`. Where nothing is judged, the learning rate
+    stays, the last state that a finite loss has confirmed is kept, and training ends with its last one.
 
     An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
     learning rate is halved the first time, quartered the second, and so on, and stays there.
@@ -136,23 +137,21 @@ class Guard:
 
     n_tries = 5  # how often an epoch is undone before training is given up
 
-    def __init__(
-        self, net: "Net", split: Split, *, patience: float, tol: float, budget: float = math.inf, pace: float = 1.0
-    ) -> None:
-        self.net, self.split = net, split
-        self.patience, self.tol, self.budget = patience, tol, budget
-        self.warmup = max(1, round(pace * WARMUP))
+    def __init__(self, net: "Net", split: Split, schedule: Schedule) -> None:
+        self.net, self.split, self.schedule = net, split, schedule
+        self.budget = schedule.n_epochs * len(TrainBatches(net, split))  # steps
+        self.warmup = max(1, round(schedule.pace * WARMUP))
         self.judge = Judge(net, split) if split.valid else None
         judged = self.judge.n_rows * self.judge.n_judged if self.judge else 0
         trained = net.batch_size * len(split.train)
-        least = max(pace * _LEAST_STEPS, patience / _LOOKS)
+        least = max(schedule.pace * _LEAST_STEPS, schedule.patience / _LOOKS)
         self.every = max(1, round(least), -(-_FRACTION * judged // trained))
         self.end = 0  # the epoch after which training ends
         self.n_before, self.n_step_rows = net.n_steps_, 0
         self.narrowness = min(1.0, _USUAL_FEATURES / split.x.shape[1])
         self.n_steps = self.progress = self.n_undone = 0
         self.turn = self.last = math.inf  # steps after which the second phase begins, and ends
-        self.before = self.n_steps, self.progress, self.turn, self.last  # this epoch, which may be undone
+        self.before = self._counts()  # this epoch, which may be undone
         self.seen: tuple[float, float, float] | None = None  # the last look
         self.best = self.reference = -math.inf
         self.kept: dict | None = None
@@ -178,13 +177,17 @@ class Guard:
 
     def state(self) -> dict:
         """Return what a checkpoint keeps."""
-        return {key: value for key, value in vars(self).items() if key not in ("net", "split", "judge", "end")}
+        left_out = ("net", "split", "schedule", "judge", "end")
+        return {key: value for key, value in vars(self).items() if key not in left_out}
 
     def load(self, state: dict) -> None:
         vars(self).update(state)
 
+    def _counts(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("n_steps", "progress", "turn", "last")}
+
     def on_epoch_begin(self) -> None:
-        self.before = self.n_steps, self.progress, self.turn, self.last
+        self.before = self._counts()
         if self.judge and self.seen is None:
             self._look()
         if not self.judge:  # a finite loss of the epoch before does not confirm the state after its last step
@@ -208,7 +211,7 @@ class Guard:
         looks = is_last or turns or self.n_steps % self.every == 0
         if looks:
             self._look()
-        stale = looks and self.n_steps - self.progress > max(self.patience, self.every)
+        stale = looks and self.n_steps - self.progress > max(self.schedule.patience, self.every)
         if is_last or turns or (stale and not self.net.criterion_.warming):
             self._end_phase()
 
@@ -222,7 +225,7 @@ class Guard:
             score = -math.inf
         if first or score > self.best:
             self.best, self.kept = score, self.net.stack_.state()
-        if score > self.reference + self.tol or self.net.criterion_.warming:
+        if score > self.reference + self.schedule.tol or self.net.criterion_.warming:
             self.progress = self.n_steps
         self.reference = max(self.reference, score)
 
@@ -240,7 +243,7 @@ class Guard:
     def undo(self, error: Exception) -> None:
         """Take back the epoch in which `error` occurred, or raise ValueError if it was the last try."""
         self.net.history.pop()
-        self.n_steps, self.progress, self.turn, self.last = self.before
+        vars(self).update(self.before)
         state = self.kept or self.latest
         self.latest = None if self.judge else state
         self._go_back(state, str(error))

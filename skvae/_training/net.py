@@ -99,8 +99,7 @@ class Net(NeuralNet):
         self.balanced = balanced
         self.interrupted_ = False
         self.gain_ = 0.0  # nats per row that log-likelihoods of the training rows gain by marginals, and by holes
-        self.run_length_ = 1  # epochs that the whole run is meant to have
-        self.patience_: dict[str, Any] = {"patience": 0, "tol": 0.0}
+        self.schedule_ = Schedule(n_epochs=1, batch_size=1, patience=0.0, tol=0.0)  # `train` sets it
         self.n_steps_ = 0
         self._forget_training()
         self.given_callbacks_: list[Any] = []  # the user's own, of which `callbacks` has copies
@@ -197,11 +196,6 @@ class Net(NeuralNet):
         balanced = self.balanced and self.in_first_phase
         return {"balanced": balanced, "for_map": balanced and self.z_dim <= MAP_DIM}
 
-    @property
-    def log_jacobian(self) -> float:
-        """Nats that the log-likelihood of a complete row gains from the model's units to those of X."""
-        return -float(np.sum(np.log(self.units(self.n_features)[1])))
-
     def units(self, n: int | None) -> tuple[float | np.ndarray, float | np.ndarray]:
         """Offset and scale of the first `n` features, with or without what is given behind them."""
         return units_of(self.offset, self.scale, n)
@@ -213,8 +207,9 @@ class Net(NeuralNet):
 
     @property
     def mean_log_jacobian(self) -> float:
-        """The mean gain of the training rows, with what marginals and holes add to `log_jacobian`."""
-        return self.log_jacobian + self.gain_
+        """Nats that the log-likelihood of a training row gains on average from the model's units to those of X, with
+        what marginals and holes add."""
+        return self.gain_ - float(np.sum(np.log(self.units(self.n_features)[1])))
 
     def set_objective(self, objective: Objective) -> None:
         """Go on with another objective; the optimizer's state stays."""
@@ -321,7 +316,7 @@ class Net(NeuralNet):
         self.epochal_ = [part for part in parts if isinstance(part, Epochal)]
         _, options = self.get_params_for_optimizer("optimizer", self.module_.named_parameters())
         self.optimizer_ = self.stack_.optimizer_from(own, self.optimizer, options)
-        self.guard_ = Guard(self, split, **self.patience_)
+        self.guard_ = Guard(self, split, self.schedule_)
         try:
             yield
         finally:
@@ -427,7 +422,7 @@ class Net(NeuralNet):
         if self.epochal_:
             rng = generator(self.seed, epoch, EPOCH_STREAM)
             for part in self.epochal_:
-                part.begin_epoch(epoch, self.run_length_, rng)
+                part.begin_epoch(epoch, self.schedule_.run_length, rng)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """skorch's step without its closure and its `train()` at every batch, for all members."""
@@ -502,7 +497,7 @@ class Net(NeuralNet):
                 sums.append((step["loss"], step["y_pred"]))
                 self.guard_.on_step_end()
                 if per_batch:
-                    self._record_batch(step["loss"].item(), n_rows)
+                    self.history[-1]["batches"][-1].update(_batch_row(step["loss"].item(), n_rows))
                     self.notify("on_batch_end", batch=shown, training=True, **step)
             self.guard_.on_epoch_end()
         finally:  # an epoch that is cut short counts for the rows it saw
@@ -525,9 +520,8 @@ class Net(NeuralNet):
         loss, log_prob, kl = (torch.tensor(sizes, dtype=rows.dtype) @ rows / sum(sizes)).tolist()
         if not math.isfinite(loss):
             raise Diverged(f"the train loss of epoch {len(self.history)} is {loss}")
-        if not self.history[-1]["batches"]:  # one for all, for callbacks that look at the last
-            self.history.new_batch()
-            self._record_batch(loss, sum(sizes))
+        if not (batches := self.history[-1]["batches"]):  # one for all, for callbacks that look at the last
+            batches.append(_batch_row(loss, sum(sizes)))
         self._record("train", loss, log_prob - kl, kl)
         if self.guard_.seen:  # the last look, which an epoch of a few steps shares with others
             value, bound, kl = self.guard_.seen
@@ -535,15 +529,13 @@ class Net(NeuralNet):
 
     def _record(self, prefix: str, loss: float, bound: float, kl: float) -> None:
         """Write the means of an epoch into the history, the loss as skorch's own scoring does."""
-        name = f"{prefix}_loss"
-        lowest = next((row[name] for row in reversed(self.history) if row.get(f"{name}_best")), math.inf)
-        values = {"loss": loss, "loss_best": loss < lowest, "bound": bound, "kl": kl}
-        for part, value in values.items():
-            self.history.record(f"{prefix}_{part}", value)
+        lowest = next((row[f"{prefix}_loss"] for row in reversed(self.history) if row.get(f"{prefix}_loss_best")), None)
+        values = {"loss": loss, "loss_best": lowest is None or loss < lowest, "bound": bound, "kl": kl}
+        self.history[-1].update({f"{prefix}_{part}": value for part, value in values.items()})
 
-    def _record_batch(self, loss: float, n_rows: int) -> None:
-        self.history.record_batch("train_loss", loss)
-        self.history.record_batch("train_batch_size", n_rows)
+
+def _batch_row(loss: float, n_rows: int) -> dict[str, float]:
+    return {"train_loss": loss, "train_batch_size": n_rows}
 
 
 def _bounded(weight_decay: float, lr: float) -> float:
@@ -578,10 +570,8 @@ def build_net(
 def train(net: Net, split: Split, schedule: Schedule, callbacks: Any = ()) -> None:
     """Train `net`, and the other members of `split` beside it; where rows are held out, keep the best state."""
     net.set_params(max_epochs=schedule.n_epochs, batch_size=schedule.batch_size)
-    net.run_length_, kept, batches = schedule.run_length, net.callbacks_, TrainBatches(net, split)
-    budget = schedule.n_epochs * len(batches)
-    net.patience_ = {"patience": schedule.patience, "tol": schedule.tol, "budget": budget, "pace": schedule.pace}
-    check_batches(net.module_, batches.sizes, net.batch_size)
+    net.schedule_, kept = schedule, net.callbacks_
+    check_batches(net.module_, TrainBatches(net, split).sizes, net.batch_size)
     net.callbacks_ = kept + [(type(callback).__name__, callback.initialize()) for callback in callbacks]
     work = 3 * multiplications(net.module_, schedule.batch_size * net.criterion_.n_draws, split.x.shape[1])
     try:
