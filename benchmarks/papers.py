@@ -63,7 +63,7 @@ class Anneal(Callback):
         self.begin_ = len(net.history)
 
     def on_epoch_begin(self, net, **kwargs):
-        done = (len(net.history) - self.begin_ - 0.5) / net.run_length
+        done = (len(net.history) - self.begin_ - 0.5) / net.schedule_.run_length
         fallen = self.falls * max(0, done - self.RISE) / (1 - self.RISE)
         for group in net.optimizer_.param_groups:
             group["lr"] = self.peak * min(done / self.RISE, 0.5 * (1 + math.cos(math.pi * fallen)))

@@ -211,8 +211,9 @@ def mixture_log_prob(z: Tensor, log_weight: Tensor, loc: Tensor, log_scale: Tens
     joint = _Joint(*(parts if loc.ndim > 2 else (part.unsqueeze(0) for part in parts)))
     points = z if loc.ndim > 2 else z.reshape(1, -1, z.shape[-1])
     chunks = points.split(max(1, _MAX_ELEMENTS // log_weight.numel()), 1)
-    log_prob = torch.cat([_log_sum(joint(joint.powers(widest(chunk))).to(z.dtype)) for chunk in chunks], -1)
-    return log_prob.view(z.shape[:-1])
+    dtype = torch.promote_types(z.dtype, torch.float32)  # in which the sum loses nothing that the result would keep
+    log_prob = torch.cat([_log_sum(joint(joint.powers(widest(chunk))).to(dtype)) for chunk in chunks], -1)
+    return log_prob.view(z.shape[:-1]).to(z.dtype)
 
 
 class _NormalMixture(Prior):

@@ -316,6 +316,26 @@ def test_own_architecture_of_the_wrong_size_is_named(table, n_steps):
     assert n_steps == []
 
 
+class InPlace(Architecture):
+    def build(self, spec):
+        self.hidden = nn.Hardtanh(inplace=True)
+        self.head = spec.linear(spec.n_inputs, spec.n_outputs)
+
+
+@pytest.mark.parametrize("init", ["random", "linear"])
+def test_what_a_network_writes_in_place_is_not_the_users(init):
+    """64 rows of float32 in the model's units are a full block, of which no other copy need be made."""
+    rng = np.random.default_rng(0)
+    X = (rng.random((64, 6)) < 0.4).astype(np.float32)
+    Z = 3 * rng.standard_normal((64, 2)).astype(np.float32)
+    options = {"likelihood": "bernoulli", "init": init, "max_iter": 2, "early_stopping": False, "random_state": 0}
+    vae = VAETransformer(2, architecture=InPlace(), **options).fit(X)
+    kept = X.copy(), Z.copy()
+    vae.transform(X), vae.score_samples(X), vae.inverse_transform(Z)
+    np.testing.assert_array_equal(X, kept[0])
+    np.testing.assert_array_equal(Z, kept[1])
+
+
 def test_a_look_at_own_modules_changes_nothing():
     encoder = nn.Sequential(nn.Linear(100, 7), nn.BatchNorm1d(7), nn.Dropout(0.5).eval())
     network = Custom(encoder, nn.Linear(3, 9))

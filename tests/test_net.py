@@ -19,11 +19,13 @@ from skorch.callbacks import (
     LoadInitState,
     LRScheduler,
     ParamMapper,
+    PassthroughScoring,
     Unfreezer,
 )
 from skorch.dataset import Dataset as SkorchDataset
 from skorch.dataset import ValidSplit
 from skorch.exceptions import SkorchTrainingImpossibleError
+from skorch.utils import train_loss_score, valid_loss_score
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Subset, TensorDataset
@@ -526,6 +528,31 @@ def test_a_checkpoint_of_skorchs_is_gone_on_from(table, tmp_path):
     assert [len(net.history) for net in (vae.net_, other.net_)] == [3, 5]
 
 
+@pytest.mark.parametrize(("losses", "best"), [((3, 2, 4, 1), (1, 1, 0, 1)), ((math.nan, 3, 2), (0, 1, 1))])
+def test_a_loss_is_best_as_in_skorch(losses, best, table):
+    scoring = PassthroughScoring("train_loss", on_train=True).initialize()
+    net = fitted(table)[0].net_
+    net.history.clear()
+    for loss in losses:
+        net.history.new_epoch()
+        net.history[-1]["batches"].append({"train_loss": loss, "train_batch_size": 60})
+        net._record("train", loss, 0.0, 0.0)
+        found = net.history[-1].pop("train_loss_best")
+        scoring.on_epoch_end(net)
+        assert net.history[-1, "train_loss_best"] == found
+    assert [bool(row["train_loss_best"]) for row in net.history] == [bool(each) for each in best]
+
+
+@pytest.mark.parametrize("function", [train_loss_score, valid_loss_score])
+def test_scores_of_skorch_find_the_losses(function, table):
+    scoring = EpochScoring(function, name="mine", on_train=function is train_loss_score)
+    vae = VAETransformer(2, **SMALL | {"early_stopping": True, "callbacks": [scoring]}).fit(table())
+    name = "train_loss" if function is train_loss_score else "valid_loss"
+    found = vae.net_.history[:, "mine"]
+    assert len(found) >= vae.n_iter_ - 1  # the last epoch may be cut short
+    assert found == vae.net_.history[:, name][: len(found)]
+
+
 # Frozen parameters stay where they are, and what is used of them too
 
 
@@ -542,6 +569,18 @@ def test_frozen_parts_stay(part, optimizer, ema_decay, table):
     assert moved(vae.net_, lambda: vae.partial_fit(table())) == [rest, rest]
     vae.net_.module_.requires_grad_(True)
     assert moved(vae.net_, lambda: vae.partial_fit(table())) == [rest | frozen] * 2
+
+
+def test_frozen_parts_stay_to_the_bit(table):
+    """Tiny weights too, which would be zeroed."""
+    vae, x = fitted(table)
+    tiny, vae.net_.n_steps_ = 1e-31, 0  # the steps before which tiny weights are looked for
+    for module in (vae.net_.module_, vae.net_.average_):
+        module.encoder.head.weight.data[0, 0] = tiny
+    vae.net_.module_.encoder.head.requires_grad_(False)
+    vae.net_.partial_fit(x, epochs=2)
+    for module in (vae.net_.module_, vae.net_.average_):
+        assert module.encoder.head.weight[0, 0] == np.float32(tiny)
 
 
 def test_with_a_frozen_encoder_rows_stay_where_they_are(table):

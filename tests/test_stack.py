@@ -112,7 +112,7 @@ def test_tiny_weights_and_moments_are_zeroed_before_they_are_denormal(models):
 
 
 def test_a_long_run_leaves_no_denormal_weights(normal):
-    """Nothing but weight decay, which halves them here at each step, moves the weights of constant features."""
+    """Nothing but weight decay, which takes nearly half of them here at each step, moves those of constant features."""
     X = normal(60, 6).numpy()
     X[:, :2] = 0
     options = SMALL | {"weight_decay": 600.0, "learning_rate": 0.05, "batch_size": 30, "max_iter": 85}

@@ -75,6 +75,19 @@ def test_curves_go_on_in_the_units_of_the_data_when_the_start_is_made_anew(table
     assert vae.loss_curve_[0] == pytest.approx(first, abs=1e-4)  # float32
 
 
+def test_losses_in_other_units_are_not_to_be_beaten():
+    """A start that is made anew scales the rows anew: the first chunk, of one factor, has a loss that no later has."""
+    rng, best = np.random.default_rng(0), []
+    first = rng.normal(size=(200, 1)) + 1e-3 * rng.normal(size=(200, 6))
+    vae = VAETransformer(2, hidden_layer_sizes=(8,), random_state=0)
+    for X in (first, rng.normal(size=(200, 6))):
+        vae.partial_fit(X)
+        best.append(vae.net_.history[-1, "train_loss_best"])
+    losses = vae.net_.history[:, "train_loss"]
+    assert losses[0] < losses[1]
+    assert best == [True, True]
+
+
 @pytest.mark.parametrize("keep", ["pickle", "file"])
 @silent
 def test_a_stream_goes_on_after_it_was_kept(keep, table, tmp_path):

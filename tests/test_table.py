@@ -17,7 +17,7 @@ from skvae import VAETransformer, load
 from skvae._data.marginals import fit_knots, from_scores, to_scores
 from skvae._data.table import Table
 from skvae._model.columns import Categorical, Columns, Ordinal
-from skvae.likelihoods import Gaussian
+from skvae.likelihoods import Bernoulli, Gaussian, Poisson
 from skvae.metrics import column_gains
 from skvae.priors import Mixture, StandardNormal
 
@@ -271,10 +271,11 @@ def examples():
     ordinal, categorical, gaussian = Ordinal([4, 4]), Categorical([3, 4]), Gaussian()
     whole = Columns([Gaussian(), Ordinal([4, 4]), Categorical([3, 4])], [3, 2, 7])
     cases = [(ordinal, levels), (categorical, bits), (gaussian, normal), (whole, torch.cat([normal, levels, bits], 1))]
+    cases.append((Columns([Gaussian(), Bernoulli(), Poisson()], [3, 7, 2]), torch.cat([normal, bits, levels], 1)))
     return [(built(likelihood, x.shape[1], x), x) for likelihood, x in cases]
 
 
-@pytest.mark.parametrize("case", range(4))
+@pytest.mark.parametrize("case", range(5))
 def test_gradients_and_expansions_are_those_of_autograd(case):
     likelihood, x = examples()[case]
     rng = torch.Generator().manual_seed(1)
@@ -283,7 +284,7 @@ def test_gradients_and_expansions_are_those_of_autograd(case):
     point = raw.clone().requires_grad_()
     log_prob = likelihood.log_prob(point, x)
     (expected,) = torch.autograd.grad((log_prob * weight[0]).sum().neg(), point, create_graph=True)
-    found, grad = likelihood.gradient(raw.unsqueeze(0), x.unsqueeze(0), weight)
+    found, grad = likelihood.gradient(raw.clone().unsqueeze(0), x.unsqueeze(0), weight)
     torch.testing.assert_close(found, log_prob.detach())
     torch.testing.assert_close(grad[0], expected.detach(), rtol=1e-6, atol=1e-8)
     slope, curvature = likelihood.expansion(raw, x)

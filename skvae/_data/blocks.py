@@ -137,7 +137,8 @@ def scaled_blocks(X, offset, scale, device, size=BLOCK):
     for block in row_blocks(X, size):
         x = scaled(block, offset, scale)
         n_missing = -len(x) % PAD
-        yield (F.pad(x, (0, 0, 0, n_missing)) if n_missing else x).to(device), len(x)
+        is_own = np.ndim(scale) > 0  # else it may share the memory of X, into which a user's network may write
+        yield (x if is_own and not n_missing else F.pad(x, (0, 0, 0, n_missing))).to(device), len(x)
 
 
 def chunk_sizes(n_draws, n_features):

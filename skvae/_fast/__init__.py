@@ -1,1 +1,1 @@
-"""Fast steps: hand-written gradients, products by oneDNN, bare optimizers."""
+"""What is fast: hand-written gradients and bare optimizers in training, oneDNN's products at inference."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WARMUP = 50  # steps over which the learning rate rises
 _USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
 _USUAL_FEATURES = 2000  # at most; a step on more moves each sum over them further
-_LEAST_STEPS, _LOOKS = 30, 5  # between two looks, of which there are so many in the first patience
+_LEAST_STEPS, _LOOKS = 30, 5  # between two looks, of which there are at most so many in a patience
 _FRACTION = 4  # trained rows for each judged one: a look takes a tenth of the time of the steps before it, at most
 _VALIDATION_ROWS = 256  # fewer held-out rows are repeated, with other noise, up to about this many
 _MAX_JUDGED, _LEAST_JUDGED, _JUDGED_VALUES = 25_000, 1_000, 2**23  # rows say enough; more are judged less often

@@ -42,7 +42,7 @@ OPTIMIZERS = {
     "sgd": torch.optim.SGD,
 }
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-_FLUSH_EVERY = 150  # training steps, in which no moment decays from 1e-30 into the denormal numbers
+_FLUSH_EVERY = 150  # training steps, in which Adam's first moment does not decay from 1e-30 to a denormal number
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
 _WEIGHT_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")  # where a callback may set weights
 _BLOCK = 2048  # rows that `forward` takes at once
@@ -225,10 +225,13 @@ class Net(NeuralNet):
                     group["weight_decay"] = _bounded(weight_decay, self.lr)
 
     def carry_on(self, former: "Net") -> None:
-        """Take over the history of the net that this one replaces, its bounds in this one's units."""
+        """Take over the history of the net that this one replaces, its bounds in this one's units. The losses are not
+        in these, and none of them is one to beat."""
         shift = former.mean_log_jacobian - self.mean_log_jacobian
-        rows = ((row, {name: row[name] + shift for name in row.keys() & {"train_bound"}}) for row in former.history)
-        self.history[:] = [{**row, **shifted} for row, shifted in rows]
+        self.history[:] = [row.copy() for row in former.history]
+        for row in self.history:
+            row.update({name: False for name in row if name.endswith("_loss_best")})
+            row.update({name: row[name] + shift for name in row.keys() & {"train_bound"}})
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`, and average from there."""
@@ -497,7 +500,8 @@ class Net(NeuralNet):
                 sums.append((step["loss"], step["y_pred"]))
                 self.guard_.on_step_end()
                 if per_batch:
-                    self.history[-1]["batches"][-1].update(_batch_row(step["loss"].item(), n_rows))
+                    row = {"train_loss": step["loss"].item(), "train_batch_size": n_rows}
+                    self.history[-1]["batches"][-1].update(row)
                     self.notify("on_batch_end", batch=shown, training=True, **step)
             self.guard_.on_epoch_end()
         finally:  # an epoch that is cut short counts for the rows it saw
@@ -521,7 +525,7 @@ class Net(NeuralNet):
         if not math.isfinite(loss):
             raise Diverged(f"the train loss of epoch {len(self.history)} is {loss}")
         if not (batches := self.history[-1]["batches"]):  # one for all, for callbacks that look at the last
-            batches.append(_batch_row(loss, sum(sizes)))
+            batches.append({"train_loss": loss, "train_batch_size": sum(sizes)})
         self._record("train", loss, log_prob - kl, kl)
         if self.guard_.seen:  # the last look, which an epoch of a few steps shares with others
             value, bound, kl = self.guard_.seen
@@ -529,13 +533,11 @@ class Net(NeuralNet):
 
     def _record(self, prefix: str, loss: float, bound: float, kl: float) -> None:
         """Write the means of an epoch into the history, the loss as skorch's own scoring does."""
-        lowest = next((row[f"{prefix}_loss"] for row in reversed(self.history) if row.get(f"{prefix}_loss_best")), None)
-        values = {"loss": loss, "loss_best": lowest is None or loss < lowest, "bound": bound, "kl": kl}
-        self.history[-1].update({f"{prefix}_{part}": value for part, value in values.items()})
-
-
-def _batch_row(loss: float, n_rows: int) -> dict[str, float]:
-    return {"train_loss": loss, "train_batch_size": n_rows}
+        name, row = f"{prefix}_loss", self.history[-1]
+        lowest = next((former[name] for former in reversed(self.history) if former.get(f"{name}_best")), math.inf)
+        row.update({name: loss, f"{name}_best": loss < lowest, f"{prefix}_bound": bound, f"{prefix}_kl": kl})
+        if prefix == "valid":  # where skorch's functions look for it
+            row["batches"][-1][name] = loss
 
 
 def _bounded(weight_decay: float, lr: float) -> float:

@@ -187,9 +187,10 @@ class Stack:
     @torch.no_grad()
     def flush(self, optimizer: torch.optim.Optimizer) -> None:
         """Zero what would decay into denormal numbers, which are slow to compute with: weights that the data no longer
-        move, and first moments."""
+        move, unless some are to stay as they are, and first moments."""
         moments = [state["exp_avg"] for state in optimizer.state.values() if "exp_avg" in state]
-        for part in (*self.wholes, *self.average_wholes, *moments):
+        weights = [] if self.trainable else [*self.wholes, *self.average_wholes]
+        for part in (*weights, *moments):
             part.copy_(F.hardshrink(part, _TINY))
 
     def take_buffers(self) -> None:
