@@ -133,12 +133,11 @@ def is_far(X, offset, scale):
 
 def scaled_blocks(X, offset, scale, device, size=BLOCK):
     """Yield X in the model's units: a tensor for each block, zero-padded, and how many of its rows are rows of X. BLAS
-    takes other kernels for a few rows, and a row's result must not depend on its neighbours."""
+    takes other kernels for a few rows, and a row's result must not depend on its neighbours. The padding is also a
+    copy of full blocks, in which a user's network may write."""
     for block in row_blocks(X, size):
         x = scaled(block, offset, scale)
-        n_missing = -len(x) % PAD
-        is_own = np.ndim(scale) > 0  # else it may share the memory of X, into which a user's network may write
-        yield (x if is_own and not n_missing else F.pad(x, (0, 0, 0, n_missing))).to(device), len(x)
+        yield F.pad(x, (0, 0, 0, -len(x) % PAD)).to(device), len(x)
 
 
 def chunk_sizes(n_draws, n_features):

@@ -83,22 +83,20 @@ class Model:
 
     def encode(self, X: np.ndarray) -> list[np.ndarray]:
         """Mean and log-scale of the posterior of each row of a validated X."""
+        return np.split(self.by_holes(X, self._posteriors), 2, axis=1)
+
+    def _posteriors(self, X: np.ndarray, holes: bool) -> np.ndarray:
+        """The same side by side, of complete rows or of those with holes: (n_samples, 2 * z_dim)."""
+        model = self.exact() if holes else self
 
         def complete(x: Tensor) -> Tensor:
-            return torch.cat(self.vae.encode_any(x), dim=-1)
+            return torch.cat(model.vae.encode_any(x), dim=-1)
 
-        def encode(rows: np.ndarray, holes: bool) -> np.ndarray:
-            if not holes:
-                return self.apply(complete, self.blocks(rows), len(rows))
-            exact = self.exact()
+        def incomplete(x: Tensor) -> Tensor:
+            refined = Refined(model.vae, model.vae.complete(x.double()))
+            return torch.cat([refined.mean, refined.log_scale], dim=-1).float()
 
-            def incomplete(x: Tensor) -> Tensor:
-                refined = Refined(exact.vae, exact.vae.complete(x.double()))
-                return torch.cat([refined.mean, refined.log_scale], dim=-1).float()
-
-            return self.apply(incomplete, exact.blocks(rows), len(rows))
-
-        return np.split(self.by_holes(X, encode), 2, axis=1)
+        return self.apply(incomplete if holes else complete, model.blocks(X), len(X))
 
     def log_likelihoods(self, X: np.ndarray, holes: bool, exact: bool, n_draws: int) -> np.ndarray:
         """Log-likelihood of each row of a validated X, or of its observed cells, in the model's units."""

@@ -7,7 +7,7 @@ from typing import Any
 N_FOLDS = 5
 CROSS_FIT_ROWS = 1000  # from here on rows are held out; fewer are cross-fitted
 _STEPS_PER_ROOT, _LEAST_BUDGET, _MOST_BUDGET = 33, 330, 10_000  # optimizer steps, of the root of the number of rows
-_USUAL_BUDGET, _STEPS_PER_ROW = 2_000, 0.25  # which is for tables of more than 8000 rows
+_USUAL_BUDGET, _STEPS_PER_ROW = 2_000, 0.25  # most on up to 8000 rows, and on more of them
 _ROWS_PER_ROOT, _LEAST_BATCH, _MOST_BATCH = 3, 64, 256
 _PATIENCES, _MOST_PATIENCE = 8, 200  # patiences that a budget has
 _LEAST_EPOCHS = 10
