@@ -154,10 +154,10 @@ class StandardNormal(Prior):
 
 
 def _log_sum(terms: Tensor) -> Tensor:
-    """logsumexp over the last dimension without the terms that do not count: their gradients would be denormal numbers,
-    with which a step takes four times as long."""
-    least = terms.detach().amax(-1, keepdim=True) + _NEGLIGIBLE
-    return torch.where(terms >= least, terms, -math.inf).logsumexp(-1)
+    """logsumexp over the last dimension, whose smallest terms count as no less than what a sum does not change by:
+    their exponentials, and gradients, would be denormal numbers, which take many times as long."""
+    most = terms.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(terms.dtype).min)
+    return (terms - most).clamp_(min=_NEGLIGIBLE).exp_().sum(-1).log() + most.squeeze(-1)
 
 
 class _Joint:

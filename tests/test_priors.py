@@ -9,7 +9,7 @@ from scipy.stats import kstest
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from skvae.likelihoods import Gaussian
-from skvae.priors import PRIORS, Mixture, VampPrior, mixture_log_prob
+from skvae.priors import PRIORS, Mixture, VampPrior, _log_sum, mixture_log_prob
 
 each_prior = pytest.mark.parametrize("name", PRIORS)
 each_closed_form = pytest.mark.parametrize("name", ["standard_normal"])
@@ -248,6 +248,20 @@ def test_vamp_prior_is_the_mixture_of_pseudo_posteriors(make_vae, normal):
     z, posteriors = normal(6, 2), Normal(vae.encode(vae.prior.inputs)[0], vae.encode(vae.prior.inputs)[1].exp())
     expected = posteriors.log_prob(z[:, None]).sum(-1).logsumexp(1) - math.log(5)
     torch.testing.assert_close(vae.prior.log_prob(z), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_of_densities_lose_nothing_and_their_gradients_have_no_denormal_number(dtype):
+    """Terms that are left out are below a digit of the sum; 1e-6 and 1e-14 are some roundings of its size."""
+    terms = 300 * torch.randn(50, 40, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    terms[0], terms[1, 1:] = -math.inf, -math.inf
+    found = _log_sum(terms.requires_grad_())
+    rounding = 1e-6 if dtype == torch.float32 else 1e-14
+    torch.testing.assert_close(found[1:], terms[1:].logsumexp(-1), rtol=rounding, atol=rounding)
+    assert found[0] < -1e38  # and not NaN
+    (gradient,) = torch.autograd.grad(found[2:].sum(), terms)
+    torch.testing.assert_close(gradient[2:], terms[2:].softmax(-1), rtol=10 * rounding, atol=math.exp(-50))
+    assert (gradient.abs() > torch.finfo(dtype).tiny).logical_or(gradient == 0).all()
 
 
 def test_flow_at_its_start_draws_standard_normal_points():

@@ -203,7 +203,7 @@ SMALL_FIT = """if True:
     _net.Net.gradient = lambda self, batch: (seen.add(torch.get_num_threads()), step(self, batch))[1]
     torch.set_num_threads(2)
     X = torch.randn(300, 60, generator=torch.Generator().manual_seed(0)).numpy()
-    for size, batch_size in ((8, "auto"), (3000, 300)):
+    for size, batch_size in ((8, "auto"), (20_000, 300)):
         VAETransformer(2, hidden_layer_sizes=(size,), batch_size=batch_size, max_iter=1, early_stopping=False).fit(X)
     print(sorted(seen), torch.get_num_threads())
 """

@@ -14,6 +14,7 @@ from .rows import RowSource, gathered, row_blocks
 
 BLOCK, PAD = 1024, 64  # inference: rows go through in blocks, zero-padded to a multiple of 64 (see `scaled_blocks`)
 _MAX_ELEMENTS = 2**20  # values of x that one chunk of draws holds
+_CACHED = 2**16  # values that several passes find in the cache
 _LARGEST = np.finfo(np.float32).max
 # From here on a row is scored in float64, whose squares neither overflow nor lose the order of rows.
 _FAR = np.float64(1e6)
@@ -70,10 +71,13 @@ def scaled(X, offset, scale):
     if np.ndim(scale) == 0 and X.dtype == np.float32 and X.flags.carray:  # torch takes no negative or odd strides
         return torch.from_numpy(X)
     x = np.empty(X.shape, dtype=np.float32)
-    for block, out in zip(row_blocks(X), row_blocks(x), strict=True):
+    size = max(1, _CACHED // X.shape[1])
+    for block, out in zip(row_blocks(X, size), row_blocks(x, size), strict=True):
         values = _in_units(block, offset, scale)
-        _check_size(np.minimum(np.abs(block), np.abs(values)), _LARGEST)
-        out[...] = np.clip(values, -_LARGEST, _LARGEST)
+        if (np.abs(values) > _LARGEST).any():
+            _check_size(np.minimum(np.abs(block), np.abs(values)), _LARGEST)
+            values = np.clip(values, -_LARGEST, _LARGEST)
+        out[...] = values
     return torch.from_numpy(x)
 
 
