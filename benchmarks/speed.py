@@ -50,8 +50,8 @@ from record import Results, print_table
 from skorch.callbacks import Callback
 
 from skvae import VAETransformer
+from skvae._estimator import training as _training
 from skvae._fast import gradient as _gradient
-from skvae._training import fitting as _fitting
 from skvae._training import net as _net
 from skvae._training import schedule as _schedule
 from skvae.datasets import load_images
@@ -304,7 +304,7 @@ class SixMembers:
         factors, noise = np.tanh(rng.standard_normal((TABLE[0], 5))), rng.standard_normal(TABLE)
         X = (factors @ rng.standard_normal((5, TABLE[1])) + 0.3 * noise).astype(np.float32)
         vae, schedule = VAETransformer(device="cpu", random_state=0), _schedule.Schedule.resolve(len(X))
-        self.net, self.split = _fitting.begin(vae, X, "gaussian", 0, one_epoch=False)
+        self.net, self.split = _training.begin(vae, X, "gaussian", 0, one_epoch=False)
         self.schedule = _schedule.Schedule(self.n_epochs, schedule.batch_size, 10**9, 0.0)
 
     def epoch(self):

@@ -71,7 +71,6 @@ def main():
         prior="standard_normal",
         init="random",
         optimizer="adam",
-        ema_decay=0,
         learning_rate=1e-3,
         batch_size=args.batch_size,
         max_iter=math.ceil(args.iterations / math.ceil(len(X_train) / args.batch_size)),

@@ -16,6 +16,7 @@ import numpy as np
 
 from skvae import VAETransformer
 from skvae.datasets import load_images
+from skvae.objectives import ELBO
 
 X_train, _, X_test, _ = load_images("digits")
 settings = {
@@ -26,7 +27,7 @@ settings = {
     "random_state": 0,
 }
 betas = [0.25, 0.5, 1, 1.5, 2]
-models = [VAETransformer(16, beta=beta, **settings).fit(X_train) for beta in betas]
+models = [VAETransformer(16, objective=ELBO(beta), **settings).fit(X_train) for beta in betas]
 print("beta  active  total KL  score")
 for beta, vae in zip(betas, models, strict=True):
     print(f"{beta:<4}  {vae.active_units_.sum():6d}  {vae.kl_per_unit_.sum():8.2f}  {vae.score(X_test):.2f}")

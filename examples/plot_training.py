@@ -42,7 +42,7 @@ callbacks = [
     EarlyStopping(monitor="train_loss", patience=5, sink=lambda message: None),
 ]
 one_cycle = VAETransformer(
-    8, likelihood="bernoulli", max_iter=30, early_stopping=False, ema_decay=0, callbacks=callbacks, random_state=0
+    8, likelihood="bernoulli", max_iter=30, early_stopping=False, callbacks=callbacks, random_state=0
 ).fit(X_train)
 print(f"held out + falling rate: {vae.n_iter_} epochs, {vae.score(X_test):.2f} nats per row")
 print(f"one cycle:               {one_cycle.n_iter_} epochs, {one_cycle.score(X_test):.2f} nats per row")

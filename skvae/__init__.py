@@ -1,6 +1,5 @@
 """skvae: the variational autoencoder as a scikit-learn estimator."""
 
-from . import architectures, callbacks, likelihoods, objectives, priors
 from ._data.rows import Chunks
 from ._imputation import VAEImputer
 from ._io.load import load
@@ -12,11 +11,6 @@ __all__ = [
     "VAEImputer",
     "VAEOutlierDetector",
     "VAETransformer",
-    "architectures",
-    "callbacks",
-    "likelihoods",
     "load",
-    "objectives",
-    "priors",
 ]
 __version__ = "0.1.0"

@@ -12,14 +12,14 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._estimator.generation import GenerationMixin
 from ._estimator.inference import InferenceMixin
 from ._estimator.training import TrainingMixin
-from ._estimator.validation import ValidationMixin
 from ._io.files import FileMixin
 from ._io.portable import portable
 from ._model.aggregate import fit_aggregate, from_arrays, posterior_draws, to_arrays
 from ._model.build import REGISTRIES, check_nested
 from ._system.program import own_settings
 from ._training.net import OPTIMIZERS
-from .architectures import ACTIVATIONS, ARCHITECTURES, Architecture
+from .architectures import ARCHITECTURES, Architecture
+from .inits import INITS, Init
 from .likelihoods import LIKELIHOODS, Gaussian, Likelihood
 from .objectives import OBJECTIVES, Objective
 from .priors import PRIORS, Prior
@@ -34,7 +34,6 @@ except ImportError:  # scikit-learn < 1.9
 
 class VAETransformer(
     TrainingMixin,
-    ValidationMixin,
     GenerationMixin,
     InferenceMixin,
     FileMixin,
@@ -62,8 +61,6 @@ class VAETransformer(
     hidden_layer_sizes : int, array-like of int or "auto", default="auto"
         Widths of the encoder's hidden layers; the decoder mirrors them. ``()`` is the linear model. "auto" is
         (128,) for fewer than 1000 rows and (128, 64) from there on.
-    activation : {"relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh"}, default="relu"
-        Nonlinearity of the hidden layers.
     likelihood : {"auto", "gaussian", "bernoulli", "continuous_bernoulli", "poisson", "negative_binomial"}, \
             Likelihood or dict, default="auto"
         Distribution of a feature given z, from `skvae.likelihoods`, or an object of your own class derived from
@@ -92,21 +89,17 @@ class VAETransformer(
         for objectives other than the bound.
     objective : {"elbo", "iwae", "dreg", "beta_tc", "mmd"} or Objective, default="elbo"
         What training maximises, from `skvae.objectives`, or an object of your own class derived from
-        `skvae.objectives.Objective`. Curves and scores are bounds on the log-likelihood whatever was trained.
+        `skvae.objectives.Objective`; ``ELBO(beta=4)`` is a beta-VAE [4]_. Curves and scores are bounds on the
+        log-likelihood whatever was trained.
     architecture : {"mlp", "residual", "conv"} or Architecture, default="mlp"
         The two networks, from `skvae.architectures`: "conv" for rows that are images, `skvae.architectures.Custom` for
-        your own modules. `hidden_layer_sizes` and `activation` hold for all but the last.
-    init : {"linear", "random"}, default="linear"
-        Where training starts. "linear" adds linear paths beside the two networks and starts at the optimum of the
-        linear model, in closed form; the networks start at zero output. "random" leaves the networks alone and draws
-        their weights from a normal distribution with variance 2 / fan_in [3]_.
-    linear_share : float, default=0.01
-        Share of the linear model in the density that `score_samples` gives and ``sample(noise=True)`` draws from, where
-        the features are real-valued and the start is linear. No row then scores lower than ``log(linear_share)`` below
-        the linear model: far from the training rows a network's output is arbitrary.
-    beta : float, default=None
-        Weight of the KL term [4]_. Above 1 fewer units stay active; 0 is an autoencoder. With ``objective="beta_tc"``
-        the weight of the total correlation. None takes the objective's own, 1 and 6; other objectives have none.
+        your own modules. `hidden_layer_sizes` holds for all but the last; the nonlinearity is theirs, as in
+        ``MLP(activation="tanh")``.
+    init : {"linear", "random"}, LinearInit or RandomInit, default="linear"
+        Where training starts, from `skvae.inits`. "linear" adds linear paths beside the two networks and starts at the
+        optimum of the linear model, in closed form; `LinearInit` says how strongly networks are shrunk towards it, and
+        its share in the density. "random" leaves the networks alone and draws their weights from a normal distribution
+        with variance 2 / fan_in [3]_.
     learning_rate : float, default=8e-3
         Step size of the optimizer. It rises over the first steps (50, in proportion where `max_iter` allows fewer or
         more), is shorter in proportion for batches of fewer than 32 rows and for more than 2000 features, and where
@@ -133,15 +126,10 @@ class VAETransformer(
     tol : float, default=1e-4
         Least rise of the validation score that counts, in nats per row.
     optimizer : {"adamw", "adam", "nadam", "rmsprop", "sgd"} or callable, default="adamw"
-        Optimizer, or a class with the interface of `torch.optim`. Where training is judged, betas of Adam and AdamW are
-        0.9 and 0.99, for runs of some hundred steps.
-    weight_decay : float or "auto", default="auto"
-        Shrinkage of the networks' weights beside the linear paths, divided by the number of rows as a prior's would
-        be. "auto" is 100 for fewer than 1000 rows and 300 from there on. Linear paths and biases are not shrunk, so
-        that a strong decay leads back to the linear model; without linear paths nothing is.
-    ema_decay : float, default=0.97
-        Decay, per training step, of the moving average of the weights that is validated and used. 0 uses the last
-        weights.
+        Optimizer, or a class with the interface of `torch.optim`, or `functools.partial` of one with options, as in
+        ``partial(torch.optim.SGD, momentum=0.9)``. Where training is judged, betas of Adam and AdamW are 0.9 and 0.99
+        if not told otherwise, for runs of some hundred steps. A moving average of the weights over some 30 steps is
+        what is judged and used.
     n_draws : int, default=100
         Posterior draws per row in `score_samples`.
     device : str or torch.device, default="auto"
@@ -153,16 +141,12 @@ class VAETransformer(
         with the same X and parameters goes on from there, to the same bits; with ``random_state=None``, with the seed
         that it had. Each X and set of parameters has a file of its own (callbacks count by their class), which is
         deleted when the fit is done and kept after Ctrl-C. The files are pickles: read none that are not yours.
-    net_params : dict, default=None
-        Further parameters of the skorch net, such as ``{"optimizer__weight_decay": 1e-4}``; not those that the
-        estimator has a parameter for.
     warm_start : bool, default=False
         Whether `fit` goes on from the last fit, if there is one, with its scaling, networks and optimizer. What the
         model was made with cannot be another than then, and `fit` refuses it: `z_dim`, `hidden_layer_sizes`,
-        `activation`, `likelihood`, `categorical_features`, `marginal`, `condition_features`, `prior`, `architecture`,
-        `init`, `linear_share`, `optimizer`, `weight_decay`, `ema_decay`, `device`, `net_params` and `random_state`. The
-        other parameters may change; the learning rate goes on from where it is unless `learning_rate` does. The same
-        holds for `partial_fit`.
+        `likelihood`, `categorical_features`, `marginal`, `condition_features`, `prior`, `architecture`, `init`,
+        `optimizer`, `device` and `random_state`. The other parameters may change; the learning rate goes on from where
+        it is unless `learning_rate` does. The same holds for `partial_fit`.
     random_state : int, RandomState instance or None, default=None
         Decides all that is random in `fit` and `score_samples`. Neither torch's nor, given an int, numpy's global
         stream is read or moved.
@@ -248,7 +232,6 @@ class VAETransformer(
     _parameter_constraints: ClassVar[dict] = {
         "z_dim": [Interval(Integral, 1, None, closed="left")],
         "hidden_layer_sizes": [StrOptions({"auto"}), "array-like", Interval(Integral, 1, None, closed="left")],
-        "activation": [StrOptions(set(ACTIVATIONS))],
         "likelihood": [StrOptions({"auto", *LIKELIHOODS}), Likelihood, dict],
         "categorical_features": [StrOptions({"from_dtype"}), "array-like", None],
         "marginal": [StrOptions({"auto", "standardize", "quantile"})],
@@ -256,9 +239,7 @@ class VAETransformer(
         "prior": [StrOptions({"auto", *PRIORS}), Prior],
         "objective": [StrOptions(set(OBJECTIVES)), Objective],
         "architecture": [StrOptions(set(ARCHITECTURES)), Architecture],
-        "init": [StrOptions({"linear", "random"})],
-        "linear_share": [Interval(Real, 0, 1, closed="left")],
-        "beta": [Interval(Real, 0, None, closed="left"), None],
+        "init": [StrOptions(set(INITS)), Init],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "max_iter": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
@@ -267,13 +248,10 @@ class VAETransformer(
         "n_iter_no_change": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "optimizer": [StrOptions(set(OPTIMIZERS)), callable],
-        "weight_decay": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
-        "ema_decay": [Interval(Real, 0, 1, closed="left")],
         "n_draws": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
         "callbacks": [list, tuple, None],
         "checkpoint": [str, os.PathLike, None],
-        "net_params": [dict, None],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -284,7 +262,6 @@ class VAETransformer(
         z_dim=10,
         *,
         hidden_layer_sizes="auto",
-        activation="relu",
         likelihood="auto",
         categorical_features="from_dtype",
         marginal="auto",
@@ -293,8 +270,6 @@ class VAETransformer(
         objective="elbo",
         architecture="mlp",
         init="linear",
-        linear_share=0.01,
-        beta=None,
         learning_rate=8e-3,
         batch_size="auto",
         max_iter="auto",
@@ -303,20 +278,16 @@ class VAETransformer(
         n_iter_no_change="auto",
         tol=1e-4,
         optimizer="adamw",
-        weight_decay="auto",
-        ema_decay=0.97,
         n_draws=100,
         device="auto",
         callbacks=None,
         checkpoint=None,
-        net_params=None,
         warm_start=False,
         random_state=None,
         verbose=0,
     ):
         self.z_dim = z_dim
         self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
         self.likelihood = likelihood
         self.categorical_features = categorical_features
         self.marginal = marginal
@@ -325,8 +296,6 @@ class VAETransformer(
         self.objective = objective
         self.architecture = architecture
         self.init = init
-        self.linear_share = linear_share
-        self.beta = beta
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.max_iter = max_iter
@@ -335,13 +304,10 @@ class VAETransformer(
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.optimizer = optimizer
-        self.weight_decay = weight_decay
-        self.ema_decay = ema_decay
         self.n_draws = n_draws
         self.device = device
         self.callbacks = callbacks
         self.checkpoint = checkpoint
-        self.net_params = net_params
         self.warm_start = warm_start
         self.random_state = random_state
         self.verbose = verbose
@@ -514,7 +480,7 @@ class VAETransformer(
     @property
     def module_(self):
         """The trained VAE, a torch module."""
-        return self.net_.trained_module.eval()
+        return self.net_.average_.eval()
 
     @property
     @own_settings()

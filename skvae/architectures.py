@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any, ClassVar, Protocol
 
 import torch
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from ._model.component import Component, Counts
@@ -97,8 +97,6 @@ class NetworkSpec:
         Size of the last dimension of input and output.
     hidden_layer_sizes : sequence of int, default=()
         Width of each hidden layer, from input to output.
-    activation : str, default="relu"
-        Name of the nonlinearity, a key of ``ACTIVATIONS``.
     n_raw : int, default=None
         In a decoder, the number of raw outputs for each feature: its output is (n_raw, n_features) made flat.
     generator : torch.Generator
@@ -108,7 +106,6 @@ class NetworkSpec:
     n_inputs: int
     n_outputs: int
     hidden_layer_sizes: Sequence[int] = ()
-    activation: str = "relu"
     n_raw: int | None = None
     generator: torch.Generator = field(default_factory=torch.Generator)
 
@@ -119,9 +116,6 @@ class NetworkSpec:
     def linear(self, n_inputs: int, n_outputs: int) -> nn.Linear:
         """A linear layer at its start."""
         return he_linear(n_inputs, n_outputs, self.generator)
-
-    def nonlinearity(self) -> nn.Module:
-        return ACTIVATIONS[self.activation]()
 
 
 class Head(Protocol):
@@ -163,18 +157,23 @@ class Architecture(Component, ABC):
 
 
 class _Regularized(Architecture):
-    """Base of networks with hidden layers: normalisation and dropout."""
+    """Base of networks with hidden layers: nonlinearity, normalisation and dropout."""
 
     _parameter_constraints: ClassVar[dict[str, list]] = {
+        "activation": [StrOptions(set(ACTIVATIONS))],
         "layer_norm": ["boolean"],
         "dropout": [Interval(Real, 0, 1, closed="left")],
     }
 
-    def __init__(self, layer_norm: bool, dropout: float) -> None:
+    def __init__(self, activation: str, layer_norm: bool, dropout: float) -> None:
         super().__init__()
+        self.activation = activation
         self.layer_norm = layer_norm
         self.dropout = dropout
         self.check_params()
+
+    def _nonlinearity(self) -> nn.Module:
+        return ACTIVATIONS[self.activation]()
 
     def _hidden_layers(self, widths: Sequence[int], spec: NetworkSpec) -> nn.Sequential:
         """Linear layers with their nonlinearities. The norm has no weights: the linear layer after it has some.
@@ -185,7 +184,7 @@ class _Regularized(Architecture):
         for n_inputs, n_outputs in pairwise(widths):
             norm = [nn.LayerNorm(n_outputs, elementwise_affine=False)] if self.layer_norm else []
             drop = [Dropout(self.dropout)] if self.dropout else []
-            layers += [spec.linear(n_inputs, n_outputs), *norm, spec.nonlinearity(), *drop]
+            layers += [spec.linear(n_inputs, n_outputs), *norm, self._nonlinearity(), *drop]
         return nn.Sequential(*layers)
 
 
@@ -210,6 +209,8 @@ class MLP(_Layered):
 
     Parameters
     ----------
+    activation : {"relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh"}, default="relu"
+        Nonlinearity of the hidden layers.
     layer_norm : bool, default=False
         Whether to normalise each row's values before each activation (Ba, Kiros & Hinton, 2016).
     dropout : float, default=0.0
@@ -223,8 +224,8 @@ class MLP(_Layered):
     VAETransformer(architecture=MLP(dropout=0.2))
     """
 
-    def __init__(self, layer_norm: bool = False, dropout: float = 0.0) -> None:
-        super().__init__(layer_norm, dropout)
+    def __init__(self, activation: str = "relu", layer_norm: bool = False, dropout: float = 0.0) -> None:
+        super().__init__(activation, layer_norm, dropout)
 
     def _layers(self, widths: Sequence[int], spec: NetworkSpec) -> nn.Sequential:
         return self._hidden_layers(widths, spec)
@@ -249,6 +250,8 @@ class Residual(_Layered):
 
     Parameters
     ----------
+    activation : {"relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh"}, default="relu"
+        Nonlinearity inside the blocks.
     layer_norm : bool, default=True
         Whether to normalise each row's values before each activation.
     dropout : float, default=0.0
@@ -266,8 +269,8 @@ class Residual(_Layered):
     VAETransformer(architecture=Residual(dropout=0.1))
     """
 
-    def __init__(self, layer_norm: bool = True, dropout: float = 0.0) -> None:
-        super().__init__(layer_norm, dropout)
+    def __init__(self, activation: str = "relu", layer_norm: bool = True, dropout: float = 0.0) -> None:
+        super().__init__(activation, layer_norm, dropout)
 
     def _layers(self, widths: Sequence[int], spec: NetworkSpec) -> nn.Sequential:
         return nn.Sequential(*(self._block(n_in, n_out, spec) for n_in, n_out in pairwise(widths)))
@@ -364,6 +367,8 @@ class Conv(_Regularized):
         of features for height and width.
     channels : sequence of int, default=(32, 64)
         Channels of each convolution of the encoder; each halves height and width, rounded up.
+    activation : {"relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "tanh"}, default="relu"
+        Nonlinearity of convolutions and hidden layers.
     layer_norm : bool, default=False
         Whether to normalise each row's values before each activation of the dense layers, not of the convolutions.
     dropout : float, default=0.0
@@ -392,10 +397,11 @@ class Conv(_Regularized):
         self,
         image_shape: Sequence[int] | None = None,
         channels: Sequence[int] = (32, 64),
+        activation: str = "relu",
         layer_norm: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(layer_norm, dropout)
+        super().__init__(activation, layer_norm, dropout)
         self.image_shape = image_shape
         self.channels = channels
 
@@ -425,7 +431,7 @@ class Conv(_Regularized):
     def _build_encoder(self, spec: NetworkSpec, sizes: Sequence[Sequence[int]], channels: Sequence[int]) -> None:
         layers: list[nn.Module] = [_RowsToImages((*sizes[0], channels[0]))]
         for n_in, n_out in pairwise(channels):
-            layers += [_downsampling(n_in, n_out, spec.generator), spec.nonlinearity()]
+            layers += [_downsampling(n_in, n_out, spec.generator), self._nonlinearity()]
         widths = [channels[-1] * math.prod(sizes[-1]), *spec.hidden_layer_sizes]
         self.hidden = nn.Sequential(_Rows(nn.Sequential(*layers)), *self._hidden_layers(widths, spec))
         self.head = spec.linear(widths[-1], spec.n_outputs)
@@ -436,7 +442,7 @@ class Conv(_Regularized):
         maps = *sizes[0], channels[0]
         layers: list[nn.Module] = [_RowsToImages(maps)]
         for (n_in, n_out), size in zip(pairwise(channels), sizes[1:], strict=False):
-            layers += [_upsampling(n_in, n_out, size, spec.generator), spec.nonlinearity()]
+            layers += [_upsampling(n_in, n_out, size, spec.generator), self._nonlinearity()]
         dense = self._hidden_layers([spec.n_inputs, *spec.hidden_layer_sizes, math.prod(maps)], spec)
         self.hidden = nn.Sequential(*dense, _Rows(nn.Sequential(*layers)))
         self.head = _ConvHead((*sizes[-2], channels[-1]), (*sizes[-1], *outputs), spec.generator)

@@ -1,6 +1,7 @@
 """Fixtures shared by the tests."""
 
 import os
+from functools import partial
 
 os.environ["SCIPY_ARRAY_API"] = "1"  # before scikit-learn is imported, which otherwise skips a check
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from skvae._model.module import VAE
-from skvae._training.net import Net
+from skvae._training.net import Net, build_net
 from skvae.architectures import MLP, NetworkSpec
 from skvae.priors import StandardNormal
 
@@ -84,3 +85,9 @@ def global_streams():
         return [torch.get_rng_state().tolist(), keys.tolist(), rest]
 
     return states
+
+
+@pytest.fixture
+def unaveraged(monkeypatch):
+    """Fits whose average is the last weights."""
+    monkeypatch.setattr("skvae._estimator.training.build_net", partial(build_net, ema_decay=0.0))

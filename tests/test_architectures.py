@@ -98,7 +98,7 @@ def test_no_hidden_layer_is_linear(architecture, normal):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_each_activation_bends(name, normal):
-    network = build(MLP, activation=name)
+    network = build(MLP(name))
     x = normal(8, 100)
     assert torch.any((network(x) - network(x - 1) - network(1 + 0 * x) + network(0 * x)).abs() > 1e-3)
     gradients = torch.autograd.grad(network(x).square().sum(), list(network.parameters()))
@@ -152,7 +152,7 @@ def test_conv_decoder_draws_images_channels_last(normal):
 
 
 def test_conv_is_the_convolution_of_torch(normal):
-    network = build(Conv((6, 6), channels=(2,)), n_inputs=36, hidden_layer_sizes=(), activation="tanh")
+    network = build(Conv((6, 6), channels=(2,), activation="tanh"), n_inputs=36, hidden_layer_sizes=())
     layer, x = network.hidden[0].network[1], normal(3, 36)
     expected = F.conv2d(x.view(3, 1, 6, 6), layer.weight, layer.bias, stride=2, padding=1).tanh()
     torch.testing.assert_close(network.hidden(x), expected.movedim(1, -1).reshape(3, -1))

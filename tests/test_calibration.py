@@ -86,7 +86,7 @@ def test_nothing_is_known_without_unseen_cells(case):
     assert vae._spread == 1
 
 
-@pytest.mark.parametrize("params", [{}, {"early_stopping": True}, {"ema_decay": 0}])
+@pytest.mark.parametrize("params", [{}, {"early_stopping": True}])
 def test_the_factor_is_of_the_fit_and_goes_with_the_model(params, tmp_path):
     X = holed(factors(300, 0))
     vae, again = (VAETransformer(2, **SMALL | params).fit(X) for _ in range(2))

@@ -20,6 +20,7 @@ from skvae._training.guard import Guard, Judge
 from skvae._training.net import Net
 from skvae.architectures import MLP
 from skvae.callbacks import SampleGrid
+from skvae.objectives import ELBO
 from skvae.priors import StandardNormal
 
 SMALL = {"hidden_layer_sizes": (8,), "early_stopping": False, "random_state": 0}
@@ -78,10 +79,9 @@ def test_sample_grid_is_in_the_units_of_gaussian_data(tmp_path, capsys):
     assert imread(tmp_path / "000.png")[..., 0].std() > 0.1
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.99])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_watching_leaves_training_as_it_is(dropout, ema_decay, tmp_path, capsys):
-    params = {"architecture": MLP(dropout=dropout), "ema_decay": ema_decay}
+def test_watching_leaves_training_as_it_is(dropout, tmp_path, capsys):
+    params = {"architecture": MLP(dropout=dropout)}
     plain = VAETransformer(2, likelihood="bernoulli", max_iter=3, batch_size=32, **SMALL | params).fit(DIGITS)
     watched = fit_with(SampleGrid(tmp_path, every=1, grid="both"), verbose=1, **params)
     assert np.array_equal(plain.transform(DIGITS), watched.transform(DIGITS))
@@ -121,7 +121,7 @@ def test_report_prints_few_lines(max_iter, epochs, table, capsys):
 @pytest.mark.filterwarnings("ignore:No latent unit is active")
 def test_report_counts_active_units(beta, table, capsys):
     """At one of these weights of the KL term both units live, at one neither."""
-    vae = VAETransformer(2, beta=beta, max_iter=20, verbose=1, **SMALL).fit(table())
+    vae = VAETransformer(2, objective=ELBO(beta), max_iter=20, verbose=1, **SMALL).fit(table())
     last = capsys.readouterr().out.splitlines()[-1]
     assert int(re.fullmatch(REPORT, last)[3]) == vae.active_units_.sum()
     assert vae.active_units_.sum() == {1: 2, 1e4: 0}.get(beta, vae.active_units_.sum())
@@ -187,11 +187,13 @@ def diverged(epoch, rate):
     return pytest.warns(ConvergenceWarning, match=rf"^Training diverged: {words}ered to {rate}\.$")
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_an_epoch_that_diverges_is_undone(ema_decay, table, monkeypatch):
+@pytest.mark.parametrize("averaged", [True, False])
+def test_an_epoch_that_diverges_is_undone(averaged, table, monkeypatch, request):
     X, states, moments = table(n_rows=96), [], []
+    if not averaged:
+        request.getfixturevalue("unaveraged")
     rates = spoil(monkeypatch, 8)  # of three steps an epoch: in the third
-    params = {"max_iter": 5, "batch_size": 32, "ema_decay": ema_decay, "learning_rate": 1e-3}
+    params = {"max_iter": 5, "batch_size": 32, "learning_rate": 1e-3}
     with diverged(3, "5.0e-04") as caught:
         vae = VAETransformer(2, callbacks=[States(states, moments)], **SMALL, **params).fit(X)
     assert len(caught) == 1
@@ -201,20 +203,21 @@ def test_an_epoch_that_diverges_is_undone(ema_decay, table, monkeypatch):
     # six starts: of epochs 1, 2, 3, again 3, 4 and 5; what the second epoch's loss confirmed is the first one's end
     assert moments == [False, True, True, False, True, True]
     assert not same(states[2], states[3])
-    if not ema_decay:
+    if not averaged:
         assert same(states[1], states[3])
     assert np.isfinite(vae.transform(X)).all()
     vae.partial_fit(X)
     assert rates[-1] == 5e-4  # what was learned stays
 
 
+@pytest.mark.usefixtures("unaveraged")
 def test_divergence_goes_back_to_the_best_validated_state(table, monkeypatch):
     X, states = table(n_rows=100), []
     monkeypatch.setattr("skvae._training.guard._LEAST_STEPS", 3)  # a look at the end of each epoch
     monkeypatch.setattr("skvae._training.guard._LOOKS", 100)
     monkeypatch.setattr("skvae._training.guard._FRACTION", 0)
     rates = spoil(monkeypatch, 3 * 6 + 1)
-    params = {"max_iter": 20, "batch_size": 32, "learning_rate": 0.03, "ema_decay": 0.0, "init": "random"}
+    params = {"max_iter": 20, "batch_size": 32, "learning_rate": 0.03, "init": "random"}
     with diverged(7, "1.5e-02"):
         vae = VAETransformer(2, callbacks=[States(states, [])], **(SMALL | params | {"early_stopping": True})).fit(X)
     best = int(np.argmax(vae.validation_scores_[:6]))  # better than the random start; epochs start where one has ended
@@ -224,10 +227,11 @@ def test_divergence_goes_back_to_the_best_validated_state(table, monkeypatch):
     assert vae.validation_scores_[6] > vae.validation_scores_[best] - 1  # it goes on from there
 
 
+@pytest.mark.usefixtures("unaveraged")
 def test_the_last_step_may_diverge_too(table, monkeypatch):
     """No loss has seen it; what is left is the state that the last epoch started from."""
     X = table(n_rows=96)
-    params = {"max_iter": 2, "batch_size": 96, "ema_decay": 0.0}
+    params = {"max_iter": 2, "batch_size": 96}
     one = VAETransformer(2, **SMALL, **params | {"max_iter": 1}).fit(X)
     step, n_steps = AdamW.step, []
 
@@ -244,10 +248,11 @@ def test_the_last_step_may_diverge_too(table, monkeypatch):
     assert np.array_equal(one.transform(X), two.transform(X))
 
 
+@pytest.mark.usefixtures("unaveraged")
 @pytest.mark.parametrize(("finite", "n_epochs"), [((False, True, True), 3), ((False, False, True), 2)])
 def test_the_end_is_the_last_state_that_is_finite_for_all_rows(finite, n_epochs, table, monkeypatch):
     X, answers = table(n_rows=96), list(finite)
-    params = {"batch_size": 32, "ema_decay": 0.0}
+    params = {"batch_size": 32}
     expected = VAETransformer(2, **SMALL, **params, max_iter=n_epochs).fit(X).transform(X)
     monkeypatch.setattr(Guard, "is_finite", lambda *args: answers.pop(0))
     with pytest.warns(ConvergenceWarning, match="Training diverged: the loss after epoch 4 is not finite"):

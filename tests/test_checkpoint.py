@@ -58,7 +58,7 @@ def bits(vae, X):
     "params",
     [
         {},
-        {"early_stopping": False, "optimizer": "sgd", "ema_decay": 0.0},
+        {"early_stopping": False, "optimizer": "sgd"},
         {"early_stopping": "auto", "likelihood": Gaussian("row")},
         {"learning_rate": 0.03, "n_iter_no_change": 1, "optimizer": "nadam"},
         {"callbacks": [LRScheduler("CosineAnnealingLR", T_max=8), EarlyStopping("train_loss", load_best=True)]},

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -25,60 +27,28 @@ def refused(table, n_steps, message, method="fit", **params):
 
 
 @pytest.mark.parametrize(
-    ("name", "owner"),
+    ("options", "message"),
     [
-        ("lr", "learning_rate"),
-        ("optimizer__lr", "learning_rate"),
-        ("optimizer", "optimizer"),
-        ("verbose", "verbose"),
-        ("batch_size", "batch_size"),
-        ("max_epochs", "max_iter"),
-        ("module", "architecture"),
-        ("module__z_dim", "z_dim"),
-        ("module__likelihood", "likelihood"),
-        ("criterion", "objective"),
-        ("criterion__beta", "objective"),
-        ("device", "device"),
-        ("callbacks", "callbacks"),
-        ("callbacks__valid_loss", "callbacks"),
-        ("train_split", "early_stopping"),
-        ("warm_start", "warm_start"),
-        ("seed", "random_state"),
-        ("ema_decay", "ema_decay"),
-        ("weight_decay", "weight_decay"),
-    ],
-)
-def test_what_the_estimator_owns_is_named(name, owner, table, n_steps):
-    message = rf"^'{name}' in net_params is the estimator's parameter `{owner}`: set {owner}=\.\.\. instead\.$"
-    refused(table, n_steps, message, net_params={name: None})
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"foo": 1}, r"^net_params got an unexpected argument 'foo'\. It takes optimizer__\*"),
-        ({3: 1}, "^net_params got an unexpected argument 3"),
-        ({"optimizer_betas": (0.8, 0.9)}, r"'optimizer_betas', did you mean 'optimizer__betas'\?"),
-        (
-            {"iterator_train__shuffle": False},
-            "^'iterator_train__shuffle' in net_params has no effect: batches are made",
-        ),
-        ({"offset": 0.0}, "^'offset' in net_params has no effect: it comes from X"),
-        ({"optimizer__foo": 1}, r"keywords lr, foo, weight_decay .*With AdamW: .*unexpected keyword argument 'foo'"),
-        ({"optimizer__betas": (2, 3)}, "With AdamW: Invalid beta parameter"),
-        ({"optimizer__param_groups": 3}, "With AdamW: 'int' object is not iterable"),
+        ({"lr": 1}, r"^'lr' of the optimizer is the estimator's parameter `learning_rate`: set that\.$"),
+        ({"foo": 1}, r"keywords lr, foo, weight_decay.*With AdamW: .*unexpected keyword argument 'foo'"),
+        ({"betas": (2, 3)}, "With AdamW: Invalid beta parameter"),
     ],
     ids=str,
 )
-def test_parameters_that_the_net_does_not_know(params, message, table, n_steps):
-    refused(table, n_steps, message, net_params=params)
+def test_options_that_the_optimizer_does_not_take(options, message, table, n_steps):
+    refused(table, n_steps, message, optimizer=partial(torch.optim.AdamW, **options))
 
 
-@pytest.mark.parametrize("params", [{"optimizer__foreach": True}, {"optimizer__param_groups": [("enc*", {"lr": 0.1})]}])
-def test_options_of_the_optimizer_reach_it(params, table):
-    vae = VAETransformer(2, **SMALL, early_stopping=False, net_params=params).fit(table())
-    groups = vae.net_.optimizer_.param_groups
-    assert groups[0].get("foreach") or groups[0]["lr"] == 0.1
+def test_positional_options_of_an_optimizer_are_refused(table, n_steps):
+    refused(table, n_steps, "functools.partial of one with keywords", optimizer=partial(torch.optim.SGD, 0.1))
+
+
+def test_options_of_the_optimizer_reach_it(table):
+    given = partial(torch.optim.AdamW, foreach=True, betas=(0.8, 0.95))
+    vae = VAETransformer(2, **SMALL, early_stopping=False, optimizer=given).fit(table())
+    assert vae.net_.optimizer_.param_groups[0]["foreach"]
+    assert vae.net_.optimizer_.param_groups[0]["betas"] == (0.8, 0.95)
+    assert vae.net_._elementwise  # it is still one of ours, whose parameters may be flat
 
 
 def needs_closure(params, lr, weight_decay):
@@ -90,7 +60,7 @@ def needs_closure(params, lr, weight_decay):
     [
         (lambda params: None, r"With <lambda>: .*got an unexpected keyword argument 'lr'"),
         (torch.optim.LBFGS, "With LBFGS: .*unexpected keyword argument 'weight_decay'"),
-        (needs_closure, r"whose step\(\) needs no arguments\. With needs_closure: .*closure"),
+        (needs_closure, r"its step\(\) needs no arguments\. With needs_closure: .*closure"),
         (lambda params, lr, weight_decay: None, "'NoneType' object has no attribute 'step'"),
         (dict, "With dict: "),
     ],

@@ -200,7 +200,7 @@ def test_defaults_obey_their_constraints(kind):
         ({"architecture": "conv"}, "architecture__channels", (8,), "architecture=Conv(channels=(8,))"),
         ({}, "likelihood__nois", 1, "Invalid parameter 'likelihood__nois': likelihood='auto' has no such parameter"),
         ({}, "optimizer__lr", 1, "Invalid parameter 'optimizer__lr': .* Set learning_rate."),
-        ({}, "optimizer__eps", 1, "Set net_params={'optimizer__eps': 1}."),
+        ({}, "optimizer__eps", 1, "Set optimizer=functools.partial(torch.optim.AdamW, eps=1), or another class."),
         ({}, "callbacks__patience", 1, "callbacks=None has no such parameter"),
     ],
 )

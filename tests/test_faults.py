@@ -26,7 +26,10 @@ from sklearn.pipeline import make_pipeline
 from skvae import VAETransformer
 from skvae._model.module import VAE
 from skvae._training.net import Net
+from skvae.architectures import MLP
+from skvae.inits import LinearInit
 from skvae.likelihoods import LIKELIHOODS, Gaussian
+from skvae.objectives import ELBO
 
 N_CASES = int(os.environ.get("SKVAE_CASES", 0))
 
@@ -107,9 +110,9 @@ def estimators(draw):
     params = {
         "z_dim": st.integers(1, 5) | st.integers(1, 220),
         "hidden_layer_sizes": st.sampled_from([(), (1,), (8,), 16, (8, 4), (64,)]),
-        "activation": st.sampled_from(["relu", "tanh", "gelu", "softplus"]),
-        "init": st.sampled_from(["linear", "random"]),
-        "beta": st.sampled_from([0.0, 1e-3, 0.5, 1.0, 4.0, 1e3]),
+        "architecture": st.builds(MLP, st.sampled_from(["relu", "tanh", "gelu", "softplus"])),
+        "init": st.just("random") | st.builds(LinearInit, weight_decay=st.sampled_from([0.0, 1.0, 300.0, 1e6])),
+        "objective": st.builds(ELBO, st.sampled_from([0.0, 1e-3, 0.5, 1.0, 4.0, 1e3])),
         "learning_rate": st.sampled_from([1e-5, 1e-3, 1e-2, 0.1]),
         "batch_size": st.sampled_from(["auto", 1, 7, 64, 1000]),
         "max_iter": st.integers(1, 4),
@@ -117,8 +120,6 @@ def estimators(draw):
         "validation_fraction": st.sampled_from([0.1, 0.5, 0.9]),
         "n_iter_no_change": st.sampled_from(["auto", 1]),
         "optimizer": st.sampled_from(["adamw", "adam", "nadam", "rmsprop", "sgd"]),
-        "weight_decay": st.sampled_from([0.0, 1.0, 300.0, 1e6]),
-        "ema_decay": st.sampled_from([0.0, 0.5, 0.99]),
         "n_draws": st.sampled_from([1, 3, 100]),
         "random_state": st.integers(0, 2**31),
     }

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+from functools import partial
 
 import joblib
 import numpy as np
@@ -20,6 +21,7 @@ from skvae._model.build import REGISTRIES
 from skvae._training.net import OPTIMIZERS
 from skvae.callbacks import Report, SampleGrid
 from skvae.likelihoods import LIKELIHOODS, Gaussian
+from skvae.objectives import ELBO
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 10, "random_state": 0}
 EACH_LIKELIHOOD = [*LIKELIHOODS, Gaussian("shared"), Gaussian("row", noise_floor=0.01)]
@@ -93,12 +95,15 @@ def test_kept_model_is_the_same_to_the_bit(way, likelihood, table, tmp_path):
 VARIANTS = {
     "linear": {"hidden_layer_sizes": ()},
     "random start": {"init": "random", "hidden_layer_sizes": [4, 3]},
-    "no average": {"ema_decay": 0},
     "held-out rows": {"early_stopping": True},
     "cross-fitted": {"early_stopping": "auto"},
-    "array and NumPy numbers": {"hidden_layer_sizes": np.array([4]), "beta": np.float32(0.3), "n_draws": np.int64(7)},
+    "array and NumPy numbers": {
+        "hidden_layer_sizes": np.array([4]),
+        "objective": ELBO(0.3),
+        "n_draws": np.int64(7),
+    },
     "torch.device": {"device": torch.device("cpu")},
-    "net_params": {"net_params": {"optimizer__weight_decay": 1e-4, "optimizer__betas": (0.8, 0.9)}},
+    "options": {"optimizer": partial(torch.optim.AdamW, weight_decay=1e-4, betas=(0.8, 0.9))},
     "class of optimizer": {"optimizer": torch.optim.Adam},
     **{name: {"optimizer": name} for name in OPTIMIZERS},
 }
@@ -211,7 +216,7 @@ def own_optimizer(params, **kwargs):
 REFUSED = {
     "own likelihood": (small(likelihood=OwnLikelihood()), r"params.likelihood \(test_files.OwnLikelihood\)"),
     "own optimizer": (small(optimizer=own_optimizer), r"params.optimizer \(builtins.function\)"),
-    "object in net_params": (small(net_params={"predict_nonlinearity": abs}), "params.net_params.predict_nonlinearity"),
+    "options of an own optimizer": (small(optimizer=partial(own_optimizer)), r"params.optimizer \(functools.partial\)"),
     "own estimator": (OwnEstimator(**SMALL), r"a class of your own \(test_files.OwnEstimator\)"),
 }
 
@@ -311,7 +316,7 @@ def test_file_behind_a_link_is_replaced(table, tmp_path):
 def file(table, tmp_path_factory):
     """Bytes of the file of a tiny model."""
     path = tmp_path_factory.mktemp("files") / "vae"
-    small(1, hidden_layer_sizes=(), ema_decay=0, optimizer="sgd").fit(table(n_features=2)).save(path)
+    small(1, hidden_layer_sizes=(), optimizer="sgd").fit(table(n_features=2)).save(path)
     return path.read_bytes()
 
 
@@ -401,10 +406,10 @@ def put(*path, value):
 
 BIAS = "net.module.encoder.head.bias"
 FORGERIES = {
-    "newer format": (lambda content, *_: content.update(format=5), "has format 5, of another version"),
+    "newer format": (lambda content, *_: content.update(format=6), "has format 6, of another version"),
     "no format": (lambda content, *_: content.update(format=None), "has format None"),
-    "unknown type": (put("params", "beta", value={"$function": "eval"}), r"KeyError: '\$function'"),
-    "two types": (put("params", "beta", value={"$tuple": [], "$dict": []}), "too many values"),
+    "unknown type": (put("params", "tol", value={"$function": "eval"}), r"KeyError: '\$function'"),
+    "two types": (put("params", "tol", value={"$tuple": [], "$dict": []}), "too many values"),
     "unknown class": (put("params", "optimizer", value={"$class": "os.system"}), "KeyError: 'os.system'"),
     "unknown object": (put("likelihood", value={"$object": ["Popen", {"args": "ls"}]}), "KeyError: 'Popen'"),
     "unknown argument": (put("params", "likelihood", value={"$object": ["Gaussian", {"nose": 1}]}), "nose"),

@@ -1,3 +1,4 @@
+import copy
 import math
 from importlib.util import find_spec
 
@@ -48,7 +49,7 @@ def by_autograd(vaes, x, eps, beta, weight):
 
 
 def by_hand(vaes, x, eps, beta, weight):
-    stack = Stack(vaes, [], [[name for name, _ in vaes[0].named_parameters()]])
+    stack = Stack(vaes, copy.deepcopy(vaes), [[name for name, _ in vaes[0].named_parameters()]])
     fast = FastELBO(stack, beta)
     for _ in range(2):  # nothing adds up from step to step
         terms = fast.gradient(Batch(x, eps, weight=weight))
@@ -117,7 +118,7 @@ def test_terms_are_those_of_the_last_members(last, prior, table):
     x = torch.from_numpy(table("gaussian"))
     vaes, rows, eps, _ = members(Gaussian, x, (6,), True, torch.float64, 3, prior)
     expected = [vae(Batch(rows[i], eps[i])) for i, vae in enumerate(vaes)][-last:]
-    stack = Stack(vaes, [], [[name for name, _ in vaes[0].named_parameters()]])
+    stack = Stack(vaes, copy.deepcopy(vaes), [[name for name, _ in vaes[0].named_parameters()]])
     found = FastELBO(stack, 1.0, last).terms(Batch(rows[-last:], eps[-last:]))
     torch.testing.assert_close(found, tuple(torch.stack(parts) for parts in zip(*expected, strict=True)))
 
@@ -136,7 +137,7 @@ def test_the_gradient_of_the_first_phase_is_that_of_autograd(n_members, balanced
         value, *_ = ELBO()(vae, Batch(rows[i], eps[i], seen[i], **phase))
         value.mean().neg().backward()
         expected.append({name: part.grad.clone() for name, part in vae.named_parameters()})
-    stack = Stack(vaes, [], [[name for name, _ in vaes[0].named_parameters()]])
+    stack = Stack(vaes, copy.deepcopy(vaes), [[name for name, _ in vaes[0].named_parameters()]])
     FastELBO(stack, 1.0).gradient(Batch(rows, eps, seen, weight=weight, **phase))
     for name, found in stack.gradients.items():
         torch.testing.assert_close(found, torch.stack([grads[name] for grads in expected]), rtol=1e-8, atol=1e-10)

@@ -7,6 +7,7 @@ from torch import nn
 
 from skvae import VAETransformer, load
 from skvae.architectures import MLP, Custom
+from skvae.inits import LinearInit
 from skvae.likelihoods import Gaussian
 from skvae.objectives import IWAE
 from skvae.priors import Mixture
@@ -22,22 +23,16 @@ def networks(activation):
 FIXED = {
     "z_dim": 3,
     "hidden_layer_sizes": (8, 8),
-    "activation": "tanh",
     "likelihood": Gaussian("feature"),
     "prior": "mixture",
     "architecture": MLP(dropout=0.1),
-    "init": "random",
-    "linear_share": 0.02,
+    "init": LinearInit(share=0.02),
     "optimizer": "sgd",
-    "weight_decay": 1.0,
-    "ema_decay": 0.5,
     "device": "meta",
-    "net_params": {"optimizer__eps": 1e-7},
     "random_state": 1,
 }
 FREE = {
     "objective": IWAE(3),
-    "beta": 2.0,
     "batch_size": 16,
     "max_iter": 3,
     "early_stopping": True,
@@ -53,7 +48,7 @@ EQUAL = {
     "likelihood": "gaussian",
     "prior": Mixture(50),
     "optimizer": torch.optim.AdamW,
-    "linear_share": np.float64(0.01),
+    "init": LinearInit(np.float64(0.01)),
     "device": torch.device("cpu"),
     "architecture": MLP(),
 }

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -37,7 +38,8 @@ from skvae._training.guard import Guard
 from skvae._training.net import OPTIMIZERS, Net, build_net, train
 from skvae._training.schedule import Schedule
 from skvae._training.stack import Stack
-from skvae.architectures import Custom
+from skvae.architectures import MLP, Custom
+from skvae.inits import LinearInit
 from skvae.likelihoods import Gaussian
 from skvae.objectives import ELBO
 
@@ -239,8 +241,8 @@ def operators_per_step(table, **params):
     [
         ({"prior": "standard_normal"}, 118),
         ({"init": "random", "prior": "standard_normal"}, 101),
-        ({"activation": "tanh", "prior": "standard_normal"}, 210),  # by autograd
-        ({"init": "random", "activation": "tanh", "prior": "standard_normal"}, 171),
+        ({"architecture": MLP("tanh"), "prior": "standard_normal"}, 210),  # by autograd
+        ({"init": "random", "architecture": MLP("tanh"), "prior": "standard_normal"}, 171),
         ({}, 166),
     ],
     ids=str,
@@ -249,11 +251,10 @@ def test_a_step_is_a_bounded_number_of_operators(params, most, table):
     assert 0.9 * most < operators_per_step(table, likelihood=Gaussian("feature"), **params) < most
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.99])
-def test_what_batches_are_normalised_by_is_that_of_the_last_step(ema_decay, table):
+def test_what_batches_are_normalised_by_is_that_of_the_last_step(table):
     encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU())
     architecture = Custom(encoder, nn.Sequential(nn.Linear(2, 8), nn.ReLU()))
-    vae = VAETransformer(2, architecture=architecture, max_iter=3, batch_size=32, **SMALL | {"ema_decay": ema_decay})
+    vae = VAETransformer(2, architecture=architecture, max_iter=3, batch_size=32, **SMALL)
     vae.fit(table(n_rows=96))
     used, trained = (
         next(part for part in net.modules() if isinstance(part, nn.BatchNorm1d))
@@ -356,12 +357,12 @@ def test_users_callbacks_are_left_as_they_are(table, tmp_path):
     assert [vars(callback) for callback in plain] == before
 
 
-def test_net_params_reach_skorch(table):
-    X, params = table(), {"optimizer__weight_decay": 10.0, "optimizer__betas": (0.8, 0.9)}
-    vae = VAETransformer(2, max_iter=3, net_params=params, **SMALL).fit(X)
+def test_options_of_the_optimizer_reach_skorch(table):
+    X, params = table(), {"weight_decay": 10.0, "betas": (0.8, 0.9)}
+    vae = VAETransformer(2, max_iter=3, optimizer=partial(torch.optim.AdamW, **params), **SMALL).fit(X)
     assert vae.net_.optimizer_.param_groups[0]["weight_decay"] == 10
     assert vae.net_.optimizer_.param_groups[0]["betas"] == (0.8, 0.9)
-    assert params == {"optimizer__weight_decay": 10.0, "optimizer__betas": (0.8, 0.9)}
+    assert params == {"weight_decay": 10.0, "betas": (0.8, 0.9)}
     plain = VAETransformer(2, max_iter=3, **SMALL).fit(X)
     assert not np.array_equal(plain.transform(X), vae.transform(X))
 
@@ -369,7 +370,7 @@ def test_net_params_reach_skorch(table):
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd"])
 def test_no_weight_decay_is_too_strong(optimizer, table):
     """A decay of more than one over the learning rate would take weights past zero, further at each step."""
-    params = {"weight_decay": 1e9, "ema_decay": 0.0, "max_iter": 20, "optimizer": optimizer, "learning_rate": 1e-4}
+    params = {"init": LinearInit(weight_decay=1e9), "max_iter": 20, "optimizer": optimizer, "learning_rate": 1e-4}
     vae = VAETransformer(2, **SMALL, **params).fit(table(n_rows=20))
     assert np.isfinite(vae.loss_curve_).all()
     start = VAETransformer(2, **SMALL, **params | {"max_iter": 1}).fit(table(n_rows=20))
@@ -395,7 +396,7 @@ def fitted(table, n_rows=60, **params):
 
 def moved(net, act):
     """Names of the parameters that `act` moves, of the module and of the one that is used."""
-    modules = net.module_, net.trained_module
+    modules = net.module_, net.average_
     before = [{name: part.detach().clone() for name, part in module.named_parameters()} for module in modules]
     act()
     return [
@@ -418,10 +419,9 @@ CONTAINERS = {
 }
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.99])
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS, torch.optim.Adagrad])
-def test_the_net_trains_on(optimizer, ema_decay, table):
-    vae, x = fitted(table, optimizer=optimizer, ema_decay=ema_decay)
+def test_the_net_trains_on(optimizer, table):
+    vae, x = fitted(table, optimizer=optimizer)
     Z, every = vae.transform(table()), {name for name, _ in vae.net_.module_.named_parameters()}
     assert moved(vae.net_, lambda: vae.net_.partial_fit(TensorDataset(torch.from_numpy(x)), epochs=2)) == [every] * 2
     assert len(vae.net_.history) == 4
@@ -499,15 +499,13 @@ def test_a_split_of_the_nets_own_is_validated_on(table):
     assert vae.net_.history[-1, "batches", 0, "train_batch_size"] == 48
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_saved_parameters_are_loaded(optimizer, ema_decay, table, tmp_path):
-    vae, x = fitted(table, optimizer=optimizer, ema_decay=ema_decay)
-    other, _ = fitted(table, optimizer=optimizer, ema_decay=ema_decay, random_state=1)
-    files = {f"f_{part}": tmp_path / part for part in ("params", "optimizer", "history")}
-    averaged = {"f_average": tmp_path / "average"} if ema_decay else {}
-    vae.net_.save_params(**files, **averaged)
-    other.net_.load_params(**files, **averaged)
+def test_saved_parameters_are_loaded(optimizer, table, tmp_path):
+    vae, x = fitted(table, optimizer=optimizer)
+    other, _ = fitted(table, optimizer=optimizer, random_state=1)
+    files = {f"f_{part}": tmp_path / part for part in ("params", "optimizer", "history", "average")}
+    vae.net_.save_params(**files)
+    other.net_.load_params(**files)
     np.testing.assert_array_equal(other.transform(table()), vae.transform(table()))
     other.net_.seed = vae.net_.seed
     for net in (vae.net_, other.net_):
@@ -556,11 +554,10 @@ def test_scores_of_skorch_find_the_losses(function, table):
 # Frozen parameters stay where they are, and what is used of them too
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.99])
 @pytest.mark.parametrize("optimizer", [*OPTIMIZERS, torch.optim.Adagrad])
 @pytest.mark.parametrize("part", ["encoder", "decoder.head", "linear_decoder"])
-def test_frozen_parts_stay(part, optimizer, ema_decay, table):
-    vae, x = fitted(table, optimizer=optimizer, ema_decay=ema_decay)
+def test_frozen_parts_stay(part, optimizer, table):
+    vae, x = fitted(table, optimizer=optimizer)
     vae.net_.module_.get_submodule(part).requires_grad_(False)
     frozen = {name for name, _ in vae.net_.module_.named_parameters() if name.startswith(part + ".")}
     rest = {name for name, _ in vae.net_.module_.named_parameters()} - frozen
@@ -616,7 +613,7 @@ def moving(seen):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "nadam", torch.optim.Adagrad])
 @pytest.mark.parametrize("weight_decay", [0.0, 300.0])
 def test_freezer_and_unfreezer(weight_decay, optimizer, table):
-    seen, params = [], {"optimizer": optimizer, "weight_decay": weight_decay, "max_iter": 6}
+    seen, params = [], {"optimizer": optimizer, "init": LinearInit(weight_decay=weight_decay), "max_iter": 6}
     callbacks = [Freezer("encoder*", at=2), Unfreezer("encoder*", at=4), Freezer("*", at=6), Watch(seen)]
     vae, _ = fitted(table, callbacks=callbacks, **params)
     every = set(seen[0])
@@ -653,12 +650,11 @@ def test_what_a_callback_writes_is_used(callback, table):
         assert torch.allclose(module.encoder.head.weight, torch.tensor(0.25))
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.99])
-def test_early_stopping_of_skorchs_restores_the_best_state(ema_decay, table):
+def test_early_stopping_of_skorchs_restores_the_best_state(table):
     seen = []
     stop = EarlyStopping("mine", patience=3, load_best=True, sink=lambda _: None)
     falls = EpochScoring(lambda net, X, y=None: abs(len(net.history) - 2), name="mine", on_train=True)
-    vae, _ = fitted(table, callbacks=[falls, stop, Watch(seen)], max_iter=20, ema_decay=ema_decay)
+    vae, _ = fitted(table, callbacks=[falls, stop, Watch(seen)], max_iter=20)
     assert vae.n_iter_ == 5
     for module in (vae.net_.module_, vae.module_):
         assert all(torch.equal(part, seen[1][name]) for name, part in module.named_parameters())

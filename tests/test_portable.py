@@ -1,5 +1,6 @@
 import copy
 import pickle
+from functools import partial
 
 import joblib
 import numpy as np
@@ -33,8 +34,8 @@ MODELS = {
     "vamp": lambda: {"prior": "vamp"},
     "flow": lambda: {"prior": "flow"},
     "warm-up": lambda: {"objective": ELBO(warmup=0.5)},
-    "momentum": lambda: {"optimizer": "sgd", "net_params": {"optimizer__momentum": 0.9}, "learning_rate": 1e-4},
-    "no average": lambda: {"ema_decay": 0.0, "optimizer": "nadam"},
+    "momentum": lambda: {"optimizer": partial(torch.optim.SGD, momentum=0.9), "learning_rate": 1e-4},
+    "nadam": lambda: {"optimizer": "nadam"},
     "held out": lambda: {"early_stopping": True},
     "cross-fitted": lambda: {"early_stopping": "auto"},
     "callbacks": lambda: {"callbacks": [LRScheduler("StepLR", step_size=1), EarlyStopping("train_loss")]},

@@ -9,6 +9,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 
 from skvae import VAETransformer
+from skvae.inits import LinearInit
 from skvae.likelihoods import Gaussian
 
 
@@ -65,8 +66,8 @@ def test_no_row_is_far_below_the_linear_model(seed):
     """Rows as the training data never were: what a network says of them may be anything."""
     X = StandardScaler().fit_transform(load_wine().data)
     far = X[:50] + np.random.default_rng(seed).choice([-30, 0, 0, 30], size=(50, 13))
-    vae, alone = (VAETransformer(2, linear_share=share, random_state=seed).fit(X) for share in (0.02, 0))
-    linear = VAETransformer(2, linear_share=0.5, max_iter=1, learning_rate=1e-12, early_stopping=False).fit(X)
+    vae, alone = (VAETransformer(2, init=LinearInit(share), random_state=seed).fit(X) for share in (0.02, 0))
+    linear = VAETransformer(2, init=LinearInit(0.5), max_iter=1, learning_rate=1e-12, early_stopping=False).fit(X)
     background = linear.module_.background.log_prob(torch.from_numpy(far - linear.net_.offset).float())
     assert np.all(vae.score_samples(far) >= background.numpy() + np.log(0.02) - 0.1)  # float32 at -1000 nats
     assert np.any(alone.score_samples(far) < background.numpy() + np.log(0.02) - 10)

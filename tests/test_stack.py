@@ -9,6 +9,7 @@ from skvae import VAETransformer
 from skvae._data.batch import Batch
 from skvae._training.net import Net
 from skvae._training.stack import Stack
+from skvae.inits import LinearInit
 from skvae.likelihoods import Gaussian
 
 SMALL = {"hidden_layer_sizes": (8,), "early_stopping": False, "max_iter": 3, "random_state": 0}
@@ -19,10 +20,10 @@ def models(make_vae):
     return [make_vae(Gaussian("feature"), n_features=4, hidden_layer_sizes=(3,), seed=seed) for seed in range(3)]
 
 
-def stacked(models, averaged=True):
+def stacked(models):
     names = [name for name, _ in models[0].named_parameters()]
     groups = [[name for name in names if name.endswith(kind)] for kind in ("weight", "bias", "log_noise")]
-    return Stack(models, copy.deepcopy(models) if averaged else [], groups)
+    return Stack(models, copy.deepcopy(models), groups)
 
 
 def values(module):
@@ -115,7 +116,7 @@ def test_a_long_run_leaves_no_denormal_weights(normal):
     """Nothing but weight decay, which takes nearly half of them here at each step, moves those of constant features."""
     X = normal(60, 6).numpy()
     X[:, :2] = 0
-    options = SMALL | {"weight_decay": 600.0, "learning_rate": 0.05, "batch_size": 30, "max_iter": 85}
+    options = SMALL | {"init": LinearInit(weight_decay=600.0), "learning_rate": 0.05, "batch_size": 30, "max_iter": 85}
     vae = VAETransformer(2, **options).fit(X)
     dead = vae.net_.module_.encoder.hidden[0].weight.detach()[:, :2]
     assert not dead.any()

@@ -19,6 +19,7 @@ from skvae._data.table import Table
 from skvae._model.columns import Categorical, Columns, Ordinal
 from skvae.likelihoods import Bernoulli, Gaussian, Poisson
 from skvae.metrics import column_gains
+from skvae.objectives import ELBO
 from skvae.priors import Mixture, StandardNormal
 
 SMALL = {"z_dim": 2, "hidden_layer_sizes": 8, "max_iter": 3, "random_state": 0}
@@ -365,7 +366,7 @@ def test_draws_of_narrow_floats_stay_finite():
     [
         ({}, Mixture),
         ({"hidden_layer_sizes": ()}, StandardNormal),
-        ({"beta": 4.0}, StandardNormal),
+        ({"objective": ELBO(4.0)}, StandardNormal),
         ({"objective": "beta_tc"}, StandardNormal),
         ({"objective": "mmd"}, StandardNormal),
         ({"objective": "iwae"}, Mixture),

@@ -1,39 +1,55 @@
-"""The steps of `fit` and `partial_fit`, from X as it is given to fitted attributes."""
+"""From parameters and X to a fitted model: what `fit` and `partial_fit` do, in the order of `_fit`."""
 
 import copy
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import validate_data
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .._data.stream import MAX_KEPT
-from .._model.build import SklearnCallbacks
+from .._data.blocks import ScaledRows, location_scale, scaled
+from .._data.input import advice, plain
+from .._data.rows import DTYPES, ChunkRows, RowSource, check_parts, dtype_of, gathered, parts_of
+from .._data.split import Split, folds, hold_out, whole
+from .._data.stream import MAX_KEPT, Stream
+from .._data.table import Table, is_frame
+from .._model.build import (
+    REGISTRIES,
+    SklearnCallbacks,
+    guess_likelihood,
+    input_noise,
+    layer_sizes,
+    likelihood_of,
+    resolve,
+    shallow_copies,
+    started_vae,
+)
 from .._model.calibration import spread_factor
+from .._model.component import check_component
+from .._model.linear import rows_to_start_from
+from .._system.device import resolve_device
+from .._system.program import threads_for
 from .._system.random import subsample
 from .._training.checkpoint import open_checkpoint
-from .._training.checks import check_monitors
-from .._training.fitting import (
-    begin,
-    go_on,
-    mean_gain,
-    none_held_out,
-    prior_of,
-    rows_for,
-    schedule_of,
-    stream_before,
-    weight_decay_of,
-)
-from .._training.made_with import check_unchanged, made_with
-from .._training.net import train
-from .._training.processes import is_first, of_first, shared
-from .._training.schedule import CROSS_FIT_ROWS
+from .._training.checks import check_callbacks, check_monitors, check_optimizer
+from .._training.made_with import check_unchanged, has_changed, made_with
+from .._training.net import MAP_DIM, build_net, optimizer_of, train
+from .._training.processes import Shards, is_first, n_processes, of_first, together
+from .._training.schedule import CROSS_FIT_ROWS, N_FOLDS, Schedule
 from ..callbacks import REPORT_ROWS, Report
+from ..likelihoods import LIKELIHOODS
+from ..priors import Mixture
+
+_OPTIONS = {"dtype": DTYPES, "ensure_all_finite": "allow-nan"}
+_N_COMPONENTS = 50  # of the default prior
+_BETAS = 0.9, 0.99  # of Adam in a run of some hundred steps, which would remember its first gradients to the end
+_WIDE, _SLOW_FEATURES = 500, 2000  # features beyond which one fold has to do, and beyond which steps become fewer
 
 
 @dataclass
@@ -65,7 +81,7 @@ class Taken:
 
 
 class TrainingMixin:
-    """Training, from `fit` to a fitted model."""
+    """Checks, and training from `fit` to a fitted model. A refusal sets nothing on the estimator."""
 
     def _fit(self, X, y, *, fresh, one_epoch=False):
         X = shared(X, CROSS_FIT_ROWS)
@@ -129,7 +145,7 @@ class TrainingMixin:
             net.carry_on(former)
             split = rows_for(net, taken.values)
         if one_epoch:
-            net.set_weight_decay(weight_decay_of(self, stream.n_rows))
+            net.set_weight_decay(weight_decay_of(net.recipe_["vae"]["init"], stream.n_rows))
         return net, split
 
     @contextmanager
@@ -180,7 +196,310 @@ class TrainingMixin:
         if not self.active_units_.any() and len(mean) > 1:
             warnings.warn(
                 "No latent unit is active: E[z | x] has at most 0.01 of the prior's variance (posterior collapse). The "
-                "features may be independent of each other; otherwise lower `beta` or set `init='linear'`.",
+                "features may be independent of each other; otherwise lower `beta` of ELBO or set `init='linear'`.",
                 ConvergenceWarning,
                 stacklevel=6,
             )
+
+    # Checks of parameters and of X
+
+    def _validate_params(self):
+        """Refuse parameters that are wrong for any X; scikit-learn calls this before `fit`."""
+        super()._validate_params()
+        for kind in REGISTRIES:
+            given = getattr(self, kind)
+            for component in given.values() if isinstance(given, dict) else [given]:
+                if not isinstance(component, str):
+                    check_component(component)
+        check_callbacks(self.callbacks)
+        if callable(self.optimizer):
+            check_optimizer(*optimizer_of(self.optimizer), self.learning_rate)
+
+    def _check_first(self, X, in_chunks):
+        """Return validated features of X, the nats that log-likelihoods gain by them, the likelihood that the parameter
+        stands for, and the table. Nothing is set on self, so that a refusal loses nothing."""
+        table = self._table_of(X)
+        with advice(X):
+            values = self._check_values_of(X if table is None or table.is_plain else table.values(X))
+        table = Table.of_numbers(values, dtype_of(X)) if table is None else table
+        table.look_at(values, self.marginal)
+        likelihood = self.likelihood
+        if not table.is_identity:
+            likelihood = likelihood_of(table, likelihood)
+        elif self._is_guessed:
+            likelihood = guess_likelihood(X, None if in_chunks else values)
+        features, gain = table.features(values)
+        return self._check_values(features, likelihood, table.n_context), gain, likelihood, table
+
+    def _table_of(self, X):
+        """Return the columns of X, or None where it is an array of numbers and nothing else is asked for."""
+        wanted, given, by_column = self.categorical_features, self.condition_features, isinstance(self.likelihood, dict)
+        is_default = (wanted is None or isinstance(wanted, str)) and given is None and not by_column
+        if isinstance(X, RowSource) and not (is_default and self.marginal != "quantile"):
+            raise ValueError(
+                "categorical_features, condition_features, marginal='quantile' and a likelihood for each column are "
+                "for tables in memory: pass X as an array or a DataFrame, or encode it before it is written."
+            )
+        if not is_frame(X) and (is_default or np.ndim(X) != 2):
+            return None
+        return Table.of(X, wanted, self.likelihood if by_column else None, [] if given is None else given)
+
+    def _check_values_of(self, X):
+        """The validated numbers of X."""
+        check = partial(check_array, **_OPTIONS, input_name="X", estimator=self)
+        if not isinstance(X, RowSource):
+            return check(X)
+        if not X.size:
+            check(np.empty(X.shape))
+        X.check(check)
+        return X
+
+    def _check_X(self, X):
+        return self._check_rows(X)[0]
+
+    def _check_rows(self, X):
+        """Return validated features of X as the likelihood takes them, and the nats that each row's score loses by
+        that, (n_samples,) or 0."""
+        check_is_fitted(self)
+        X, table = plain(X), self._table
+        with advice(X):
+            if table.is_plain and not isinstance(X, RowSource):
+                values = validate_data(self, X, **_OPTIONS, reset=False)
+            else:
+                validate_data(self, X, skip_check_array=True, reset=False)
+                values = self._check_values_of(X if table.is_plain else table.values(X))
+        features, gain = table.features(values)
+        nearest = self._check_values(features, self.likelihood_, table.n_context)
+        if isinstance(nearest, RowSource):
+            return nearest, 0.0
+        loss = (
+            np.nansum(np.log1p(np.abs(features - nearest.astype(np.float64))), axis=1) if nearest is not features else 0
+        )
+        return nearest, loss - gain
+
+    @property
+    def _is_guessed(self):
+        return isinstance(self.likelihood, str) and self.likelihood == "auto"
+
+    def _check_values(self, X, given, n_context=0):
+        """Return X as the likelihood takes it. A likelihood that the user has not asked for refuses no rows."""
+        is_name = isinstance(given, str)
+        name = given if is_name else type(given).__name__
+        likelihood = LIKELIHOODS[name]() if is_name else given
+        if n_context:
+            modelled = self._check_values(X[:, :-n_context], likelihood)
+            return X if np.shares_memory(modelled, X) else np.hstack([modelled, X[:, -n_context:]])
+        if not self._is_guessed:
+            check_parts(X, partial(likelihood.check, whom=f"{type(self).__name__} (likelihood={name!r})"))
+        return X.finished_by(likelihood.nearest) if isinstance(X, RowSource) else likelihood.nearest(X)
+
+
+# The steps, as functions of an estimator and X
+
+
+def shared(X, least):
+    """Return `plain` X of one process; of several, the table of all: `Shards`, or each a copy of fewer than `least`
+    rows."""
+    with together():
+        X = plain(X)
+        if n_processes() == 1:
+            return X
+        if isinstance(X, ChunkRows):
+            raise ValueError("In several processes X has to be an array, a sparse matrix or a memory map, not chunks.")
+        if not hasattr(X, "shape") or len(X.shape) != 2 or X.dtype.kind not in "biuf":
+            raise ValueError("In several processes X has to be a table of numbers.")
+    shards = Shards(X)
+    return shards if len(shards) >= least else shards[:]
+
+
+def schedule_of(estimator, n_rows, n_features, one_epoch):
+    """Return the length of training that the estimator's parameters ask for."""
+    given = {name: getattr(estimator, name) for name in ("batch_size", "n_iter_no_change", "tol", "max_iter")}
+    schedule = Schedule.resolve(n_rows, **given, pace=_pace(n_rows, n_features, estimator.z_dim))
+    return replace(schedule, n_epochs=1) if one_epoch else schedule
+
+
+def _pace(n_rows, n_features, z_dim):
+    """Return a factor of the number of steps: more for a map of many rows, whose neighbours take long to find each
+    other, and fewer where few rows of many features make each step expensive."""
+    if n_rows >= CROSS_FIT_ROWS:
+        return 2.0 if z_dim <= MAP_DIM else 1.0
+    return min(1.0, max(0.1, _SLOW_FEATURES / n_features))
+
+
+def holds_out(estimator, n_rows, first, one_epoch):
+    """Tell whether rows are held out, rather than none or those of folds."""
+    by_folds = estimator.early_stopping == "cv" or (estimator.early_stopping == "auto" and n_rows < CROSS_FIT_ROWS)
+    return bool(estimator.early_stopping) and not one_epoch and not (first and by_folds)
+
+
+def split_of(estimator, x, seed, first, one_epoch):
+    """Return the rows of `x` that each member is trained on, and those that judge it."""
+    if holds_out(estimator, len(x), first, one_epoch):
+        train_rows, valid_rows = hold_out(len(x), estimator.validation_fraction, seed)
+        return Split(x, [train_rows], [valid_rows])
+    if one_epoch or not estimator.early_stopping or len(x) < 2 * N_FOLDS:
+        return whole(x)
+    if isinstance(x, ScaledRows):
+        raise ValueError("early_stopping='cv' is for tables in memory and one process: use True, or 'auto'.")
+    n_judged = N_FOLDS if x.shape[1] <= _WIDE else 1
+    train_rows, valid_rows = (rows[:n_judged] for rows in folds(len(x), N_FOLDS, seed))
+    return Split(x, [torch.arange(len(x)), *train_rows], valid_rows)
+
+
+def none_held_out(estimator, n_rows, first, one_epoch):
+    """Return why no rows judge training, and why callbacks have none to score; two texts, empty where rows do."""
+    if one_epoch or not estimator.early_stopping:
+        reason = "partial_fit holds none out" if one_epoch else "early_stopping=False holds none out"
+        return reason, reason
+    if holds_out(estimator, n_rows, first, one_epoch):
+        return "", ""
+    folds_only = f"early_stopping={estimator.early_stopping!r} holds none out"
+    too_few = f"{folds_only} of fewer than {2 * N_FOLDS} rows" if n_rows < 2 * N_FOLDS else ""
+    of_few = "" if estimator.early_stopping == "cv" else f" of fewer than {CROSS_FIT_ROWS} rows"
+    return too_few, folds_only + of_few
+
+
+def stream_before(estimator, X, fresh, one_epoch):
+    """The rows before X: none, those of the calls before, or for `fit` none to start from anew."""
+    if fresh or not one_epoch:
+        return Stream(X[:0] if one_epoch else None)
+    return Stream(**estimator._stream)
+
+
+def _net_to_go_on(estimator, asked):
+    """The fitted net, with what was changed since and may be changed."""
+    net, then = estimator.net_, getattr(estimator, "_made_with", {})  # files of old have none
+    given = list(estimator.callbacks or ())
+    if [id(callback) for callback in given] != [id(callback) for callback in net.given_callbacks_]:
+        net.set_callbacks(shallow_copies(given))
+        net.given_callbacks_ = given
+    if has_changed("objective", then, asked):
+        net.set_objective(resolve("objective", estimator.objective))
+    if has_changed("learning_rate", then, asked):
+        net.set_params(lr=estimator.learning_rate)
+    return net
+
+
+def go_on(estimator, X, asked, one_epoch):
+    """The fitted net, and X in its units."""
+    net = _net_to_go_on(estimator, asked)
+    return net, _with_rows(split_of(estimator, X, net.seed, False, one_epoch), X, net)
+
+
+def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
+    """A net at its start, and X in its units."""
+    device, objective = resolve_device(estimator.device), resolve("objective", estimator.objective)
+    likelihood = resolve("likelihood", likelihood)
+    offset, scale = _units(likelihood, X, n_context)
+    x = scaled(X, offset, scale)
+    split = split_of(estimator, x, seed, True, one_epoch)
+    recipe = recipe_of(estimator, X, likelihood, seed, n_context)
+    with threads_for(len(x) * X.shape[1] ** 2):
+        model, *others = started_models(recipe, *_rows_to_start_from(x, split.train, seed), objective.kl_weight)
+        noise = input_noise(model, x, objective.kl_weight, few=len(x) < CROSS_FIT_ROWS)
+    if isinstance(X, Shards):  # whose machines may round in other ways
+        noise = of_first(noise)
+        model.load_state_dict(of_first(model.state_dict()))
+    net = build_net(
+        model.to(device),
+        objective,
+        vae=recipe,
+        optimizer=estimator.optimizer,
+        lr=estimator.learning_rate,
+        input_noise=None if noise is None else noise.to(device),
+        balanced=len(x) >= CROSS_FIT_ROWS,
+        weight_decay=0.0 if model.linear_encoder is None else weight_decay_of(recipe["init"], len(split)),
+        callbacks=shallow_copies(estimator.callbacks),
+        device=device,
+        seed=seed,
+        offset=offset,
+        scale=scale,
+        **_own_options(estimator, split),
+    )
+    net.given_callbacks_ = list(estimator.callbacks or ())
+    split.others = [other.to(device) for other in others]
+    return net, _with_rows(split, X, net, None if isinstance(X, Shards) else x)
+
+
+def _own_options(estimator, split):
+    """Options of the optimizer where the length of training is ours too."""
+    is_adam = optimizer_of(estimator.optimizer)[0] in (torch.optim.Adam, torch.optim.AdamW)
+    return {"optimizer__betas": _BETAS} if is_adam and split.valid else {}
+
+
+def rows_for(net, X):
+    """Return a split in which one model trains on all rows of X, in the units of the net."""
+    return _with_rows(whole(X), X, net)
+
+
+def _with_rows(split, X, net, x=None):
+    """The split with the rows of X that this process has: `x`, or scaled here, on the device of the net."""
+    split.shards = X if isinstance(X, Shards) else None
+    own = X if split.shards is None else X.own_rows
+    split.x = (scaled(own, net.offset, net.scale) if x is None else x).to(net.device)
+    return split
+
+
+def _rows_to_start_from(x, train, seed):
+    """The table that models start from and the rows of each in it: all, or where that are too many some of those to
+    train on."""
+    n_rows = rows_to_start_from(x.shape[1])
+    if len(train) > 1 or len(x) <= n_rows:
+        return x[torch.arange(len(x))] if isinstance(x, ScaledRows) else x, train
+    some = torch.from_numpy(subsample(train[0].numpy(), n_rows, seed))
+    return x[some], [torch.arange(len(some))]
+
+
+def mean_gain(net, X, gain):
+    """Return what the rows' log-likelihoods gain on average beside the Jacobian of the scaling of complete rows: by
+    marginals, and by holes, which have no part in that Jacobian."""
+    scale = np.log(net.scale)[: net.n_features] if np.ndim(net.scale) else np.zeros(1)
+    holes = sum((np.isnan(part[:, : len(scale)]) @ scale).sum() for part in parts_of(X))
+    return float(np.mean(gain) + sum(gathered(X, holes)) / len(X))
+
+
+def _units(likelihood, X, n_context=0):
+    """Location and scale of the model's units; of what is given, the mean and the standard deviation."""
+    if n_context:
+        n = X.shape[1] - n_context
+        units = zip(_units(likelihood, X[:, :n]), location_scale(X[:, n:]), strict=True)
+        return tuple(np.concatenate([np.broadcast_to(first, n), given]) for first, given in units)
+    return likelihood.location_scale(X)
+
+
+def weight_decay_of(init, n_rows):
+    """The optimizer's, for a model of so many rows that starts at the linear one."""
+    auto = 100.0 if n_rows < CROSS_FIT_ROWS else 300.0
+    return (auto if init.weight_decay == "auto" else init.weight_decay) / n_rows
+
+
+def recipe_of(estimator, X, likelihood, seed, n_context):
+    """Return the arguments of `build_vae`."""
+    return {
+        "n_features": X.shape[1] - n_context,
+        "n_context": n_context,
+        "z_dim": estimator.z_dim,
+        "hidden_layer_sizes": layer_sizes(estimator.hidden_layer_sizes, len(X)),
+        "likelihood": likelihood,
+        "prior": resolve("prior", prior_of(estimator)),
+        "architecture": resolve("architecture", estimator.architecture),
+        "init": resolve("init", estimator.init),
+        "seed": seed,
+    }
+
+
+def prior_of(estimator):
+    """The prior that the estimator's parameters ask for; "auto" is a mixture where networks learn a bound."""
+    if not isinstance(estimator.prior, str) or estimator.prior != "auto":
+        return estimator.prior
+    objective = resolve("objective", estimator.objective)
+    is_linear = not isinstance(estimator.hidden_layer_sizes, str) and not np.size(estimator.hidden_layer_sizes)
+    is_normal = is_linear or not objective.is_bound or objective.kl_weight != 1
+    return "standard_normal" if is_normal else Mixture(_N_COMPONENTS)
+
+
+def started_models(recipe, x, rows, kl_weight):
+    """Models at their start on several sets of rows, of which the first has most of the others'."""
+    first = started_vae(recipe, x, rows[0], kl_weight)
+    return [first, *(started_vae(recipe, x, some, kl_weight, near=first) for some in rows[1:])]

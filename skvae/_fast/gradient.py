@@ -140,7 +140,7 @@ class FastELBO:
             self.linear_encoder = _Layer(stack, "linear_encoder", last, has_bias=False)
             self.linear_decoder = _Layer(stack, "linear_decoder", last, has_bias=False)
         self.likelihood = stack.joined("likelihood", last)
-        members = stack.members if last is None else (stack.averages or stack.members)[-last:]
+        members = stack.members if last is None else stack.averages[-last:]
         self.priors = [member.prior for member in members]
         takes_members = self.priors[0].takes_members
         self.prior = stack.joined("prior", last, by_row=False) if takes_members else None

@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from ..objectives import Objective
 from .atomic import replace_file
 from .onnx import onnx_graph
 
-_FORMAT = 4  # to be raised when older versions of skvae could not read what is written
+_FORMAT = 5  # to be raised when older versions of skvae could not read what is written
 _KEY = "skvae"  # of the header's metadata
 _NO_DIGEST = "0" * 64  # stands where the SHA-256 of the file goes while it is computed
 _MAX_HEADER = 100_000_000  # bytes: safetensors reads no longer one
@@ -159,14 +160,10 @@ def _kept(values, left_out):
     """Parameters or attributes without callbacks and random streams, whose names are added to `left_out`."""
     kept = {}
     for name, value in values.items():
-        if (
-            name == "_skl_callbacks"
-            or name.partition("__")[0] == "callbacks"
-            or isinstance(value, np.random.RandomState)
-        ):
+        if name == "_skl_callbacks" or name == "callbacks" or isinstance(value, np.random.RandomState):
             left_out += [name] if value else []
         else:
-            kept[name] = _kept(value, left_out) if name == "net_params" and value else value
+            kept[name] = value
     return kept
 
 
@@ -182,7 +179,7 @@ def _net_state(net):
         "gain": net.gain_,
         "history": net.history.to_list(),
         "module": net.module_.state_dict(),
-        "average": net.average_.state_dict() if net.ema_decay else None,
+        "average": net.average_.state_dict(),
         "optimizer": net.optimizer_.state_dict(),
     }
 
@@ -193,11 +190,10 @@ def _net_from(*, recipe, device, n_steps, gain, history, module, average, optimi
         raise ValueError(f"it trains {recipe['objective']!r}, which is no objective")
     net = build_net(build_vae(**recipe["vae"]), **recipe, device=device_here(device))
     net.load_state(module)
-    if net.ema_decay:
-        net.average_.load_state_dict(average)
+    net.average_.load_state_dict(average)
     net.optimizer_.load_state_dict(optimizer)
     net.n_steps_, net.gain_ = n_steps, gain
-    net.trained_module.eval()
+    net.average_.eval()
     net.history.extend(history)
     return net
 
@@ -246,6 +242,8 @@ def _encode_parts(value, path, tensors):
         tag, parts = "$array", torch.from_numpy(np.array(value, order="C"))  # a copy: it may be read-only
     elif _CLASSES.get(getattr(value, "__name__", None)) is value:
         tag, parts = "$class", value.__name__
+    elif isinstance(value, partial) and _CLASSES.get(getattr(value.func, "__name__", None)) is value.func:
+        tag, parts = "$partial", [value.func.__name__, list(value.args), value.keywords]
     elif _CLASSES.get(type(value).__name__) is type(value):
         tag, parts = "$object", [type(value).__name__, _constructor_arguments(value)]
     else:
@@ -265,6 +263,7 @@ _DECODERS = {
     "$names": lambda names: np.array(names, dtype=object),
     "$array": lambda tensor: tensor.numpy(),
     "$class": _CLASSES.__getitem__,
+    "$partial": lambda parts: partial(_CLASSES[parts[0]], *parts[1], **parts[2]),
     "$object": lambda parts: _CLASSES[parts[0]](**parts[1]),
 }
 

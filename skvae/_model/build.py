@@ -17,6 +17,7 @@ from .._system.random import INIT_STREAM, PRIOR_STREAM, generator, subsample
 from .._training.guard import StopTraining
 from ..architectures import ARCHITECTURES, Architecture, NetworkSpec, check_network, uninitialised
 from ..callbacks import REPORT_ROWS
+from ..inits import INITS, Init, LinearInit
 from ..likelihoods import LIKELIHOODS, Bernoulli, Likelihood
 from ..objectives import OBJECTIVES
 from ..priors import PRIORS, Prior
@@ -35,23 +36,13 @@ REGISTRIES: dict[str, Mapping[str, type[Component]]] = {
     "prior": PRIORS,
     "objective": OBJECTIVES,
     "architecture": ARCHITECTURES,
+    "init": INITS,
 }
 
 
 def resolve(kind, component):
     """The component of that name, or a copy of the user's own, unbuilt."""
     return REGISTRIES[kind][component]() if isinstance(component, str) else copy.deepcopy(component)
-
-
-def resolve_objective(objective, beta):
-    """The objective, with the estimator's `beta` where it is given by name."""
-    kind = OBJECTIVES[objective] if isinstance(objective, str) else None
-    if beta is None:
-        return resolve("objective", objective)
-    if kind is None or "beta" not in kind._get_param_names():
-        hint = f"{type(objective).__name__}(beta={beta!r})" if kind is None else "objective='elbo'"
-        raise ValueError(f"The 'beta' parameter of VAETransformer is not that of objective={objective!r}: use {hint}.")
-    return kind(beta=beta)
 
 
 def check_nested(params, changes):
@@ -67,7 +58,9 @@ def check_nested(params, changes):
                 f"{name}={part!r} is a name, which has no parameters: write {name}={kind.__name__}"
                 f"({parameter}={value!r}), with {kind.__name__} of {kind.__module__}."
             )
-        whole = f"net_params={{{key!r}: {value!r}}}" if name == "optimizer" else f"{name} as a whole"
+        whole = f"{name} as a whole"
+        if name == "optimizer":
+            whole = f"optimizer=functools.partial(torch.optim.AdamW, {parameter}={value!r}), or another class"
         hint = "learning_rate" if key == "optimizer__lr" else whole
         raise ValueError(f"Invalid parameter {key!r}: {name}={part!r} has no such parameter. Set {hint}.")
 
@@ -83,12 +76,10 @@ def build_vae(
     n_features: int,
     z_dim: int,
     hidden_layer_sizes: Sequence[int],
-    activation: str,
     architecture: Architecture,
     likelihood: Likelihood,
     prior: Prior,
-    init: str,
-    linear_share: float,
+    init: Init,
     seed: int,
     n_context: int = 0,
 ) -> VAE:
@@ -99,8 +90,8 @@ def build_vae(
     likelihood.build(n_features)
     n_outputs = likelihood.n_raw * n_features
     specs = [
-        NetworkSpec(n_features + n_context, 2 * z_dim, hidden_layer_sizes, activation, None, rng),
-        NetworkSpec(z_dim + n_context, n_outputs, hidden_layer_sizes[::-1], activation, likelihood.n_raw, rng),
+        NetworkSpec(n_features + n_context, 2 * z_dim, hidden_layer_sizes, None, rng),
+        NetworkSpec(z_dim + n_context, n_outputs, hidden_layer_sizes[::-1], likelihood.n_raw, rng),
     ]
     for network, spec in zip((encoder, decoder), specs, strict=True):
         network.build(spec)
@@ -109,15 +100,15 @@ def build_vae(
     with torch.no_grad():
         encoder.head.weight[z_dim:] *= 0.5  # He's start is meant for log-variances, and these are log-scales
     linear: dict[str, Any] = {}
-    if init == "linear" and not architecture.is_linear(hidden_layer_sizes):
+    if isinstance(init, LinearInit) and not architecture.is_linear(hidden_layer_sizes):
         sizes = {
             "linear_encoder": (n_features + n_context, z_dim),
             "linear_decoder": (z_dim + n_context, n_outputs),
         }
         linear = {name: uninitialised(nn.Linear, *size, bias=False) for name, size in sizes.items()}
         background = background_of(likelihood, n_features, z_dim)
-        if linear_share and background is not None:
-            linear |= {"background": background, "share": linear_share}
+        if init.share and background is not None:
+            linear |= {"background": background, "share": init.share}
     if n_context or not isinstance(linear.get("background"), LinearGaussian):
         linear["filler"] = LinearGaussian(n_features, z_dim)
     return VAE(encoder, decoder, likelihood, prior, **linear, n_context=n_context)
@@ -155,7 +146,7 @@ def started_vae(recipe: dict[str, Any], x: Tensor, rows: Tensor, kl_weight: floa
         vae.prior.start(seen, generator(seed, PRIOR_STREAM))
         if vae.filler is not None:
             vae.filler.mean.copy_(inputs.mean(0))
-    if recipe["init"] == "linear":
+    if isinstance(recipe["init"], LinearInit):
         linear_start(vae, x, raw, beta=kl_weight, seed=seed, rows=rows, near=near)
     return vae
 

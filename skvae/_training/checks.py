@@ -1,4 +1,4 @@
-"""Checks before any work: callbacks, parameters of the net and optimizers that cannot be used are refused."""
+"""Checks before any work: callbacks and optimizers that cannot be used are refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,75 +6,25 @@ from typing import Any
 import torch
 from sklearn.utils._param_validation import InvalidParameterError
 from skorch.callbacks import BatchScoring, Callback, EpochScoring, PassthroughScoring
-from skorch.utils import params_for
 from torch import nn
 
 from .._fast.optimizers import BARE
 
 _SCORINGS = (EpochScoring, BatchScoring, PassthroughScoring)
 
-_OWNED = {  # parameters of the net that the estimator sets, by what it is called there
-    "batch_size": "batch_size",
-    "callbacks": "callbacks",
-    "criterion": "objective",
-    "device": "device",
-    "ema_decay": "ema_decay",
-    "lr": "learning_rate",
-    "max_epochs": "max_iter",
-    "module": "architecture",
-    "optimizer": "optimizer",
-    "optimizer__lr": "learning_rate",
-    "seed": "random_state",
-    "train_split": "early_stopping",
-    "verbose": "verbose",
-    "warm_start": "warm_start",
-    "weight_decay": "weight_decay",
-}
-_FIXED = {  # and those that are not to be set at all
-    "dataset": "rows are one tensor",
-    "iterator_train": "batches are made without a data loader, of `batch_size` rows",
-    "iterator_valid": "batches are made without a data loader",
-    "offset": "it comes from X",
-    "scale": "it comes from X",
-}
-_FREE = ("optimizer", "predict_nonlinearity", "compile", "use_caching", "torch_load_kwargs")
 
-
-def check_net_params(net_params: dict, own: set[str]) -> None:
-    """Refuse what the estimator, whose parameters are called `own`, sets itself, and what skorch does not know."""
-    for name in net_params:
-        prefix, _, part = str(name).partition("__")
-        if name in _OWNED or (prefix in _OWNED and prefix != "optimizer"):
-            owner = _OWNED.get(name, part if prefix == "module" and part in own else _OWNED[prefix])
-            raise InvalidParameterError(
-                f"{name!r} in net_params is the estimator's parameter `{owner}`: set {owner}=... instead."
-            )
-        if prefix in _FIXED:
-            raise InvalidParameterError(f"{name!r} in net_params has no effect: {_FIXED[prefix]}.")
-        if prefix not in _FREE:
-            raise InvalidParameterError(f"net_params got an unexpected argument {name!r}{_suggestion(name)}.")
-
-
-def _suggestion(name: Any) -> str:
-    known = [free for free in _FREE if str(name).startswith(free + "_")]
-    if known:
-        return f", did you mean '{known[0]}__{str(name)[len(known[0]) :].lstrip('_')}'?"
-    return f". It takes optimizer__*, {', '.join(_FREE[1:])}"
-
-
-def check_optimizer(kind: Any, learning_rate: float, net_params: dict) -> None:
+def check_optimizer(kind: Any, options: dict[str, Any], learning_rate: float) -> None:
     """Refuse an optimizer that cannot be built, or that does not step, with one number for all parameters."""
-    options = params_for("optimizer", net_params)
-    named_groups = options.pop("param_groups", [])
+    if "lr" in options:
+        raise InvalidParameterError("'lr' of the optimizer is the estimator's parameter `learning_rate`: set that.")
     try:
-        groups = [_one_number(), *(_one_number() | group for _, group in named_groups)]
-        BARE.get(kind, kind)(groups, **{"lr": learning_rate, "weight_decay": 0.0} | options).step()
+        BARE.get(kind, kind)([_one_number()], **{"lr": learning_rate, "weight_decay": 0.0} | options).step()
     except Exception as error:
         given = ", ".join(["lr", *sorted({"weight_decay"} | options.keys())])
         raise InvalidParameterError(
-            "The 'optimizer' parameter of VAETransformer must be a name, or a class with the interface of torch.optim, "
-            f"which takes parameter groups and the keywords {given} (options are 'optimizer__...' in net_params) and "
-            f"whose step() needs no arguments. With {getattr(kind, '__name__', kind)}: {error}"
+            "The 'optimizer' parameter of VAETransformer must be a name, a class with the interface of torch.optim, or "
+            f"functools.partial of one with keywords. It takes parameter groups and the keywords {given}, and its "
+            f"step() needs no arguments. With {getattr(kind, '__name__', kind)}: {error}"
         ) from error
 
 

@@ -65,7 +65,7 @@ class Judge:
         n_features = split.x.shape[1]
         most = min(_MAX_JUDGED, max(_LEAST_JUDGED, _JUDGED_VALUES // n_features))
         valid = [rows[torch.from_numpy(subsample(len(rows), most, net.seed))] for rows in split.valid]
-        self.modules = (net.stack_.averages or net.stack_.members)[-self.n_judged :]
+        self.modules = net.stack_.averages[-self.n_judged :]
         n_repeats = min(16, -(-_VALIDATION_ROWS // max(map(len, valid))))
         indices, weight = padded([rows.repeat(n_repeats) for rows in valid])
         rng, n_draws = generator(net.seed, VALIDATION_STREAM), net.criterion_.n_draws
@@ -82,9 +82,7 @@ class Judge:
         draws = zip(*pieces, eps.split(size, -2), strict=True)
         self.parts = [Batch(**dict(named), eps=some) for *named, some in draws]
         self.background = self._background()
-        has_parameters = self.n_judged == len(net.stack_.members) or net.stack_.averages  # of the last members alone
-        fast = net.fast_ if has_parameters else None
-        self.fast = FastELBO(net.stack_, fast.beta, self.n_judged) if fast else None
+        self.fast = FastELBO(net.stack_, net.fast_.beta, self.n_judged) if net.fast_ else None
 
     @torch.no_grad()
     def _background(self) -> list[Tensor] | None:

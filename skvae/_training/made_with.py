@@ -8,7 +8,7 @@ import textwrap
 from functools import lru_cache
 from numbers import Integral, Real
 
-from .._model.build import REGISTRIES, layer_sizes, resolve, resolve_objective
+from .._model.build import REGISTRIES, layer_sizes, resolve
 from .._system.device import device_here
 from .checkpoint import recognisable
 from .net import OPTIMIZERS
@@ -16,7 +16,6 @@ from .net import OPTIMIZERS
 _FIXED = (
     "z_dim",
     "hidden_layer_sizes",
-    "activation",
     "likelihood",
     "categorical_features",
     "marginal",
@@ -24,12 +23,8 @@ _FIXED = (
     "prior",
     "architecture",
     "init",
-    "linear_share",
     "optimizer",
-    "weight_decay",
-    "ema_decay",
     "device",
-    "net_params",
     "random_state",
 )
 
@@ -50,8 +45,7 @@ def made_with(params, likelihood, prior):
         meant["random_state"] = "a stream"  # which moves on when it is used
     shown = {name: _short(value) for name, value in meant.items()}
     meant["optimizer"] = OPTIMIZERS.get(meant["optimizer"], meant["optimizer"])
-    objective = resolve_objective(params["objective"], params["beta"]) if params["beta"] is not None else None
-    meant["objective"] = params["objective"] if objective is None else objective
+    meant["objective"] = params["objective"]
     return {name: [_fingerprint(name, value), shown.get(name, "")] for name, value in meant.items()}
 
 

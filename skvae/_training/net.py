@@ -6,6 +6,7 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }
+_EMA_DECAY = 0.97  # a step, of the average of the weights: some 30 steps, about an epoch of a small table
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _FLUSH_EVERY = 150  # training steps, in which Adam's first moment does not decay from 1e-30 to a denormal number
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
@@ -60,10 +62,10 @@ class Net(NeuralNet):
     parameters of module and criterion say so.
 
     `seed` decides all that is random; `offset` and `scale` (n_features,) lead from the model's units to those of X.
-    With `ema_decay`, an exponential moving average of the weights is kept beside them, and is what gets judged and
-    used: it takes the noise of the last steps out, as a falling learning rate would. `input_noise` (n_features,) is the
-    standard deviation of the noise that the encoder sees in the first phase of training, and `balanced` says whether
-    the gradients are balanced there.
+    An exponential moving average of the weights, `average_`, is kept beside them with `ema_decay`, and is what gets
+    judged and used: it takes the noise of the last steps out, as a falling learning rate would. `input_noise`
+    (n_features,) is the standard deviation of the noise that the encoder sees in the first phase of training, and
+    `balanced` says whether the gradients are balanced there.
 
     `partial_fit` also takes a `Split`, which says how several members are trained at once. While it runs, the
     parameters of all lie in flat tensors.
@@ -85,7 +87,7 @@ class Net(NeuralNet):
         seed: int = 0,
         offset: float | np.ndarray = 0.0,
         scale: float | np.ndarray = 1.0,
-        ema_decay: float = 0.0,
+        ema_decay: float = _EMA_DECAY,
         input_noise: Tensor | None = None,
         balanced: bool = False,
         **kwargs: Any,
@@ -162,19 +164,13 @@ class Net(NeuralNet):
         """skorch's; the averaged weights are those of ``f_params``, unless ``f_average`` is given too."""
         super().load_params(f_params, *args, checkpoint=checkpoint, **kwargs)
         source = f_params or getattr(checkpoint, "f_params", None)
-        if self.ema_decay and source and not (kwargs.get("f_average") or getattr(checkpoint, "f_average", None)):
+        if source and not (kwargs.get("f_average") or getattr(checkpoint, "f_average", None)):
             self.average_.load_state_dict(self.module_.state_dict())
 
     def initialize_module(self) -> "Net":
         super().initialize_module()
-        if self.ema_decay:
-            self.average_ = copy.deepcopy(self.module_).requires_grad_(False)
+        self.average_ = copy.deepcopy(self.module_).requires_grad_(False)
         return self
-
-    @property
-    def trained_module(self) -> VAE:
-        """The averaged module, or the last one where nothing is averaged."""
-        return self.average_ if self.ema_decay else self.module_
 
     @property
     def z_dim(self) -> int:
@@ -218,7 +214,8 @@ class Net(NeuralNet):
 
     def set_weight_decay(self, weight_decay: float) -> None:
         """Set the weight decay of the networks' weights from now on, unless the user has chosen it."""
-        if self.recipe_["weight_decay"] and "optimizer__weight_decay" not in self.recipe_:
+        _, options = optimizer_of(self.recipe_["optimizer"])
+        if self.recipe_["weight_decay"] and "weight_decay" not in options:
             self.recipe_["weight_decay"] = weight_decay
             for group in self.optimizer_.param_groups:
                 if group.get("weight_decay"):
@@ -236,7 +233,7 @@ class Net(NeuralNet):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from `state`, and average from there."""
         self.module_.load_state_dict(state)
-        self.trained_module.load_state_dict(state)
+        self.average_.load_state_dict(state)
 
     def training_state(self) -> dict:
         """Return all that training goes on from; the callbacks keep the rest."""
@@ -309,8 +306,8 @@ class Net(NeuralNet):
     @contextmanager
     def _stacked(self, split: Split) -> Iterator[None]:
         """Within this context the parameters of all members lie in flat tensors."""
-        own, averages = self.optimizer_, [self.average_] if self.ema_decay else []
-        averages += [copy.deepcopy(other).requires_grad_(False) for other in split.others if averages]
+        own = self.optimizer_
+        averages = [self.average_, *(copy.deepcopy(other).requires_grad_(False) for other in split.others)]
         names = {part: name for name, part in self.module_.named_parameters()}
         groups = [[names[part] for part in group["params"]] for group in own.param_groups]
         self.stack_ = Stack([self.module_, *split.others], averages, groups, self._elementwise)
@@ -404,7 +401,7 @@ class Net(NeuralNet):
     @contextmanager
     def _averaged(self, method_name: str) -> Iterator[None]:
         """Within this context, weights that the user's callbacks set are taken over by the average."""
-        if not (self.ema_decay and method_name in _WEIGHT_HOOKS and self.callbacks):
+        if not (method_name in _WEIGHT_HOOKS and self.callbacks):
             yield
             return
         before = [part.detach().clone() for part in self.module_.parameters()]
@@ -467,8 +464,8 @@ class Net(NeuralNet):
 
     @contextmanager
     def inference(self, module: VAE | None = None) -> Iterator[VAE]:
-        """The trained module as it is used, or another one: without dropout, without a graph."""
-        module = self.trained_module if module is None else module
+        """The averaged module as it is used, or another one: without dropout, without a graph."""
+        module = self.average_ if module is None else module
         training = module.training
         try:
             with torch.no_grad():
@@ -545,6 +542,12 @@ def _bounded(weight_decay: float, lr: float) -> float:
     return min(weight_decay, 1 / lr)
 
 
+def optimizer_of(given: Any) -> tuple[Any, dict[str, Any]]:
+    """Return class and options of an optimizer: of a name, of a class or of a `functools.partial` of one."""
+    kind = OPTIMIZERS.get(given, given)
+    return (kind.func, kind.keywords) if isinstance(kind, partial) and not kind.args else (kind, {})
+
+
 def build_net(
     module: VAE, objective: Objective, *, vae: dict, optimizer: Any, weight_decay: float, **params: Any
 ) -> Net:
@@ -554,7 +557,8 @@ def build_net(
     `vae` holds the arguments that `build_vae` built the module from.
     """
     recipe = {"objective": objective, "vae": vae, "optimizer": optimizer, "weight_decay": weight_decay, **params}
-    optimizer = OPTIMIZERS.get(optimizer, optimizer)
+    optimizer, options = optimizer_of(optimizer)
+    params |= {f"optimizer__{name}": value for name, value in options.items()}
     weight_decay = _bounded(weight_decay, params["lr"])
     if "optimizer__weight_decay" not in params:  # else the user has chosen, for all parameters
         groups = [("[ed]?coder.*weight", {"weight_decay": weight_decay})] if weight_decay else []

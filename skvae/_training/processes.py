@@ -9,8 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._data.input import plain
-from .._data.rows import ChunkRows, RowSource, parts_of
+from .._data.rows import RowSource, parts_of
 
 
 def n_processes() -> int:
@@ -114,18 +113,3 @@ class Shards(RowSource):
         if self.finish is None:
             return self.local
         return self.local.finished_by(self.finish) if isinstance(self.local, RowSource) else self.finish(self.local)
-
-
-def shared(X: Any, least: int) -> Any:
-    """Return `plain` X of one process; of several, the table of all: `Shards`, or each a copy of fewer than `least`
-    rows."""
-    with together():
-        X = plain(X)
-        if n_processes() == 1:
-            return X
-        if isinstance(X, ChunkRows):
-            raise ValueError("In several processes X has to be an array, a sparse matrix or a memory map, not chunks.")
-        if not hasattr(X, "shape") or len(X.shape) != 2 or X.dtype.kind not in "biuf":
-            raise ValueError("In several processes X has to be a table of numbers.")
-    shards = Shards(X)
-    return shards if len(shards) >= least else shards[:]

@@ -36,7 +36,7 @@ class Stack:
     members : list of VAE
         Modules of one shape.
     averages : list of VAE
-        Modules that hold their averaged parameters; empty where nothing is averaged.
+        Modules that hold their averaged parameters.
     groups : list of list of str
         Names of the parameters that share a flat tensor.
     elementwise : bool, default=True
@@ -60,13 +60,13 @@ class Stack:
         for whole, gradient in zip(self.wholes, self.whole_gradients, strict=True):
             whole.grad = gradient
         self.parameters, self.gradients = self._views(self.wholes), self._views(self.whole_gradients)
-        self.average_wholes = self._flat(self.averages) if averages else []
-        self.averaged = self._views(self.average_wholes) if averages else self.parameters
+        self.average_wholes = self._flat(self.averages)
+        self.averaged = self._views(self.average_wholes)
         self._put(self.members, self.parameters, self.gradients)
         self._put(self.averages, self.averaged)
         self.trainable: list[Tensor] | None = None
         self.named = list(members[0].named_parameters())
-        pairs = zip(self.averages, self.members, strict=False)
+        pairs = zip(self.averages, self.members, strict=True)
         self.buffers = [buffers for pair in pairs for buffers in _changing(*pair)]
 
     def _flat(self, modules: Sequence[nn.Module]) -> list[Tensor]:
@@ -145,7 +145,7 @@ class Stack:
 
     def release(self) -> None:
         """Give the first member, and its average, their own memory again."""
-        for module in (self.members[0], *self.averages[:1]):
+        for module in (self.members[0], self.averages[0]):
             for part in module.parameters():
                 part.data, part.grad = part.data.clone(memory_format=torch.contiguous_format), None
 
@@ -179,7 +179,7 @@ class Stack:
         kept = [(flat, flat.detach().clone(), trainable) for flat, trainable in zip(flats, masks, strict=False)]
         with nullcontext() if factor == 1 else _rates_times(optimizer, factor):
             optimizer.step()
-        for average, whole in zip(self.average_wholes, self.wholes, strict=False):
+        for average, whole in zip(self.average_wholes, self.wholes, strict=True):
             average.lerp_(whole, 1 - decay)
         for flat, before, trainable in kept:
             flat.copy_(torch.where(trainable, flat, before))
@@ -205,19 +205,18 @@ class Stack:
                 buffer.copy_(of_first(buffer))
 
     def state(self) -> dict[str, list]:
-        """Return copies of all members' averages, or parameters where nothing is averaged, and of their buffers."""
-        modules = self.averages or self.members
-        buffers = [[buffer.clone() for buffer in module.buffers()] for module in modules]
-        return {"wholes": [flat.detach().clone() for flat in self.average_wholes or self.wholes], "buffers": buffers}
+        """Return copies of all members' averages and of their buffers."""
+        buffers = [[buffer.clone() for buffer in module.buffers()] for module in self.averages]
+        return {"wholes": [flat.detach().clone() for flat in self.average_wholes], "buffers": buffers}
 
     @torch.no_grad()
     def load(self, state: dict[str, list]) -> None:
         """Go on from a `state`, and average from there."""
         for flats in (self.wholes, self.average_wholes):
-            for flat, value in zip(flats, state["wholes"], strict=False):
+            for flat, value in zip(flats, state["wholes"], strict=True):
                 flat.copy_(value)
         for modules in (self.members, self.averages):
-            for module, values in zip(modules, state["buffers"], strict=False):
+            for module, values in zip(modules, state["buffers"], strict=True):
                 for buffer, value in zip(module.buffers(), values, strict=True):
                     buffer.copy_(value)
 
