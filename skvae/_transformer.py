@@ -95,7 +95,7 @@ class VAETransformer(
         The two networks, from `skvae.architectures`: "conv" for rows that are images, `skvae.architectures.Custom` for
         your own modules. `hidden_layer_sizes` holds for all but the last; the nonlinearity is theirs, as in
         ``MLP(activation="tanh")``.
-    init : {"linear", "random"}, LinearInit or RandomInit, default="linear"
+    init : {"linear", "random"} or LinearInit, default="linear"
         Where training starts, from `skvae.inits`. "linear" adds linear paths beside the two networks and starts at the
         optimum of the linear model, in closed form; `LinearInit` says how strongly networks are shrunk towards it, and
         its share in the density. "random" leaves the networks alone and draws their weights from a normal distribution
@@ -198,8 +198,8 @@ class VAETransformer(
     regularisation [6]_), and from 1000 rows on the gradient of a feature's mean is weighted by its noise scale
     (beta-NLL [7]_), so that nearly constant features do not take the latent space for themselves. The second goes on
     from the best state with the bound as it is, while the learning rate falls to zero. Where rows are to be seen in a
-    plane (``z_dim`` of 1 or 2, 1000 rows or more), the noise scale has no say in the first phase on where they lie:
-    neighbours are then more alike.
+    plane (``z_dim`` of 1 or 2, 1000 rows or more), gradients stay weighted, and the noise scale has no say on where
+    they lie: neighbours are then more alike, for some nats of density.
 
     References
     ----------

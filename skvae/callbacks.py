@@ -10,7 +10,7 @@ from skorch.callbacks import Callback
 
 from ._system.random import subsample
 
-__all__ = ["Report", "SampleGrid"]
+__all__ = ["SampleGrid"]
 
 REPORT_ROWS = 10_000  # what the activity of latent units is told from
 

@@ -7,7 +7,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from ._model.component import Component
 
-__all__ = ["LinearInit", "RandomInit"]
+__all__ = ["LinearInit"]
 
 
 class Init(Component):

@@ -24,8 +24,6 @@ from ._system.random import generator
 from .priors import mixture_log_prob
 
 __all__ = [
-    "Estimate",
-    "KLSplit",
     "active_units",
     "column_gains",
     "frechet_distance",

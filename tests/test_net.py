@@ -715,8 +715,10 @@ def test_batches_of_one_row_leave_some_folds_without(architecture, table):
     assert np.isfinite(vae.validation_scores_).all()
 
 
-def test_training_has_two_phases(table, monkeypatch):
-    """In the second the rate falls to zero, and there is no noise and no balance; it goes on from the best state."""
+@pytest.mark.parametrize("z_dim", [3, 2])
+def test_training_has_two_phases(z_dim, table, monkeypatch):
+    """In the second the rate falls to zero, and there is no noise and, but for a map, no balance; it goes on from the
+    best state."""
     seen = []
     step, gradient = Stack.step, Net.gradient
 
@@ -726,17 +728,19 @@ def test_training_has_two_phases(table, monkeypatch):
 
     def looked(self, batch):
         seen.append([batch.seen is not None, batch.balanced])
+        assert batch.for_map == (z_dim == 2)
         return gradient(self, batch)
 
     monkeypatch.setattr(Stack, "step", watched)
     monkeypatch.setattr(Net, "gradient", looked)
-    vae = VAETransformer(3, hidden_layer_sizes=(8,), random_state=0).fit(table(n_rows=1200))
+    vae = VAETransformer(z_dim, hidden_layer_sizes=(8,), random_state=0).fit(table(n_rows=1200))
     second = next(i for i, (noisy, *_) in enumerate(seen) if not noisy)
     assert 0 < second < len(seen)
     assert {tuple(row[:2]) for row in seen[:second]} == {(True, True)}
-    assert {tuple(row[:2]) for row in seen[second:]} == {(False, False)}
+    assert {tuple(row[:2]) for row in seen[second:]} == {(False, z_dim == 2)}
     rates = [row[2] for row in seen]
-    assert rates[:3] == pytest.approx([0.02, 0.04, 0.06])  # of the warm-up
+    warmup = 50 if z_dim == 3 else 100
+    assert rates[:3] == pytest.approx([1 / warmup, 2 / warmup, 3 / warmup])
     assert rates[second - 1] == rates[second] == 1
     falls = -np.diff(rates[second:])
     assert falls == pytest.approx(falls[0])  # linear

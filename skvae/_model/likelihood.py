@@ -128,7 +128,7 @@ class Likelihood(Component, ABC):
         return log_prob[0].detach(), raw.grad
 
     def balance(self, raw: Tensor) -> Tensor | None:
-        """Return factors for the gradient in the raw outputs while the first phase of training lasts.
+        """Return factors for the gradient in the raw outputs in the first phase of training, and for a map to its end.
 
         They have the shape of `raw`; None leaves the gradient as it is.
         """

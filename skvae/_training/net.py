@@ -65,7 +65,7 @@ class Net(NeuralNet):
     An exponential moving average of the weights, `average_`, is kept beside them with `ema_decay`, and is what gets
     judged and used: it takes the noise of the last steps out, as a falling learning rate would. `input_noise`
     (n_features,) is the standard deviation of the noise that the encoder sees in the first phase of training, and
-    `balanced` says whether the gradients are balanced there.
+    `balanced` says whether the gradients are balanced there, and for a map to the end.
 
     `partial_fit` also takes a `Split`, which says how several members are trained at once. While it runs, the
     parameters of all lie in flat tensors.
@@ -182,15 +182,20 @@ class Net(NeuralNet):
         return self.guard_ is not None and self.guard_.split.shards is not None
 
     @property
+    def is_judged(self) -> bool:
+        """True while rows that are held out judge training."""
+        return self.guard_ is not None and self.guard_.judge is not None
+
+    @property
     def in_first_phase(self) -> bool:
         """True in the first of the two phases of training that is judged."""
-        return self.guard_ is not None and self.guard_.judge is not None and self.guard_.in_first_phase
+        return self.is_judged and self.guard_.in_first_phase
 
     @property
     def phase(self) -> dict[str, bool]:
-        """Fields of a batch that depend on the phase of training."""
-        balanced = self.balanced and self.in_first_phase
-        return {"balanced": balanced, "for_map": balanced and self.z_dim <= MAP_DIM}
+        """Fields of a batch that depend on the phase of training; a map of the rows is one in both."""
+        for_map = self.balanced and self.is_judged and self.z_dim <= MAP_DIM
+        return {"balanced": for_map or (self.balanced and self.in_first_phase), "for_map": for_map}
 
     def units(self, n: int | None) -> tuple[float | np.ndarray, float | np.ndarray]:
         """Offset and scale of the first `n` features, with or without what is given behind them."""
@@ -286,8 +291,7 @@ class Net(NeuralNet):
         split = self.get_dataset(dataset)
         if training:
             return TrainBatches(self, split)
-        is_judged = self.guard_ is not None and self.guard_.judge is not None
-        return [] if is_judged else list(self._blocks(split))
+        return [] if self.is_judged else list(self._blocks(split))
 
     def _blocks(self, split: Split) -> Iterator[Batch]:
         """Yield all rows of the first member in their order, with draws that are always the same."""
