@@ -12,8 +12,8 @@ rows and features grow; `import`, seconds of an import; `ablation`, seconds of t
 off.
 
 All contestants of a part run in one process (memory and imports: one each), taking turns; what counts is the ratio of
-the medians, and a row says of how many `repeats`. All parts but `gpu` run on the CPU; with ``taskset -c 0`` in front all
-contestants have the same single core. Peers that are not installed are skipped with a note. Close other work before
+the medians, and a row says of how many `repeats`. All parts but `gpu` run on the CPU; with ``taskset -c 0`` in front,
+all contestants have the same single core. Peers that are not installed are skipped with a note. Close other work before
 measuring.
 """
 
