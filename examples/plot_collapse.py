@@ -4,7 +4,7 @@ When do latent features fall silent?
 ====================================
 
 A latent unit costs its KL divergence, in nats, and is kept only where it saves as much in reconstruction. A unit that
-does not pay falls back to the prior: its posterior is the same for all rows. With `beta`, the price can be set.
+does not pay falls back to the prior: its posterior is the same for all rows. `ELBO(beta=...)` sets the price.
 """
 
 # %%

@@ -12,14 +12,14 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from ._estimator.generation import GenerationMixin
 from ._estimator.inference import InferenceMixin
 from ._estimator.training import TrainingMixin
+from ._fast.optimizers import OPTIMIZERS
 from ._io.files import FileMixin
 from ._io.portable import portable
 from ._model.aggregate import fit_aggregate, from_arrays, posterior_draws, to_arrays
 from ._model.build import REGISTRIES, check_nested
 from ._system.program import own_settings
-from ._training.net import OPTIMIZERS
 from .architectures import ARCHITECTURES, Architecture
-from .inits import INITS, Init
+from .inits import INITS
 from .likelihoods import LIKELIHOODS, Gaussian, Likelihood
 from .objectives import OBJECTIVES, Objective
 from .priors import PRIORS, Prior
@@ -95,7 +95,7 @@ class VAETransformer(
         The two networks, from `skvae.architectures`: "conv" for rows that are images, `skvae.architectures.Custom` for
         your own modules. `hidden_layer_sizes` holds for all but the last; the nonlinearity is theirs, as in
         ``MLP(activation="tanh")``.
-    init : {"linear", "random"} or LinearInit, default="linear"
+    init : {"linear", "random"}, LinearInit or RandomInit, default="linear"
         Where training starts, from `skvae.inits`. "linear" adds linear paths beside the two networks and starts at the
         optimum of the linear model, in closed form; `LinearInit` says how strongly networks are shrunk towards it, and
         its share in the density. "random" leaves the networks alone and draws their weights from a normal distribution
@@ -197,8 +197,8 @@ class VAETransformer(
     first had. In the first the encoder sees the rows with noise of the linear model's scale (amortised inference
     regularisation [6]_), and from 1000 rows on the gradient of a feature's mean is weighted by its noise scale
     (beta-NLL [7]_), so that nearly constant features do not take the latent space for themselves. The second goes on
-    from the best state with the bound as it is, while the learning rate falls to zero. Where rows are to be seen in a
-    plane (``z_dim`` of 1 or 2, 1000 rows or more), gradients stay weighted, and the noise scale has no say on where
+    from the best state, while the learning rate falls to zero, with the bound as it is. Only where rows are to be seen
+    in a plane (``z_dim`` of 1 or 2, 1000 rows or more) gradients stay weighted, and the noise scale has no say on where
     they lie: neighbours are then more alike, for some nats of density.
 
     References
@@ -239,7 +239,7 @@ class VAETransformer(
         "prior": [StrOptions({"auto", *PRIORS}), Prior],
         "objective": [StrOptions(set(OBJECTIVES)), Objective],
         "architecture": [StrOptions(set(ARCHITECTURES)), Architecture],
-        "init": [StrOptions(set(INITS)), Init],
+        "init": [StrOptions(set(INITS)), *INITS.values()],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
         "max_iter": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],

@@ -1,10 +1,12 @@
 import pickle
 import re
+from functools import partial
 from numbers import Real
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -200,7 +202,14 @@ def test_defaults_obey_their_constraints(kind):
         ({"architecture": "conv"}, "architecture__channels", (8,), "architecture=Conv(channels=(8,))"),
         ({}, "likelihood__nois", 1, "Invalid parameter 'likelihood__nois': likelihood='auto' has no such parameter"),
         ({}, "optimizer__lr", 1, "Invalid parameter 'optimizer__lr': .* Set learning_rate."),
-        ({}, "optimizer__eps", 1, "Set optimizer=functools.partial(torch.optim.AdamW, eps=1), or another class."),
+        ({}, "optimizer__eps", 1, "Set optimizer=functools.partial(torch.optim.AdamW, eps=1)."),
+        ({"optimizer": "sgd"}, "optimizer__momentum", 0.9, "functools.partial(torch.optim.SGD, momentum=0.9)."),
+        (
+            {"optimizer": partial(torch.optim.SGD, momentum=0.9)},
+            "optimizer__nesterov",
+            True,
+            "functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True).",
+        ),
         ({}, "callbacks__patience", 1, "callbacks=None has no such parameter"),
     ],
 )

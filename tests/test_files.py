@@ -16,9 +16,9 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from skvae import VAETransformer, load
+from skvae._fast.optimizers import OPTIMIZERS
 from skvae._io import files as _files
 from skvae._model.build import REGISTRIES
-from skvae._training.net import OPTIMIZERS
 from skvae.callbacks import Report, SampleGrid
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.objectives import ELBO
@@ -216,7 +216,7 @@ def own_optimizer(params, **kwargs):
 REFUSED = {
     "own likelihood": (small(likelihood=OwnLikelihood()), r"params.likelihood \(test_files.OwnLikelihood\)"),
     "own optimizer": (small(optimizer=own_optimizer), r"params.optimizer \(builtins.function\)"),
-    "options of an own optimizer": (small(optimizer=partial(own_optimizer)), r"params.optimizer \(functools.partial\)"),
+    "options of an own optimizer": (small(optimizer=partial(own_optimizer)), r"params.optimizer \(builtins.function\)"),
     "own estimator": (OwnEstimator(**SMALL), r"a class of your own \(test_files.OwnEstimator\)"),
 }
 
@@ -439,3 +439,11 @@ FORGERIES = {
 def test_content_that_skvae_does_not_know(forgery, file, tmp_path):
     change, reason = FORGERIES[forgery]
     assert_refused(forged(file, change), tmp_path / "vae", reason)
+
+
+def test_the_decay_of_the_average_is_kept(table, tmp_path):
+    X = table()
+    vae = small().fit(X)
+    vae.net_.ema_decay = 0.5
+    vae.save(tmp_path / "vae")
+    np.testing.assert_array_equal(load(tmp_path / "vae").partial_fit(X).transform(X), vae.partial_fit(X).transform(X))

@@ -1,4 +1,6 @@
 import pickle
+import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -47,7 +49,7 @@ EQUAL = {
     "hidden_layer_sizes": [8],
     "likelihood": "gaussian",
     "prior": Mixture(50),
-    "optimizer": torch.optim.AdamW,
+    "optimizer": partial(torch.optim.AdamW),
     "init": LinearInit(np.float64(0.01)),
     "device": torch.device("cpu"),
     "architecture": MLP(),
@@ -154,3 +156,16 @@ def test_callbacks_may_change(table):
     assert ["mine" in row for row in history] == [False, False, True, True]
     history = vae.partial_fit(X).set_params(callbacks=None).partial_fit(X).net_.history
     assert ["mine" in row for row in history[2:]] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("way", ["same object", "save"])
+def test_options_of_an_optimizer_are_told_apart_by_what_they_mean(way, table, tmp_path):
+    X, eps = table(), np.logspace(-8, -6, 3)[1]
+    vae = VAETransformer(2, **SMALL, optimizer=partial(torch.optim.AdamW, eps=eps, betas=[0.8, 0.9])).fit(X)
+    if way == "save":
+        vae.save(tmp_path / "vae")
+        vae = load(tmp_path / "vae")
+    assert vae.set_params(optimizer=partial(torch.optim.AdamW, betas=(0.8, 0.9), eps=float(eps))).fit(X).n_iter_ == 4
+    was = re.escape("optimizer=functools.partial(torch.optim.AdamW, betas=(0.8, 0.9), eps=1e-07), now ")
+    with pytest.raises(ValueError, match=was + re.escape("functools.partial(torch.optim.AdamW, eps=0.5)")):
+        vae.set_params(optimizer=partial(torch.optim.AdamW, eps=0.5)).fit(X)

@@ -33,9 +33,10 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from skvae import VAETransformer
 from skvae._data.split import Split, TrainBatches, hold_out, whole
+from skvae._fast.optimizers import OPTIMIZERS
 from skvae._system.random import INIT_STREAM, generator
 from skvae._training.guard import Guard
-from skvae._training.net import OPTIMIZERS, Net, build_net, train
+from skvae._training.net import Net, build_net, train
 from skvae._training.schedule import Schedule
 from skvae._training.stack import Stack
 from skvae.architectures import MLP, Custom

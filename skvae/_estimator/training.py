@@ -19,6 +19,7 @@ from .._data.rows import DTYPES, ChunkRows, RowSource, check_parts, dtype_of, ga
 from .._data.split import Split, folds, hold_out, whole
 from .._data.stream import MAX_KEPT, Stream
 from .._data.table import Table, is_frame
+from .._fast.optimizers import optimizer_of
 from .._model.build import (
     REGISTRIES,
     SklearnCallbacks,
@@ -39,7 +40,7 @@ from .._system.random import subsample
 from .._training.checkpoint import open_checkpoint
 from .._training.checks import check_callbacks, check_monitors, check_optimizer
 from .._training.made_with import check_unchanged, has_changed, made_with
-from .._training.net import MAP_DIM, build_net, optimizer_of, train
+from .._training.net import MAP_DIM, build_net, train
 from .._training.processes import Shards, is_first, n_processes, of_first, together
 from .._training.schedule import CROSS_FIT_ROWS, N_FOLDS, Schedule
 from ..callbacks import REPORT_ROWS, Report
@@ -196,7 +197,7 @@ class TrainingMixin:
         if not self.active_units_.any() and len(mean) > 1:
             warnings.warn(
                 "No latent unit is active: E[z | x] has at most 0.01 of the prior's variance (posterior collapse). The "
-                "features may be independent of each other; otherwise lower `beta` of ELBO or set `init='linear'`.",
+                "features may be independent of each other; otherwise set objective='elbo' or init='linear'.",
                 ConvergenceWarning,
                 stacklevel=6,
             )

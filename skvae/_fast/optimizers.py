@@ -1,6 +1,8 @@
-"""torch's optimizers, undecorated: the decorators of their methods import torch's compiler, which takes a second."""
+"""torch's optimizers by name, and undecorated: the decorators of their methods import torch's compiler, which takes a
+second."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,3 +74,24 @@ class SGD(_Bare, torch.optim.SGD):
 
 
 BARE = {cls.__bases__[1]: cls for cls in (Adam, AdamW, NAdam, RMSprop, SGD)}
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+
+
+def optimizer_of(given: Any) -> tuple[Any, dict[str, Any]]:
+    """Return class and options of an optimizer: of a name, of a class or of a `functools.partial` of one."""
+    kind = OPTIMIZERS.get(given, given)
+    return (kind.func, kind.keywords) if isinstance(kind, partial) and not kind.args else (kind, {})
+
+
+def shown(given: Any) -> str:
+    """An optimizer with its options as one would write it, in a line."""
+    kind, options = optimizer_of(given)
+    name = f"torch.optim.{kind.__name__}" if kind in BARE else getattr(kind, "__qualname__", repr(kind))
+    written = ", ".join([name, *(f"{option}={value!r}" for option, value in options.items())])
+    return f"functools.partial({written})" if options else name

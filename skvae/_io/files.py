@@ -20,11 +20,12 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from .._data.table import Column, Table
+from .._fast.optimizers import OPTIMIZERS
 from .._model.build import REGISTRIES, build_vae
 from .._model.columns import Categorical, Columns, Ordinal
 from .._system.device import device_here
 from .._system.program import own_settings
-from .._training.net import OPTIMIZERS, build_net
+from .._training.net import build_net
 from ..objectives import Objective
 from .atomic import replace_file
 from .onnx import onnx_graph
@@ -177,6 +178,7 @@ def _net_state(net):
         "device": str(net.device),
         "n_steps": net.n_steps_,
         "gain": net.gain_,
+        "ema_decay": net.ema_decay,
         "history": net.history.to_list(),
         "module": net.module_.state_dict(),
         "average": net.average_.state_dict(),
@@ -184,7 +186,7 @@ def _net_state(net):
     }
 
 
-def _net_from(*, recipe, device, n_steps, gain, history, module, average, optimizer):
+def _net_from(*, recipe, device, n_steps, gain, ema_decay, history, module, average, optimizer):
     """The net, on the device where it was if there is such a one here, otherwise on the CPU."""
     if not isinstance(recipe["objective"], Objective):
         raise ValueError(f"it trains {recipe['objective']!r}, which is no objective")
@@ -192,7 +194,7 @@ def _net_from(*, recipe, device, n_steps, gain, history, module, average, optimi
     net.load_state(module)
     net.average_.load_state_dict(average)
     net.optimizer_.load_state_dict(optimizer)
-    net.n_steps_, net.gain_ = n_steps, gain
+    net.n_steps_, net.gain_, net.ema_decay = n_steps, gain, ema_decay
     net.average_.eval()
     net.history.extend(history)
     return net
@@ -243,7 +245,7 @@ def _encode_parts(value, path, tensors):
     elif _CLASSES.get(getattr(value, "__name__", None)) is value:
         tag, parts = "$class", value.__name__
     elif isinstance(value, partial) and _CLASSES.get(getattr(value.func, "__name__", None)) is value.func:
-        tag, parts = "$partial", [value.func.__name__, list(value.args), value.keywords]
+        tag, parts = "$partial", [value.func.__name__, value.keywords]
     elif _CLASSES.get(type(value).__name__) is type(value):
         tag, parts = "$object", [type(value).__name__, _constructor_arguments(value)]
     else:
@@ -263,7 +265,7 @@ _DECODERS = {
     "$names": lambda names: np.array(names, dtype=object),
     "$array": lambda tensor: tensor.numpy(),
     "$class": _CLASSES.__getitem__,
-    "$partial": lambda parts: partial(_CLASSES[parts[0]], *parts[1], **parts[2]),
+    "$partial": lambda parts: partial(_CLASSES[parts[0]], **parts[1]),
     "$object": lambda parts: _CLASSES[parts[0]](**parts[1]),
 }
 
@@ -280,6 +282,7 @@ def _decode(value, tensors):
 
 
 def _refusal(what, value):
+    value = value.func if isinstance(value, partial) else value
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     return (
         f"save cannot keep {what} ({kind}): a file that runs no code when it is read holds plain values, arrays and "

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from .._data.holes import without_holes
 from .._data.rows import dtype_of, gathered, row_blocks
+from .._fast.optimizers import optimizer_of, shown
 from .._system.random import INIT_STREAM, PRIOR_STREAM, generator, subsample
 from .._training.guard import StopTraining
 from ..architectures import ARCHITECTURES, Architecture, NetworkSpec, check_network, uninitialised
@@ -60,7 +62,8 @@ def check_nested(params, changes):
             )
         whole = f"{name} as a whole"
         if name == "optimizer":
-            whole = f"optimizer=functools.partial(torch.optim.AdamW, {parameter}={value!r}), or another class"
+            kind, options = optimizer_of(part)
+            whole = f"optimizer={shown(partial(kind, **options | {parameter: value}))}"
         hint = "learning_rate" if key == "optimizer__lr" else whole
         raise ValueError(f"Invalid parameter {key!r}: {name}={part!r} has no such parameter. Set {hint}.")
 

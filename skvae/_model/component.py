@@ -1,4 +1,4 @@
-"""Base of likelihoods, priors, objectives and architectures."""
+"""Base of likelihoods, priors, objectives, architectures and ways to start."""
 
 from collections.abc import Callable
 from numbers import Integral

@@ -124,10 +124,10 @@ class Guard:
 
     When the score has not risen by `tol` for more than `patience` steps, or half of the steps are done, the first
     phase ends, unless the objective still warms up: training goes back to the best state and on from there without
-    noise on the encoder's inputs, with the gradient of the bound as it is, while the learning rate falls linearly to
-    zero, within as many steps as the first phase had. Training ends with these steps, or where the score again does not
-    rise. Warm-up and the steps between looks go by the schedule's `pace`. Where nothing is judged, the learning rate
-    stays, the last state that a finite loss has confirmed is kept, and training ends with its last one.
+    noise on the encoder's inputs, with the gradient of the bound as it is but for a map, while the learning rate falls
+    linearly to zero, within as many steps as the first phase had. Training ends with these steps, or where the score
+    again does not rise. Warm-up and the steps between looks go by the schedule's `pace`. Where nothing is judged, the
+    learning rate stays, the last state that a finite loss has confirmed is kept, and training ends with its last one.
 
     An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
     learning rate is halved the first time, quartered the second, and so on, and stays there.

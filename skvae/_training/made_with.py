@@ -8,10 +8,13 @@ import textwrap
 from functools import lru_cache
 from numbers import Integral, Real
 
+import numpy as np
+
+from .._fast.optimizers import optimizer_of
+from .._fast.optimizers import shown as optimizer_shown
 from .._model.build import REGISTRIES, layer_sizes, resolve
 from .._system.device import device_here
 from .checkpoint import recognisable
-from .net import OPTIMIZERS
 
 _FIXED = (
     "z_dim",
@@ -44,7 +47,10 @@ def made_with(params, likelihood, prior):
     if not isinstance(meant["random_state"], Integral | None):
         meant["random_state"] = "a stream"  # which moves on when it is used
     shown = {name: _short(value) for name, value in meant.items()}
-    meant["optimizer"] = OPTIMIZERS.get(meant["optimizer"], meant["optimizer"])
+    if not isinstance(meant["optimizer"], str):
+        shown["optimizer"] = optimizer_shown(meant["optimizer"])
+    kind, options = optimizer_of(meant["optimizer"])
+    meant["optimizer"] = [kind, _alike(options)] if options else kind
     meant["objective"] = params["objective"]
     return {name: [_fingerprint(name, value), shown.get(name, "")] for name, value in meant.items()}
 
@@ -57,6 +63,15 @@ def _fingerprint(name, value):
     if isinstance(value, Real):
         return repr(float(value))  # 300 is 300.0
     return repr(value) if value is None or isinstance(value, (str, tuple)) else recognisable(value)
+
+
+def _alike(value):
+    """Options of an optimizer as they are after `save`: numbers are floats, sequences tuples."""
+    if isinstance(value, dict):
+        return {name: _alike(value[name]) for name in sorted(value)}
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_alike, value))
+    return float(value) if isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) else value
 
 
 @lru_cache

@@ -6,7 +6,6 @@ import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from .._data.batch import Batch
 from .._data.blocks import memory_advice, units_of
 from .._data.split import Rows, Split, TrainBatches, member, tensor_of, whole
 from .._fast.gradient import FastELBO, fast_elbo
-from .._fast.optimizers import BARE
+from .._fast.optimizers import BARE, optimizer_of
 from .._io.portable import to_bytes
 from .._model.component import Epochal
 from .._model.module import VAE
@@ -35,13 +34,6 @@ from .processes import add_up
 from .schedule import Schedule
 from .stack import Stack
 
-OPTIMIZERS = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "nadam": torch.optim.NAdam,
-    "rmsprop": torch.optim.RMSprop,
-    "sgd": torch.optim.SGD,
-}
 _EMA_DECAY = 0.97  # a step, of the average of the weights: some 30 steps, about an epoch of a small table
 _FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 _FLUSH_EVERY = 150  # training steps, in which Adam's first moment does not decay from 1e-30 to a denormal number
@@ -544,12 +536,6 @@ class Net(NeuralNet):
 def _bounded(weight_decay: float, lr: float) -> float:
     """A step shrinks no weight past zero."""
     return min(weight_decay, 1 / lr)
-
-
-def optimizer_of(given: Any) -> tuple[Any, dict[str, Any]]:
-    """Return class and options of an optimizer: of a name, of a class or of a `functools.partial` of one."""
-    kind = OPTIMIZERS.get(given, given)
-    return (kind.func, kind.keywords) if isinstance(kind, partial) and not kind.args else (kind, {})
 
 
 def build_net(
