@@ -315,9 +315,7 @@ class TestBound(Callback):
 def measure_bounds(x_train, x_test, init, schedule):
     """(seconds, bound) before the first step and after each epoch of one fit of 784-128-100-128-784."""
     bound = TestBound(x_test)
-    params = {"callbacks": [bound]}
-    if schedule == "one-cycle":
-        params = {"callbacks": [bound, one_cycle(len(x_train), EPOCHS, MAX_LR)]}
+    callbacks = [bound, one_cycle(len(x_train), EPOCHS, MAX_LR)] if schedule == "one-cycle" else [bound]
     model = VAETransformer(
         100,
         hidden_layer_sizes=(128,),
@@ -327,8 +325,8 @@ def measure_bounds(x_train, x_test, init, schedule):
         batch_size=BATCH_SIZE,
         max_iter=EPOCHS,
         early_stopping=False,
+        callbacks=callbacks,
         random_state=0,
-        **params,
     )
     model.fit(x_train)
     return bound.bounds

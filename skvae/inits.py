@@ -15,13 +15,10 @@ class Init(Component):
 
     Attributes
     ----------
-    share : float
-        Share of the linear model in the density.
     weight_decay : float or "auto"
         Shrinkage of the networks' weights, times the number of rows.
     """
 
-    share: float = 0.0
     weight_decay: float | str = 0.0
 
 

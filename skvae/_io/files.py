@@ -161,7 +161,7 @@ def _kept(values, left_out):
     """Parameters or attributes without callbacks and random streams, whose names are added to `left_out`."""
     kept = {}
     for name, value in values.items():
-        if name == "_skl_callbacks" or name == "callbacks" or isinstance(value, np.random.RandomState):
+        if name in ("_skl_callbacks", "callbacks") or isinstance(value, np.random.RandomState):
             left_out += [name] if value else []
         else:
             kept[name] = value

@@ -15,9 +15,8 @@ from threadpoolctl import ThreadpoolController
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_FEW = (
-    2**31
-)  # multiplications: with fewer, a second core gains 1.7 times at most, and costs 3 to 40 times if it is busy
+# Multiplications: with fewer, a second core gains 1.7 times at most where it is idle, and costs 3 to 40 times if busy.
+_FEW = 2**31
 _OF_FLOATS = {torch.empty, torch.empty_strided, torch.zeros, torch.ones, torch.rand, torch.randn, torch.eye}
 _OF_FLOATS |= {torch.linspace, torch.logspace, torch.scalar_tensor}
 _OF_VALUES = {torch.tensor, torch.as_tensor, torch.asarray, torch.full, torch.arange, torch.range}

@@ -8,8 +8,6 @@ import textwrap
 from functools import lru_cache
 from numbers import Integral, Real
 
-import numpy as np
-
 from .._fast.optimizers import optimizer_of
 from .._fast.optimizers import shown as optimizer_shown
 from .._model.build import REGISTRIES, layer_sizes, resolve
@@ -71,7 +69,7 @@ def _alike(value):
         return {name: _alike(value[name]) for name in sorted(value)}
     if isinstance(value, (list, tuple)):
         return tuple(map(_alike, value))
-    return float(value) if isinstance(value, Real) and not isinstance(value, (bool, np.bool_)) else value
+    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
 
 
 @lru_cache
