@@ -44,7 +44,7 @@ BLOCK = 500  # test images that are scored before the result is written down
 EMA_DECAY = 0.97  # of every fit
 N_SEEN = 1_000  # test images that choices were made on
 KEYS, VALUES = (
-    ("row",),
+    ("row", "device"),
     ("paper", "published", "required", "nll", "nll_unseen", "standard_error", "minutes", "budget", "epochs", "active"),
 )
 
@@ -246,6 +246,7 @@ def run_row(name, args):
     print(f"{name}: {nll:.2f} nats ({N_DRAWS} draws, bits of seed {TEST_SEED}), {minutes:.1f} core minutes of training")
     Results(args.out / "papers.csv", KEYS, VALUES, keep=True).add(
         name,
+        vae.net_.device.partition(":")[0],
         paper=row.paper,
         published=row.published,
         required=row.required,
@@ -280,13 +281,14 @@ def run_samples(args):
 
 
 def summary(args):
-    """Print the table of docs/benchmarks.rst."""
+    """Print the tables of docs/benchmarks.rst, one for each kind of device."""
     path = args.out / "papers.csv"
     if not path.exists():
         return
-    rows = pd.read_csv(path).set_index("row")
     head = ("row", "published", "required", "ours", "unseen images", "core minutes", "epochs")
-    print_table(head, [cells_of(rows.loc[name]) for name in ROWS if name in rows.index])
+    for _, rows in pd.read_csv(path).groupby("device"):
+        rows = rows.set_index("row")
+        print_table(head, [cells_of(rows.loc[name]) for name in ROWS if name in rows.index])
 
 
 def cells_of(row):

@@ -76,6 +76,14 @@ def n_steps(monkeypatch):
     return sizes
 
 
+@pytest.fixture(autouse=True, scope="session")
+def auto_is_the_cpu():
+    """So that tests are the same everywhere; those of a GPU name it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.accelerator, "is_available", lambda: False)
+        yield
+
+
 @pytest.fixture
 def global_streams():
     """A function that returns the states of the global random streams, to be compared before and after."""

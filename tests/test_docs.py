@@ -172,14 +172,14 @@ def test_no_table_stands_outside_of_these_sections():
 
 def test_benchmarks_show_all_aims_of_speed(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    _, aims, _ = tables(section("Speed of a step"))
+    _, _, aims, _ = tables(section("Speed of a step"))
     assert len(aims) == len(importlib.import_module("speed").AIMS) + 1
 
 
 def test_benchmarks_have_every_row_of_the_papers():
-    (table,) = tables(section("The papers' numbers"))
+    shown = tables(section("The papers' numbers"))
     measured = (RESULTS / "papers.csv").read_text().splitlines()
-    assert len(table) == len(measured)  # no result is left out
+    assert sum(len(table) - 1 for table in shown) == len(measured) - 1  # no result is left out
 
 
 def test_architecture_names_what_is_there():

@@ -19,7 +19,7 @@ from scipy import sparse
 from skvae import Chunks, VAETransformer
 from skvae._data import rows as _rows
 
-SMALL = {"z_dim": 2, "hidden_layer_sizes": (16,), "n_draws": 5, "random_state": 0}
+SMALL = {"z_dim": 2, "hidden_layer_sizes": (16,), "n_draws": 5, "device": "cpu", "random_state": 0}
 STEPS = {"max_iter": 2, "early_stopping": False}
 CUTS = {"even": (0, 900, 1800), "uneven": (0, 300, 1800), "hardly any": (0, 7, 1800), "none": (0, 0, 1800)}
 CASES = {

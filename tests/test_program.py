@@ -155,7 +155,7 @@ FORK = """if True:
 
     def fit():
         params = {"batch_size": 2048, "hidden_layer_sizes": (512,), "max_iter": 2, "early_stopping": False}
-        return VAETransformer(5, random_state=0, **params).fit(X)  # large enough for two threads
+        return VAETransformer(5, device="cpu", random_state=0, **params).fit(X)  # large enough for two threads
 
     def work(_):
         return fit().score(X[:99]), vae.score(X[:99]), torch.get_num_threads()
@@ -204,7 +204,8 @@ SMALL_FIT = """if True:
     torch.set_num_threads(2)
     X = torch.randn(300, 60, generator=torch.Generator().manual_seed(0)).numpy()
     for size, batch_size in ((8, "auto"), (20_000, 300)):
-        VAETransformer(2, hidden_layer_sizes=(size,), batch_size=batch_size, max_iter=1, early_stopping=False).fit(X)
+        params = {"hidden_layer_sizes": (size,), "batch_size": batch_size, "device": "cpu"}
+        VAETransformer(2, max_iter=1, early_stopping=False, **params).fit(X)
     print(sorted(seen), torch.get_num_threads())
 """
 

@@ -106,8 +106,8 @@ class Rows:
 
 def _shuffled(x: Any, rows: Tensor, rng: torch.Generator) -> Tensor:
     """Indices of rows in the order of a pass: at random, or as a table that is not held can be read best."""
-    permutation = torch.randperm(len(rows), generator=rng)
-    return rows[permutation] if isinstance(x, Tensor) else x.order(rows, permutation)
+    permutation = torch.randperm(len(rows), generator=rng, device=rng.device)
+    return rows.to(rng.device)[permutation] if isinstance(x, Tensor) else x.order(rows, permutation.cpu())
 
 
 def whole(x: Any) -> Split:
@@ -162,19 +162,20 @@ def _positions(n_rows: int, n_batches: int, width: int) -> tuple[Tensor, Tensor]
     return positions.clamp(max=n_rows - 1), positions < ends[:, None]
 
 
-def _draws(shape: Sequence[int], n_steps: int, rng: torch.Generator, device: Any) -> Iterator[Tensor]:
+def _draws(shape: Sequence[int], n_steps: int, rng: torch.Generator) -> Iterator[Tensor]:
     """Standard normal draws of `shape` for each step, a block of steps at a time."""
     size = max(1, _MAX_ELEMENTS // math.prod(shape))
     for start in range(0, n_steps, size):
-        yield from torch.randn(min(size, n_steps - start), *shape, generator=rng).to(device)
+        yield from torch.randn(min(size, n_steps - start), *shape, generator=rng, device=rng.device)
 
 
 class TrainBatches:
     """Shuffled passes over the rows of all members, in steps of which each has about `batch_size` rows.
 
-    The noise comes with the batch, so that the step itself draws nothing; the streams belong to (seed, epoch), so that
-    epoch k is the same however training was cut into calls. All fields of a batch have a dimension of members before
-    that of rows. A pass has nearly equal batches: none of a single row where others are larger.
+    The noise comes with the batch, so that the step itself draws nothing; the streams belong to (seed, epoch), on the
+    device of the rows, so that epoch k is the same however training was cut into calls. All fields of a batch have a
+    dimension of members before that of rows. A pass has nearly equal batches: none of a single row where others are
+    larger.
     """
 
     def __init__(self, net: "Net", split: Split) -> None:
@@ -200,13 +201,13 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[tuple[Batch, None]]:
         net, x = self.net, self.split.x
-        rng, likelihood, device = generator(net.seed, len(net.history)), net.module_.likelihood, x.device
+        rng, likelihood = generator(net.seed, len(net.history), device=x.device), net.module_.likelihood
         n_members, n_draws = len(self.n_rows), net.criterion_.n_draws
         scale = net.input_noise
         shape = (1, self.width, net.z_dim) if n_draws == 1 else (n_draws, 1, self.width, net.z_dim)
         steps = self._of_one(_shuffled(x, self.split.train[0], rng)) if n_members == 1 else self._of_several(rng)
-        noise = _draws(shape, self.n_batches, rng, device)
-        blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng, device)
+        noise = _draws(shape, self.n_batches, rng)
+        blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng)
         for (rows, weight), eps in zip(steps, noise, strict=True):
             own, at = self.split.own(rows)
             fields = self.rows.take(own)
@@ -229,9 +230,9 @@ class TrainBatches:
     def _of_several(self, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """The same for several members, (n_members, width): shorter batches are filled up with rows that weigh 0."""
         indices, fills, positions, weight = self._places
-        order = torch.rand(indices.shape, generator=rng).masked_fill_(fills, 2.0).argsort(1)
+        order = torch.rand(indices.shape, generator=rng, device=rng.device).masked_fill_(fills, 2.0).argsort(1)
         rows = indices.gather(1, order.gather(1, positions)).view(len(indices), self.n_batches, self.width)
-        yield from zip(rows.transpose(0, 1).to(weight.device), weight, strict=True)
+        yield from zip(rows.transpose(0, 1), weight, strict=True)
 
     @cached_property
     def _places(self) -> tuple[Tensor, ...]:
@@ -241,7 +242,8 @@ class TrainBatches:
         positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in self.n_rows), strict=True)
         counts = torch.stack(inside, 1)
         weight = counts.float() / counts.sum(-1, keepdim=True).clamp(min=1)
-        return indices, row_weight == 0, torch.stack(positions).flatten(1), weight.to(self.split.x.device)
+        places = (indices, row_weight == 0, torch.stack(positions).flatten(1), weight)
+        return tuple(part.to(self.split.x.device) for part in places)
 
 
 def member(batch: Batch, i: int) -> Batch:

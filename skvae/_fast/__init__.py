@@ -1,1 +1,1 @@
-"""What is fast: hand-written gradients and bare optimizers in training, oneDNN's products at inference."""
+"""What is fast: hand-written gradients, graphs of steps, bare optimizers, and oneDNN's products at inference."""

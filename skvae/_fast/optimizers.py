@@ -2,6 +2,8 @@
 second."""
 
 import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,16 +24,21 @@ class _Bare:
         cls.step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it for its profiler
 
 
-class _Fused(_Bare):
+class Fused(_Bare):
     """Adam by its fused kernel, without the sorting of parameters by device and type that takes longer than a step."""
 
     _kernel: Any
 
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def is_fused(self) -> bool:
+        return all(group["fused"] and not group["amsgrad"] for group in self.param_groups)
+
     def step(self) -> None:
-        groups = self.param_groups  # type: ignore[attr-defined]
-        if not all(group["fused"] and not group["amsgrad"] for group in groups):
+        if not self.is_fused:
             return inspect.unwrap(super().step)(self)  # type: ignore[misc]
-        for group in groups:
+        for group in self.param_groups:
             self._step_group(group)
 
     def _step_group(self, group: dict[str, Any]) -> None:
@@ -53,11 +60,11 @@ class _Fused(_Bare):
         return state
 
 
-class Adam(_Fused, torch.optim.Adam):  # type: ignore[misc]  # `step` takes no closure
+class Adam(Fused, torch.optim.Adam):  # type: ignore[misc]  # `step` takes no closure
     _kernel = torch._fused_adam_
 
 
-class AdamW(_Fused, torch.optim.AdamW):  # type: ignore[misc]
+class AdamW(Fused, torch.optim.AdamW):  # type: ignore[misc]
     _kernel = torch._fused_adamw_
 
 
@@ -95,3 +102,16 @@ def shown(given: Any) -> str:
     name = f"torch.optim.{kind.__name__}" if kind in BARE else getattr(kind, "__qualname__", repr(kind))
     written = ", ".join([name, *(f"{option}={value!r}" for option, value in options.items())])
     return f"functools.partial({written})" if options else name
+
+
+@contextmanager
+def at_rates(optimizer: torch.optim.Optimizer, rates: Sequence[Any]) -> Iterator[None]:
+    """Within this context the groups have these learning rates, numbers or tensors."""
+    own = [group["lr"] for group in optimizer.param_groups]
+    try:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, own, strict=True):
+            group["lr"] = rate

@@ -30,19 +30,17 @@ class Categorical(Likelihood):
         Number of levels of each column.
     """
 
+    columns: Tensor  # that each feature belongs to: (n_features,)
+
     def __init__(self, sizes: Sequence[int] = (2,)) -> None:
         super().__init__()
         self.sizes = sizes
-
-    def _columns(self, like: Tensor) -> Tensor:
-        """The column that each feature belongs to: (n_features,)."""
-        sizes = torch.tensor(list(self.sizes), device=like.device)
-        return torch.repeat_interleave(torch.arange(len(sizes), device=like.device), sizes)
+        columns = torch.arange(len(sizes)).repeat_interleave(torch.tensor(list(sizes)))
+        self.register_buffer("columns", columns, persistent=False)  # parameters say it
 
     def _of_column(self, values: Tensor, function: str) -> Tensor:
         """For each feature the sum ("sum") or the largest ("amax") of its column's values."""
-        columns = self._columns(values)
-        index = columns.expand(values.shape)
+        index = self.columns.expand(values.shape)
         found = values.new_zeros(*values.shape[:-1], len(self.sizes))
         return found.scatter_reduce(-1, index, values, function, include_self=False).gather(-1, index)
 

@@ -1,5 +1,7 @@
 """Random streams of our own: neither torch's nor numpy's global stream is read or moved."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,9 +10,10 @@ INIT_STREAM, SCORE_STREAM, SPLIT_STREAM, VALIDATION_STREAM = range(2**31, 2**31 
 EPOCH_STREAM, PRIOR_STREAM, AGGREGATE_STREAM, CALIBRATION_STREAM = range(2**31 + 4, 2**31 + 8)
 
 
-def generator(seed: int, *key: int) -> torch.Generator:
-    """An own stream for each (seed, key)."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0] >> 1))
+def generator(seed: int, *key: int, device: Any = "cpu") -> torch.Generator:
+    """An own stream for each (seed, key), drawn on a device."""
+    state = np.random.SeedSequence([seed, *key]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> 1))
 
 
 def subsample(rows: int | np.ndarray | Tensor, n_rows: int, seed: int | list[int]) -> np.ndarray:

@@ -21,6 +21,7 @@ from .._data.blocks import memory_advice, units_of
 from .._data.split import Rows, Split, TrainBatches, member, tensor_of, whole
 from .._fast.gradient import FastELBO, fast_elbo
 from .._fast.optimizers import BARE, optimizer_of
+from .._fast.replay import Replay
 from .._io.portable import to_bytes
 from .._model.component import Epochal
 from .._model.module import VAE
@@ -71,6 +72,7 @@ class Net(NeuralNet):
     stack_: Stack  # while training lasts, as the guard
     guard_: Guard
     fast_: FastELBO | None
+    replay_: Replay | None
     epochal_: list[Epochal]
 
     def __init__(
@@ -101,7 +103,7 @@ class Net(NeuralNet):
     def __getstate__(self) -> dict:
         with self.own_optimizer():
             state = vars(self).copy()
-        state |= {"stack_": None, "fast_": None, "guard_": None, "epochal_": [], "module": None}
+        state |= {"stack_": None, "fast_": None, "replay_": None, "guard_": None, "epochal_": [], "module": None}
         prefixes = (*self.cuda_dependent_attributes_, "callbacks", "criterion", "recipe_", "input_noise")
         names = [name for name in state if name.startswith(prefixes)]
         return state | {"tensors_": to_bytes({name: state.pop(name) for name in names})}
@@ -312,6 +314,7 @@ class Net(NeuralNet):
         self.epochal_ = [part for part in parts if isinstance(part, Epochal)]
         _, options = self.get_params_for_optimizer("optimizer", self.module_.named_parameters())
         self.optimizer_ = self.stack_.optimizer_from(own, self.optimizer, options)
+        self.replay_ = Replay(self) if Replay.covers(self) else None
         self.guard_ = Guard(self, split, self.schedule_)
         try:
             yield
@@ -324,7 +327,7 @@ class Net(NeuralNet):
     def _forget_training(self) -> None:
         """Set what there is only while training lasts."""
         self.stack_, self.guard_ = None, None  # type: ignore[assignment]
-        self.fast_, self.epochal_ = None, []
+        self.fast_, self.replay_, self.epochal_ = None, None, []
 
     @contextmanager
     def own_optimizer(self) -> Iterator[None]:
@@ -422,15 +425,20 @@ class Net(NeuralNet):
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """skorch's step without its closure and its `train()` at every batch, for all members."""
-        step = self.gradient(batch[0])
+        alone = not (self.is_shared or self.listens_["on_grad_computed"])
+        return (self.replay_ if self.replay_ and alone else self).step(batch[0], self.guard_.lr_factor)
+
+    def step(self, batch: Batch, factor: float) -> dict[str, Any]:
+        """Take a step at `factor` times the learning rate; returns what `gradient` does."""
+        step = self.gradient(batch)
         if self.is_shared:
             add_up([*self.stack_.whole_gradients, *step.values()])
         if self.listens_["on_grad_computed"]:
             for i, module in enumerate(self.stack_.members):
-                some = {"named_parameters": list(module.named_parameters()), "batch": (member(batch[0], i), None)}
+                some = {"named_parameters": list(module.named_parameters()), "batch": (member(batch, i), None)}
                 self.notify("on_grad_computed", **some, training=True)
             self.stack_.gather()
-        self.stack_.step(self.optimizer_, self.ema_decay, self.guard_.lr_factor)
+        self.stack_.step(self.optimizer_, self.ema_decay, factor)
         return step
 
     def gradient(self, batch: Batch) -> dict[str, Any]:
@@ -478,6 +486,8 @@ class Net(NeuralNet):
             return None if self.guard_.judge else self._validate(iterator or [])
         self.guard_.on_epoch_begin()
         self.stack_.freeze()
+        if self.replay_:
+            self.replay_.begin_epoch()
         self.listens_ = {hook: self._overridden(hook) for hook in (*_BATCH_HOOKS, "on_grad_computed")}
         per_batch, sums = any(self.listens_[hook] for hook in _BATCH_HOOKS), []
         try:

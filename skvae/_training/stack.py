@@ -7,14 +7,15 @@ and the average take one call a step for all of them, and what is written for st
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._fast.optimizers import at_rates
 from .._model.module import VAE
 from .processes import of_first
 
@@ -177,7 +178,8 @@ class Stack:
         """Take a step at `factor` times the learning rate, and the average with it."""
         flats, masks = [*self.wholes, *self.average_wholes], 2 * (self.trainable or [])
         kept = [(flat, flat.detach().clone(), trainable) for flat, trainable in zip(flats, masks, strict=False)]
-        with nullcontext() if factor == 1 else _rates_times(optimizer, factor):
+        rates = [group["lr"] * factor for group in optimizer.param_groups]
+        with nullcontext() if factor == 1 else at_rates(optimizer, rates):
             optimizer.step()
         for average, whole in zip(self.average_wholes, self.wholes, strict=True):
             average.lerp_(whole, 1 - decay)
@@ -260,16 +262,3 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
     """Set a parameter or buffer by its dotted name."""
     path, _, last = name.rpartition(".")
     setattr(module.get_submodule(path), last, value)
-
-
-@contextmanager
-def _rates_times(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
-    """Within this context the learning rates are `factor` times as large."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    try:
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * factor
-        yield
-    finally:
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
