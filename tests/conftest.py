@@ -1,6 +1,7 @@
 """Fixtures shared by the tests."""
 
 import os
+import signal
 from functools import partial
 
 os.environ["SCIPY_ARRAY_API"] = "1"  # before scikit-learn is imported, which otherwise skips a check
@@ -82,6 +83,14 @@ def auto_is_the_cpu():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.accelerator, "is_available", lambda: False)
         yield
+
+
+@pytest.fixture
+def press_ctrl_c():
+    """A function that does; a program that a shell has started in the background would ignore it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.fixture

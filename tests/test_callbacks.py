@@ -1,5 +1,4 @@
 import re
-import signal
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -359,23 +358,21 @@ def test_ctrl_c_while_validating(n_validations, early_stopping, n_rows, table, m
     assert np.isfinite(vae.transform(X)).all()
 
 
-class PressesCtrlC(Callback):
-    """As if the user did, while a callback is at work."""
-
-    def on_epoch_end(self, net, **kwargs):
-        if len(net.history) == 2:
-            signal.raise_signal(signal.SIGINT)
-
-
 class Stops(Callback):
     def on_epoch_end(self, net, **kwargs):
         if len(net.history) == 2:
             raise KeyboardInterrupt
 
 
-def test_ctrl_c_in_a_callback_is_no_wish_of_its_own(table):
+def test_ctrl_c_in_a_callback_is_no_wish_of_its_own(table, press_ctrl_c):
     """Python delivers a Ctrl-C between statements; a callback's wish to stop is a statement."""
-    vae = VAETransformer(2, max_iter=50, callbacks=[PressesCtrlC()], **SMALL)
+
+    class Interrupted(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            if len(net.history) == 2:
+                press_ctrl_c()
+
+    vae = VAETransformer(2, max_iter=50, callbacks=[Interrupted()], **SMALL)
     with pytest.raises(KeyboardInterrupt, match="as it stands, after 2 epoch"):
         vae.fit(table())
     assert np.isfinite(vae.score(table()))

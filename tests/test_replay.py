@@ -1,7 +1,5 @@
 """Graphs of training steps: what must come of them is told by steps that are taken one by one."""
 
-import signal
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -186,13 +184,13 @@ def test_calls_of_partial_fit_on_a_gpu_are_one_training(table):
 
 
 @needs_gpu
-def test_ctrl_c_on_a_gpu_leaves_a_model(table):
-    class PressesCtrlC(Callback):
+def test_ctrl_c_on_a_gpu_leaves_a_model(table, press_ctrl_c):
+    class Interrupted(Callback):
         def on_epoch_end(self, net, **kwargs):
             if len(net.history) == 4:
-                signal.raise_signal(signal.SIGINT)
+                press_ctrl_c()
 
-    vae = VAETransformer(2, device="cuda", max_iter=50, callbacks=[PressesCtrlC()], early_stopping=False, **SMALL)
+    vae = VAETransformer(2, device="cuda", max_iter=50, callbacks=[Interrupted()], early_stopping=False, **SMALL)
     with pytest.raises(KeyboardInterrupt, match="as it stands, after 4 epoch"):
         vae.fit(table())
     assert np.isfinite(vae.score(table()))
