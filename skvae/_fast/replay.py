@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,21 +70,23 @@ class Replay:
     def _made_for(self) -> Any:
         """What graphs hold: the optimizer's options, which are numbers there, and where in memory its state is."""
         options = [{**group, "params": None, "lr": None} for group in self.optimizer.param_groups]
-        return (
-            self.net.ema_decay,
-            options,
-            [part.data_ptr() for state in self.optimizer.state.values() for part in state.values()],
-        )
+        places = [part.data_ptr() for state in self.optimizer.state.values() for part in state.values()]
+        return self.net.ema_decay, options, places
 
     def step(self, batch: Batch, factor: float) -> dict[str, Tensor]:
         """Take a step at `factor` times the learning rate, as `Net.step` does."""
-        kind = _kind(batch)
+        kind, rates = _kind(batch), [float(np.float32(factor * group["lr"])) for group in self.optimizer.param_groups]
         self.n_seen[kind] += 1
         if self.n_seen[kind] <= _LEAST_STEPS or self.net.stack_.trainable or not self.optimizer.is_fused:
-            return self.net.step(batch, factor)
+            return self.take(batch, rates)
         if kind not in self.steps:
             self.steps[kind], self.made_for = _Step(self, batch), self._made_for()
-        return self.steps[kind](batch, [factor * group["lr"] for group in self.optimizer.param_groups])
+        return self.steps[kind](batch, rates)
+
+    def take(self, batch: Batch, rates: list[Any]) -> dict[str, Tensor]:
+        """Take a step at these learning rates, numbers that float32 has, or tensors."""
+        with at_rates(self.optimizer, rates):
+            return self.net.step(batch, 1.0)
 
 
 def _kind(batch: Batch) -> Any:
@@ -99,12 +102,7 @@ class _Step:
         static = replace(batch, **self.inputs)  # type: ignore[arg-type]
         self.rates = [batch.x.new_zeros(()) for _ in owner.optimizer.param_groups]
         self.values: list[float] = []
-
-        def work() -> dict[str, Tensor]:
-            with at_rates(owner.optimizer, self.rates):
-                return owner.net.step(static, 1.0)
-
-        self.result, self.replay = captured(work, owner.pool)
+        self.result, self.replay = captured(lambda: owner.take(static, self.rates), owner.pool)
 
     def __call__(self, batch: Batch, values: list[float]) -> dict[str, Tensor]:
         for name, part in _tensors(batch).items():
