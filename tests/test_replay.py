@@ -1,5 +1,7 @@
 """Graphs of training steps: what must come of them is told by steps that are taken one by one."""
 
+from itertools import chain
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,12 +9,16 @@ import torch
 from sklearn.datasets import load_iris
 from sklearn.exceptions import ConvergenceWarning
 from skorch.callbacks import Callback, LRScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from skvae import VAETransformer, load
 from skvae._fast import replay
 from skvae._fast.optimizers import Fused
 from skvae._fast.replay import Replay
 from skvae.architectures import Conv
+from skvae.inits import LinearInit
+from skvae.likelihoods import Gaussian
 from skvae.objectives import DReG
 from skvae.priors import Flow
 
@@ -20,20 +26,54 @@ SMALL = {"hidden_layer_sizes": (8,), "batch_size": 16, "random_state": 0}
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
 
 
+def tensors(values):
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the operations of a step, with the tensors and the numbers that they take and give."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, result))
+        return result
+
+    @torch.inference_mode()
+    def replay(self):
+        """Do them over again in the same memory. As in a CUDA graph, no line of Python is."""
+        for function, args, kwargs, result in self.calls:
+            taken = {part.untyped_storage().data_ptr() for part in tensors((args, kwargs))}
+            for old, new in zip(tensors(result), tensors(function(*args, **kwargs)), strict=True):
+                if old.untyped_storage().data_ptr() not in taken:  # else it is a view, or was written in place
+                    old.copy_(new)
+
+
 @pytest.fixture
 def graphs(monkeypatch):
-    """Graphs that any machine has: what is done over again is the work itself. A list of all that were captured."""
-    made = []
+    """Graphs that any machine has. A list of all that were captured."""
+    made, nets, init = [], [], Replay.__init__
 
-    def captured(work, pool):
-        result = {}
-        made.append(result)
-        return result, lambda: result.update(work())
+    def captured(work, stream):
+        """Record the step, which is taken, and take it back: a capture takes none."""
+        stack, optimizer = nets[-1].stack_, nets[-1].optimizer_
+        states = chain.from_iterable(state.values() for state in optimizer.state.values())
+        kept = [(part, part.detach().clone()) for part in (*stack.wholes, *stack.average_wholes, *states)]
+        assert len(kept) > 2 * len(stack.wholes)
+        with Recorder() as recorder:
+            result = work()
+        for part, before in kept:
+            part.data.copy_(before)
+        made.append(recorder)
+        return result, recorder.replay
 
     monkeypatch.setattr(replay, "captured", captured)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    by_hand = staticmethod(lambda net: net.fast_ is not None and isinstance(net.optimizer_, Fused))
-    monkeypatch.setattr(Replay, "covers", by_hand)
+    monkeypatch.setattr(replay, "own_stream", lambda device: None)
+    monkeypatch.setattr(Replay, "__init__", lambda self, net: (nets.append(net), init(self, net))[1])
+    monkeypatch.setattr(Replay, "covers", lambda net: net.fast_ is not None and isinstance(net.optimizer_, Fused))
     return made
 
 
@@ -41,75 +81,137 @@ def weights(vae):
     return torch.nn.utils.parameters_to_vector(vae.net_.module_.parameters()).detach().cpu()
 
 
-class Sets(Callback):
-    """Sets an option of the optimizer when the third epoch begins."""
+def one_by_one(monkeypatch):
+    monkeypatch.setattr(replay, "_LEAST_STEPS", 10**6)
 
-    def __init__(self, **options):
-        self.options = options
+
+class Sets(Callback):
+    """Sets attributes of the net, or options of its optimizer, in the third epoch."""
+
+    def __init__(self, **values):
+        self.values = values
 
     def on_epoch_begin(self, net, **kwargs):
         if len(net.history) == 3:
-            for group in net.optimizer_.param_groups:
-                group.update(self.options)
+            self.set(net)
+
+    def set(self, net):
+        for name, value in self.values.items():
+            if hasattr(net, name) and name != "lr":
+                setattr(net, name, value)
+            else:
+                for group in net.optimizer_.param_groups:
+                    group[name] = value
+
+
+class SetsInMidEpoch(Sets):
+    def on_epoch_begin(self, net, **kwargs):
+        self.n_batches = 0
+
+    def on_batch_begin(self, net, **kwargs):
+        self.n_batches += 1
+        if len(net.history) == 2 and self.n_batches == 2:
+            self.set(net)
 
 
 class Freezes(Callback):
     def on_epoch_begin(self, net, **kwargs):
-        if len(net.history) == 3:
-            net.module_.encoder.requires_grad_(False)
+        net.module_.encoder.requires_grad_(len(net.history) != 3)
 
 
-@pytest.mark.parametrize(
-    ("callbacks", "n_graphs"),
-    [
-        ([], 1),
-        ([LRScheduler("ExponentialLR", gamma=0.7)], 1),
-        ([Sets(lr=0.03)], 1),
-        ([Sets(betas=(0.5, 0.9))], 2),
-        ([Sets(fused=False)], 1),
-        ([Freezes()], 1),
-    ],
-    ids=["plain", "rates fall", "another rate", "other options", "another algorithm", "frozen"],
-)
-def test_replayed_steps_are_those_that_were_captured(callbacks, n_graphs, table, graphs, monkeypatch):
+OneCycle = torch.optim.lr_scheduler.OneCycleLR
+CASES = {
+    "plain": ([], {}, 1),
+    "two sizes of batches": ([], {"batch_size": 15}, 2),
+    "rates fall": ([LRScheduler("ExponentialLR", gamma=0.7)], {}, 1),
+    "another rate": ([Sets(lr=0.03)], {}, 1),
+    "other options": ([Sets(betas=[0.5, 0.9])], {}, 2),
+    "other options in mid-epoch": ([SetsInMidEpoch(weight_decay=0.5)], {"batch_size": 15}, 3),  # one of them before
+    "options of each step": ([LRScheduler(OneCycle, max_lr=0.02, total_steps=48, step_every="batch")], {}, 0),
+    "another average": ([Sets(ema_decay=0.5)], {}, 2),
+    "another algorithm": ([Sets(fused=False)], {}, 1),
+    "frozen for an epoch": ([Freezes()], {}, 1),
+    "both phases": ([], {"early_stopping": True, "n_iter_no_change": 2}, 4),  # of batches of 14 and of 15
+    "folds": ([], {"early_stopping": "cv"}, 2),
+    "feature noise": ([], {"likelihood": Gaussian("feature"), "prior": "standard_normal"}, 1),
+}
+
+
+@pytest.mark.parametrize(("callbacks", "params", "n_graphs"), CASES.values(), ids=CASES)
+def test_replayed_steps_are_those_taken_one_by_one(callbacks, params, n_graphs, table, graphs, monkeypatch):
     X = table(n_rows=128)
-    params = SMALL | {"max_iter": 5, "early_stopping": False, "callbacks": callbacks}
+    params = SMALL | {"max_iter": 6, "early_stopping": False, "callbacks": callbacks} | params
     replayed = VAETransformer(2, **params).fit(X)
     assert len(graphs) == n_graphs
-    monkeypatch.setattr(replay, "_LEAST_STEPS", 1000)
-    one_by_one = VAETransformer(2, **params).fit(X)
+    one_by_one(monkeypatch)
+    expected = VAETransformer(2, **params).fit(X)
     assert len(graphs) == n_graphs
-    assert torch.equal(weights(replayed), weights(one_by_one))
-    assert replayed.net_.history[:, "train_loss"] == one_by_one.net_.history[:, "train_loss"]
+    assert torch.equal(weights(replayed), weights(expected))
+    assert np.array_equal(replayed.score_samples(X), expected.score_samples(X))
+    assert replayed.net_.history[:, "train_loss"] == expected.net_.history[:, "train_loss"]
 
 
-def test_a_whole_fit_with_its_folds_and_phases_is_replayed(graphs, n_steps):
-    """A graph for each phase: noise on the encoder's inputs is a field of the first one's batches."""
+@pytest.mark.parametrize("columns", [{}, {"condition_features": ["kind"]}, {"marginal": "standardize"}])
+def test_tables_of_words_and_holes_are_replayed(columns, graphs, monkeypatch):
+    X, params = frame(200), {"max_iter": 5, "early_stopping": False, **SMALL, **columns}
+    replayed = VAETransformer(2, **params).fit(X).score_samples(X)
+    assert len(graphs) == 2  # batches of 15 and 16
+    one_by_one(monkeypatch)
+    assert np.array_equal(replayed, VAETransformer(2, **params).fit(X).score_samples(X))
+
+
+def test_phases_whose_batches_have_the_same_fields_have_graphs_of_their_own(table, graphs, monkeypatch):
+    """Without a linear model in the density there is no noise; the first phase balances gradients all the same."""
+    X, params = table(n_rows=1100), {"init": LinearInit(share=0), "max_iter": 8, "early_stopping": True}
+    params |= {"hidden_layer_sizes": (8,), "batch_size": 66, "random_state": 0}  # 15 batches of 66
+    replayed = VAETransformer(3, **params).fit(X)
+    assert len(graphs) == 2
+    one_by_one(monkeypatch)
+    assert torch.equal(weights(replayed), weights(VAETransformer(3, **params).fit(X)))
+
+
+def test_a_default_fit_has_a_graph_for_each_phase(graphs):
+    """Noise on the encoder's inputs is a field of the first phase's batches."""
     X = load_iris().data
-    score = VAETransformer(2, random_state=0).fit(X).score(X)
-    assert len(graphs) == 2
-    assert np.isfinite(score)
-
-
-def test_batches_of_two_sizes_have_graphs_of_their_own(table, graphs):
-    VAETransformer(2, max_iter=40, early_stopping=False, **SMALL).fit(table(n_rows=40))  # batches of 13, 13 and 14
+    assert np.isfinite(VAETransformer(2, random_state=0).fit(X).score(X))
     assert len(graphs) == 2
 
 
-def test_an_epoch_that_is_undone_takes_its_graph_with_it(table, graphs, monkeypatch):
-    """The optimizer begins anew then, in other memory."""
-    X, step, calls = table(n_rows=128), Replay.step, []
+@pytest.mark.parametrize("at", [{4}, {20}, {3, 6, 9, 12}], ids=["early", "late", "again and again"])
+def test_an_epoch_that_is_undone_ends_its_graphs(at, table, graphs, monkeypatch):
+    """The optimizer begins anew then, in other memory, and makes its state before a step is captured."""
+    X, step = table(n_rows=48), Replay.step
 
     def diverging(self, batch, factor):
         terms = step(self, batch, factor)
         calls.append(1)
-        return {name: part * torch.nan for name, part in terms.items()} if len(calls) == 20 else terms
+        return {name: part * torch.nan for name, part in terms.items()} if len(calls) in at else terms
 
     monkeypatch.setattr(Replay, "step", diverging)
-    with pytest.warns(ConvergenceWarning, match="Training diverged"):
-        vae = VAETransformer(2, max_iter=6, early_stopping=False, **SMALL).fit(X)
-    assert len(graphs) == 2
-    assert vae.n_iter_ == 6
+    found = []
+    for replays in (True, False):
+        calls = []
+        if not replays:
+            one_by_one(monkeypatch)
+        with pytest.warns(ConvergenceWarning, match="Training diverged"):
+            found.append(VAETransformer(2, max_iter=30, early_stopping=False, **SMALL).fit(X))
+    assert graphs
+    assert torch.equal(*map(weights, found))
+
+
+def test_a_step_that_cannot_be_captured_is_taken(table, graphs, monkeypatch):
+    X, params = table(n_rows=64), {"max_iter": 5, "early_stopping": False, **SMALL}
+    tries = []
+
+    def fails(work, stream):
+        tries.append(1)
+        raise replay._CannotCapture
+
+    monkeypatch.setattr(replay, "captured", fails)
+    found = VAETransformer(2, **params).fit(X)
+    assert len(tries) == 1
+    one_by_one(monkeypatch)
+    assert torch.equal(weights(found), weights(VAETransformer(2, **params).fit(X)))
 
 
 def test_callbacks_on_gradients_see_each_step(table, graphs):
@@ -133,31 +235,52 @@ def frame(n_rows):
     return X.mask(rng.random(X.shape) < 0.1).assign(kind=np.where(X["a"] + X["b"] > 0, "u", "v"), level=X["c"].round())
 
 
-ON_GPU = {
+REPLAYED = {
     "default": {},
     "last state": {"early_stopping": False},
-    "folds": {"early_stopping": "auto"},
+    "one fold": {"early_stopping": True},
+    "zeros and ones": {"likelihood": "bernoulli"},
     "counts": {"likelihood": "poisson"},
+    "spread counts": {"likelihood": "negative_binomial"},
+    "unit interval": {"likelihood": "continuous_bernoulli"},
     "vamp": {"prior": "vamp"},
-    "flow": {"prior": Flow(2)},
-    "convolutions": {"architecture": Conv((4, 4)), "likelihood": "gaussian"},
-    "other objective": {"objective": DReG(3)},
-    "other optimizer": {"optimizer": "rmsprop"},
+    "standard normal": {"prior": "standard_normal"},
+    "rates fall": {"callbacks": [LRScheduler("ExponentialLR", gamma=0.9)], "early_stopping": False},
+    "other options": {"callbacks": [Sets(betas=(0.5, 0.9))], "early_stopping": False},
 }
 
 
 @needs_gpu
-@pytest.mark.parametrize("params", ON_GPU.values(), ids=ON_GPU)
+@pytest.mark.parametrize("params", REPLAYED.values(), ids=REPLAYED)
 def test_a_fit_on_a_gpu_is_the_same_with_and_without_graphs(params, table, monkeypatch):
-    X = np.abs(table("poisson", n_rows=300, n_features=16))
+    X, made, captured = table("poisson", n_rows=300, n_features=16), [], replay.captured
+    if params.get("likelihood") in ("bernoulli", "continuous_bernoulli"):
+        X = X > 2 if params["likelihood"] == "bernoulli" else X / X.max()
+    monkeypatch.setattr(replay, "captured", lambda *args: (made.append(1), captured(*args))[1])
     params = {"device": "cuda", "random_state": 0} | params
-    scores = [VAETransformer(2, **params).fit(X).score_samples(X) for _ in range(2)]
-    monkeypatch.setattr(replay, "_LEAST_STEPS", 100_000)
-    one_by_one = VAETransformer(2, **params).fit(X).score_samples(X)
-    if "architecture" not in params:  # cuDNN's gradients of convolutions are not the same twice
-        assert np.array_equal(*scores)
-        assert np.array_equal(scores[0], one_by_one)
-    assert np.abs(np.mean(scores[0]) - np.mean(one_by_one)) < 0.5  # nats, a model that is trained alike
+    replayed = VAETransformer(2, **params).fit(X)
+    assert made
+    assert replayed.net_.replay_ is None
+    one_by_one(monkeypatch)
+    expected = VAETransformer(2, **params).fit(X)
+    assert np.array_equal(replayed.score_samples(X), expected.score_samples(X))
+    assert replayed.net_.history[:, "train_loss"] == expected.net_.history[:, "train_loss"]
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"prior": Flow(2)},
+        {"architecture": Conv((4, 4)), "likelihood": "gaussian"},
+        {"objective": DReG(3)},
+        {"optimizer": "rmsprop"},
+    ],
+)
+def test_what_has_no_graphs_is_trained_on_a_gpu(params, table):
+    X = table("poisson", n_rows=300, n_features=16)
+    on_gpu, on_cpu = (VAETransformer(2, device=device, random_state=0, **params).fit(X) for device in ("cuda", "cpu"))
+    assert on_gpu.score(X) == pytest.approx(on_cpu.score(X), abs=0.5)  # nats, of another training as good
 
 
 @needs_gpu
@@ -169,6 +292,14 @@ def test_a_table_of_words_and_holes_on_a_gpu(tmp_path):
     assert np.array_equal(load(tmp_path / "vae").score_samples(X), vae.score_samples(X))
     on_cpu = VAETransformer(2, device="cpu", random_state=0).fit(X)
     assert on_cpu.score(X) == pytest.approx(vae.score(X), abs=0.5)  # nats, of another training as good
+
+
+@needs_gpu
+def test_an_epoch_that_is_undone_on_a_gpu(table):
+    vae = VAETransformer(2, device="cuda", learning_rate=100.0, max_iter=30, early_stopping=False, **SMALL)
+    with pytest.warns(ConvergenceWarning, match="Training diverged"):
+        vae.fit(table(n_rows=48))
+    assert np.isfinite(vae.score(table(n_rows=48)))
 
 
 @needs_gpu

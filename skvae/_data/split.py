@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from .._model.module import VAE
-from .._system.random import SPLIT_STREAM, generator
+from .._system.random import SPLIT_STREAM, generator, uniform_like
 from .._training.processes import Shards, add_up
 from .batch import Batch
 from .holes import observed_cells
@@ -103,6 +103,10 @@ class Rows:
             found = {name: part.index_select(0, flat) for name, part in self.fields.items()}
         return {name: part.view(*rows.shape, part.shape[-1]) for name, part in found.items()}
 
+    def seen(self, fields: dict[str, Tensor]) -> Tensor:
+        """What the encoder sees of the rows that have these fields."""
+        return fields["seen"] if "seen" in fields else self.module.likelihood.inputs(fields["x"])
+
 
 def _shuffled(x: Any, rows: Tensor, rng: torch.Generator) -> Tensor:
     """Indices of rows in the order of a pass: at random, or as a table that is not held can be read best."""
@@ -162,20 +166,20 @@ def _positions(n_rows: int, n_batches: int, width: int) -> tuple[Tensor, Tensor]
     return positions.clamp(max=n_rows - 1), positions < ends[:, None]
 
 
-def _draws(shape: Sequence[int], n_steps: int, rng: torch.Generator) -> Iterator[Tensor]:
+def _draws(shape: Sequence[int], n_steps: int, rng: torch.Generator, device: Any) -> Iterator[Tensor]:
     """Standard normal draws of `shape` for each step, a block of steps at a time."""
     size = max(1, _MAX_ELEMENTS // math.prod(shape))
     for start in range(0, n_steps, size):
-        yield from torch.randn(min(size, n_steps - start), *shape, generator=rng, device=rng.device)
+        yield from torch.randn(min(size, n_steps - start), *shape, generator=rng, device=rng.device).to(device)
 
 
 class TrainBatches:
     """Shuffled passes over the rows of all members, in steps of which each has about `batch_size` rows.
 
     The noise comes with the batch, so that the step itself draws nothing; the streams belong to (seed, epoch), on the
-    device of the rows, so that epoch k is the same however training was cut into calls. All fields of a batch have a
-    dimension of members before that of rows. A pass has nearly equal batches: none of a single row where others are
-    larger.
+    device of the rows unless other processes have some of them, so that epoch k is the same however training was cut
+    into calls. All fields of a batch have a dimension of members before that of rows. A pass has nearly equal batches:
+    none of a single row where others are larger.
     """
 
     def __init__(self, net: "Net", split: Split) -> None:
@@ -201,20 +205,20 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[tuple[Batch, None]]:
         net, x = self.net, self.split.x
-        rng, likelihood = generator(net.seed, len(net.history), device=x.device), net.module_.likelihood
+        device = x.device if self.split.shards is None else "cpu"  # the same in all processes
+        rng, likelihood = generator(net.seed, len(net.history), device=device), net.module_.likelihood
         n_members, n_draws = len(self.n_rows), net.criterion_.n_draws
         scale = net.input_noise
         shape = (1, self.width, net.z_dim) if n_draws == 1 else (n_draws, 1, self.width, net.z_dim)
         steps = self._of_one(_shuffled(x, self.split.train[0], rng)) if n_members == 1 else self._of_several(rng)
-        noise = _draws(shape, self.n_batches, rng)
-        blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng)
+        noise = _draws(shape, self.n_batches, rng, x.device)
+        blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng, x.device)
         for (rows, weight), eps in zip(steps, noise, strict=True):
             own, at = self.split.own(rows)
             fields = self.rows.take(own)
             fields["x"] = likelihood.draw(fields["x"], rng)
             if scale is not None and net.in_first_phase:  # which may end in mid-epoch
-                seen = fields["seen"] if "seen" in fields else likelihood.inputs(fields["x"])
-                fields["seen"] = torch.addcmul(seen, next(blur)[:, at], scale)
+                fields["seen"] = torch.addcmul(self.rows.seen(fields), next(blur)[:, at], scale)
             eps = eps[..., at, :].expand(*eps.shape[:-3], n_members, -1, -1)
             yield Batch(**fields | net.phase, eps=eps, weight=weight[:, at]), None
 
@@ -230,7 +234,7 @@ class TrainBatches:
     def _of_several(self, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """The same for several members, (n_members, width): shorter batches are filled up with rows that weigh 0."""
         indices, fills, positions, weight = self._places
-        order = torch.rand(indices.shape, generator=rng, device=rng.device).masked_fill_(fills, 2.0).argsort(1)
+        order = uniform_like(indices, rng).masked_fill_(fills, 2.0).argsort(1)
         rows = indices.gather(1, order.gather(1, positions)).view(len(indices), self.n_batches, self.width)
         yield from zip(rows.transpose(0, 1), weight, strict=True)
 

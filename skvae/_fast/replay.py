@@ -7,6 +7,7 @@ their order, and the memory that they read and write: it is captured once for ea
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 ENABLED = True
 _LEAST_STEPS = 3  # of one kind that are taken first: they set up what a capture cannot, such as the optimizer's state
+_MOST_KINDS = 100  # of which steps are counted
+_OPTIONS = ("eps", "weight_decay", "maximize", "amsgrad", "fused")  # of Adam, beside the rate and betas
+_CAPTURING = Lock()  # a process captures one graph at a time
+
+
+class _CannotCapture(RuntimeError):
+    """A step that a graph cannot hold."""
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
@@ -29,12 +37,22 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def captured(work: Callable[[], Any], pool: Any) -> tuple[Any, Callable[[], None]]:
+def captured(work: Callable[[], Any], stream: Any) -> tuple[Any, Callable[[], None]]:
     """Return what `work` returns, and a function that does it over again in the same memory; it is not done yet."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads go on as they like
-        result = work()
+    graph, former = torch.cuda.CUDAGraph(), torch.cuda.current_stream(stream.device)
+    mode = "thread_local"  # what other threads do meanwhile is no error
+    try:
+        with _CAPTURING, torch.cuda.device(stream.device), torch.cuda.graph(graph, None, stream, mode):
+            result = work()
+    except RuntimeError as error:
+        torch.cuda.set_stream(former)
+        raise _CannotCapture from error
     return result, graph.replay
+
+
+def own_stream(device: Any) -> Any:
+    """A stream to capture on: torch's own for that is one of the whole process, and on one device."""
+    return torch.cuda.Stream(device)
 
 
 class Replay:
@@ -49,38 +67,24 @@ class Replay:
     def __init__(self, net: "Net") -> None:
         self.net: Any = net
         self.optimizer: Any = net.optimizer_
-        self.pool = torch.cuda.graph_pool_handle()  # of memory, which all graphs share
+        self.stream = own_stream(net.device)
         self.n_seen: Counter = Counter()
         self.steps: dict[Any, _Step] = {}
-        self.made_for: Any = None
+        self.can_capture = True
 
     @staticmethod
     def covers(net: "Net") -> bool:
         """Tell whether the net's steps can be captured: they never wait for the GPU, nor ask it for a value."""
-        on_gpu = torch.device(net.device).type == "cuda"
+        on_gpu = torch.device(net.device).type == "cuda" and torch.version.cuda is not None
         by_hand = net.fast_ is not None and net.fast_.prior is not None  # a prior of its own kind may do anything
         return ENABLED and on_gpu and by_hand and isinstance(net.optimizer_, Fused)
 
-    def begin_epoch(self) -> None:
-        """Forget the graphs if the optimizer has other options or another state than they were captured with."""
-        if self.steps and self.made_for != self._made_for():
-            self.n_seen.clear()
-            self.steps.clear()
-
-    def _made_for(self) -> Any:
-        """What graphs hold: the optimizer's options, which are numbers there, and where in memory its state is."""
-        options = [{**group, "params": None, "lr": None} for group in self.optimizer.param_groups]
-        places = [part.data_ptr() for state in self.optimizer.state.values() for part in state.values()]
-        return self.net.ema_decay, options, places
-
     def step(self, batch: Batch, factor: float) -> dict[str, Tensor]:
         """Take a step at `factor` times the learning rate, as `Net.step` does."""
-        kind, rates = _kind(batch), [float(np.float32(factor * group["lr"])) for group in self.optimizer.param_groups]
-        self.n_seen[kind] += 1
-        if self.n_seen[kind] <= _LEAST_STEPS or self.net.stack_.trainable or not self.optimizer.is_fused:
+        rates = [float(np.float32(factor * group["lr"])) for group in self.optimizer.param_groups]
+        kind = self._kind(batch)
+        if self.net.stack_.trainable or not (kind in self.steps or self._captures(kind, batch)):
             return self.take(batch, rates)
-        if kind not in self.steps:
-            self.steps[kind], self.made_for = _Step(self, batch), self._made_for()
         return self.steps[kind](batch, rates)
 
     def take(self, batch: Batch, rates: list[Any]) -> dict[str, Tensor]:
@@ -88,10 +92,28 @@ class Replay:
         with at_rates(self.optimizer, rates):
             return self.net.step(batch, 1.0)
 
+    def _kind(self, batch: Batch) -> Any:
+        """All that a graph holds as it was: shapes, options, which are numbers there, and where the optimizer's state
+        is in memory."""
+        shapes = tuple((name, part.shape) for name, part in _tensors(batch).items())
+        groups, states = self.optimizer.param_groups, self.optimizer.state.values()
+        options = [value for group in groups for value in (*group["betas"], *(group[name] for name in _OPTIONS))]
+        places = [part.data_ptr() for state in states for part in state.values()]
+        return shapes, batch.balanced, batch.for_map, self.net.ema_decay, *options, *places
 
-def _kind(batch: Batch) -> Any:
-    shapes = tuple((name, part.shape) for name, part in _tensors(batch).items())
-    return shapes, batch.balanced, batch.for_map
+    def _captures(self, kind: Any, batch: Batch) -> bool:
+        """Capture a step of this kind, if it has been seen often enough and a graph can hold it."""
+        if len(self.n_seen) > _MOST_KINDS:
+            self.n_seen.clear()
+        self.n_seen[kind] += 1
+        is_ready = self.n_seen[kind] > _LEAST_STEPS and self.optimizer.state and self.optimizer.is_fused
+        if not (is_ready and self.can_capture):
+            return False
+        try:
+            self.steps[kind] = _Step(self, batch)
+        except _CannotCapture:
+            self.can_capture = False
+        return self.can_capture
 
 
 class _Step:
@@ -102,7 +124,7 @@ class _Step:
         static = replace(batch, **self.inputs)  # type: ignore[arg-type]
         self.rates = [batch.x.new_zeros(()) for _ in owner.optimizer.param_groups]
         self.values: list[float] = []
-        self.result, self.replay = captured(lambda: owner.take(static, self.rates), owner.pool)
+        self.result, self.replay = captured(lambda: owner.take(static, self.rates), owner.stream)
 
     def __call__(self, batch: Batch, values: list[float]) -> dict[str, Tensor]:
         for name, part in _tensors(batch).items():

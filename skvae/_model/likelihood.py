@@ -96,7 +96,10 @@ class Likelihood(Component, ABC):
         return x
 
     def draw(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment a batch `x` (batch, n_features) for a step of training, or for validation; by default return `x`."""
+        """Augment a batch `x` (batch, n_features) for a step of training, or for validation; by default return `x`.
+
+        The generator may be on another device than `x`: draw with ``device=generator.device``, and move what is drawn.
+        """
         return x
 
     @abstractmethod

@@ -486,8 +486,6 @@ class Net(NeuralNet):
             return None if self.guard_.judge else self._validate(iterator or [])
         self.guard_.on_epoch_begin()
         self.stack_.freeze()
-        if self.replay_:
-            self.replay_.begin_epoch()
         self.listens_ = {hook: self._overridden(hook) for hook in (*_BATCH_HOOKS, "on_grad_computed")}
         per_batch, sums = any(self.listens_[hook] for hook in _BATCH_HOOKS), []
         try:
