@@ -168,7 +168,8 @@ class VAETransformer(
         The KL term in it: the reconstruction term is their difference.
     validation_scores_ : list of float or None
         What training was judged by last in each epoch, in nats per row and the units of X: the bound for held-out rows,
-        as mixed with the linear model as `score_samples` has it; with folds their mean.
+        as mixed with the linear model as `score_samples` has it; with folds their mean. NaN for epochs of a call that
+        held no rows out, None if there are no others.
     n_iter_ : int
         Number of epochs run. The state that is kept may be that of an earlier one.
     kl_per_unit_ : ndarray of shape (z_dim,)

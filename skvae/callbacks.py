@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from skorch.callbacks import Callback
 
+from ._data.split import Rows
 from ._system.random import subsample
 
 __all__ = ["SampleGrid"]
@@ -64,7 +65,8 @@ class Report(Callback):
 def _n_active(net, dataset):
     x, _ = dataset[subsample(len(dataset), REPORT_ROWS, net.seed)]
     with net.inference() as module:
-        mean, _ = module.encode(x)
+        rows = Rows(x, module)
+        mean, _ = module.encode_inputs(rows.seen(rows.take(torch.arange(len(x)))))
         return int(module.prior.active_units(mean).sum())
 
 
@@ -136,20 +138,20 @@ class SampleGrid(Callback):
         name = f"{self.n_steps_ // self.every:03d}"
         if self.grid != "reconstruction":
             draws = module.prior.sample(math.prod(self.shape), torch.Generator().manual_seed(self.seed))
-            self._save(net, module, draws.to(batch.x.device), name)
+            draws = draws.to(batch.x.device)
+            self._save(net, module, draws, draws.new_zeros(1, module.n_context), name)
         if self.grid != "prior":
-            mean, log_scale = module.encode(batch.x)
+            mean, log_scale = module.encode_batch(batch)
             eps = batch.eps.reshape(-1, *mean.shape)[0]  # the first draw of each row, if there are several
             z = mean + log_scale.exp() * eps
-            self._save(net, module, z, name + ("r" if self.grid == "both" else ""))
+            self._save(net, module, z, batch.context, name + ("r" if self.grid == "both" else ""))
 
-    def _save(self, net, module, z, name):
+    def _save(self, net, module, z, context, name):
         from matplotlib.image import imsave
 
         n_rows, n_columns = self.shape
-        z = z[: n_rows * n_columns]
-        typical = z.new_zeros(1, module.n_context) if module.n_context else None
-        mean = module.likelihood.mean(module.decode(z, typical)).cpu().numpy()
+        raw = module.decode(z, context if module.n_context else None)[: n_rows * n_columns]
+        mean = module.likelihood.mean(raw).cpu().numpy()
         offset, scale = net.units(mean.shape[1])
         flat = mean * scale + offset
         side = math.isqrt(flat.shape[1])

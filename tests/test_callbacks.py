@@ -141,6 +141,22 @@ def test_report_tells_the_validation_score(table, capsys):
     assert found == pytest.approx(vae.validation_scores_, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "params", [{}, {"condition_features": [3]}, {"condition_features": [3], "likelihood": "poisson"}]
+)
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_report_and_images_of_rows_with_holes_and_conditions(share, params, table, tmp_path, capsys):
+    """What the encoder sees has no holes, and conditions behind it."""
+    X = table("poisson", n_rows=80, n_features=4 if params else 3)
+    X[np.random.default_rng(0).random(X.shape) < share] = np.nan
+    grid = SampleGrid(tmp_path, every=2, grid="both", image_shape=(1, 3))
+    vae = VAETransformer(2, max_iter=2, verbose=1, callbacks=[grid], **SMALL, **params).fit(X)
+    reports = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Iteration")]
+    n_active = [int(re.search(r"active units = (\d)", line)[1]) for line in reports]
+    assert n_active[-1] == vae.active_units_.sum() > 0
+    assert imread(tmp_path / "000r.png").std() > 0
+
+
 @pytest.mark.parametrize("early_stopping", [False, True, "auto"])
 def test_nothing_is_printed_without_verbose(early_stopping, table, capsys):
     vae = VAETransformer(2, max_iter=3, **(SMALL | {"early_stopping": early_stopping}))

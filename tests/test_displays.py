@@ -112,10 +112,15 @@ def test_learning_curve_has_the_validation_loss_beside(early_stopping, table):
     assert best.get_label() == f"best: epoch {np.argmax(scores) + 1}"
 
 
-def test_learning_curve_is_as_long_as_the_longer_curve():
-    display = LearningCurveDisplay(loss=[3.0, 2.0], kl=[0.5, 1.0], validation_loss=[4.0, 3.0, 2.5, 2.6]).plot()
-    assert [len(line.get_xdata()) for line in display.lines_] == [2, 2, 2, 4]
-    assert display.axes_[0].get_xlim()[1] > 4
+def test_validation_stands_at_the_epochs_that_it_judged(table):
+    params = SMALL | {"early_stopping": False, "warm_start": True, "max_iter": 3}
+    vae = VAETransformer(2, **params).fit(table(n_rows=80))
+    assert vae.validation_scores_ is None
+    vae.set_params(early_stopping=True, max_iter=4).fit(table(n_rows=80))
+    scores = vae.validation_scores_
+    assert np.isnan(scores).tolist() == [True] * 3 + [False] * (vae.n_iter_ - 3)
+    best = LearningCurveDisplay.from_estimator(vae).axes_[0].lines[-1]
+    np.testing.assert_array_equal(xy(best)[:, 0], [np.nanargmax(scores) + 1, -np.nanmax(scores)])
 
 
 # Rows in latent space

@@ -12,12 +12,13 @@ from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
+from sklearn.utils._param_validation import InvalidParameterError
 
 from skvae import VAETransformer, load
 from skvae._data.marginals import fit_knots, from_scores, to_scores
 from skvae._data.table import Table
 from skvae._model.columns import Categorical, Columns, Ordinal
-from skvae.likelihoods import Bernoulli, Gaussian, Poisson
+from skvae.likelihoods import Bernoulli, Gaussian, Likelihood, Poisson
 from skvae.metrics import column_gains
 from skvae.objectives import ELBO
 from skvae.priors import Mixture, StandardNormal
@@ -203,6 +204,84 @@ def test_columns_have_likelihoods_of_their_own():
     assert vae.sample(50, noise=True, random_state=0)["visits"].dtype == frame["visits"].dtype
     with pytest.raises(ValueError, match="Negative values"):
         VAETransformer(**SMALL, likelihood={"size": "poisson"}).fit(frame)
+
+
+@pytest.mark.parametrize("likelihood", ["gausian", "auto", "ordinal", "flag", None, 3, Gaussian])
+def test_what_is_no_likelihood_of_a_column_is_refused(likelihood):
+    with pytest.raises(InvalidParameterError, match=r"'likelihood' parameter of VAETransformer.*for column 'size'"):
+        VAETransformer(**SMALL, likelihood={"size": likelihood}).fit(mixed())
+
+
+def test_categories_have_their_own_likelihood_and_truth_values_may_have_another():
+    for column in ("kind", "text"):
+        with pytest.raises(ValueError, match=f"names column '{column}', which holds categories"):
+            VAETransformer(**SMALL, likelihood={column: "gaussian"}).fit(mixed())
+    frame = mixed(holes=False)
+    vae = VAETransformer(**SMALL, likelihood={"flag": "bernoulli"}).fit(frame)
+    assert np.isfinite(vae.score(frame))
+    assert vae.sample(9, noise=True, random_state=0)["flag"].dtype == bool
+
+
+class Gamma(Likelihood):
+    """Positive numbers: of the values in the place of holes 0 would have no logarithm."""
+
+    n_raw = 2
+    stand_in = 1.0
+    non_negative = True
+
+    def start(self, x):
+        return torch.stack([x.mean(0).log(), torch.zeros(x.shape[1])])
+
+    def inputs(self, x):
+        return x.log()
+
+    def log_prob(self, raw, x):
+        rate, shape = (raw[..., i, :].clamp(-9, 9).exp() for i in (0, 1))
+        return shape * (shape / rate).log() + (shape - 1) * x.log() - shape / rate * x - torch.lgamma(shape)
+
+    def mean(self, raw):
+        return raw[..., 0, :].exp()
+
+    def sample(self, raw, generator):
+        return self.mean(raw)
+
+
+def test_a_likelihood_is_the_same_for_a_column_and_for_all():
+    X = np.random.default_rng(0).gamma(2, size=(200, 4))
+    X[np.random.default_rng(1).random(X.shape) < 0.1] = np.nan
+    params = SMALL | {"early_stopping": False, "init": "random", "prior": "standard_normal"}
+    one = VAETransformer(**params, likelihood=Gamma()).fit(X)
+    each = VAETransformer(**params, likelihood={i: Gamma() for i in range(4)}).fit(X)
+    assert each.loss_curve_ == pytest.approx(one.loss_curve_, rel=1e-4)  # sums of float32 in another order
+
+
+def test_columns_take_the_nearest_value_that_their_likelihood_takes():
+    likelihood = Columns([Gaussian(), Bernoulli()], [1, 2])
+    X = np.array([[5.0, 1.0, 0.5], [-3.0, 0.0, 1.0]])
+    assert likelihood.nearest(X) is X
+    np.testing.assert_array_equal(likelihood.nearest(X + 1e-9)[:, 1:].max(), 1.0)
+
+
+def test_bits_are_bits_beside_what_is_given():
+    X = np.random.default_rng(0).integers(0, 2, size=(80, 5)).astype(float)
+    given = np.random.default_rng(1).normal(size=(80, 1))
+    assert isinstance(VAETransformer(**SMALL, condition_features=[4]).fit(X).likelihood_, Bernoulli)
+    assert isinstance(VAETransformer(**SMALL, condition_features=[5]).fit(np.hstack([X, given])).likelihood_, Bernoulli)
+    assert isinstance(VAETransformer(**SMALL, condition_features=[0]).fit(np.hstack([given, X])).likelihood_, Bernoulli)
+    rows = np.hstack([given, X + given])
+    assert isinstance(VAETransformer(**SMALL, condition_features=[0]).fit(rows).likelihood_, Gaussian)
+
+
+def test_draws_have_no_holes_where_conditions_had():
+    rows = load_iris().data.copy()
+    rows[::2, 3] = np.nan
+    vae = VAETransformer(**SMALL, condition_features=[3]).fit(rows)
+    for params in ({}, {"noise": True}, {"given": {0: 5.0}}):
+        assert np.isfinite(vae.sample(99, random_state=0, **params)).all()
+    frame = mixed()
+    frame.loc[::3, "text"] = None
+    drawn = VAETransformer(**SMALL, condition_features=["text"]).fit(frame).sample(99, random_state=0)
+    assert drawn.drop(columns="text").notna().all(axis=None)
 
 
 def test_tables_in_searches_and_pipelines():

@@ -11,7 +11,7 @@ import torch
 from joblib import Parallel, delayed
 from scipy import sparse
 from sklearn.base import clone
-from sklearn.datasets import load_digits, load_wine
+from sklearn.datasets import load_digits, load_iris, load_wine
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
@@ -22,11 +22,12 @@ from torch import nn
 
 from skvae import VAETransformer, load
 from skvae._training.net import Net
-from skvae.architectures import MLP
+from skvae.architectures import MLP, Custom
 from skvae.inits import LinearInit
 from skvae.likelihoods import LIKELIHOODS, Bernoulli, ContinuousBernoulli, Gaussian, Likelihood
 from skvae.metrics import log_likelihood
 from skvae.objectives import ELBO
+from skvae.priors import Mixture, StandardNormal
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 10, "random_state": 0}
 WINE, DIGITS = load_wine().data, load_digits().data
@@ -1094,3 +1095,20 @@ def test_default_settings_work(table):
     independent = -0.5 * np.log(2 * np.pi * np.e * X.var(0)).sum()
     assert vae.score(X) > independent + 0.5
     assert vae.transform(X).shape == (120, 10)
+
+
+@pytest.mark.parametrize(
+    ("params", "prior"),
+    [
+        ({}, Mixture),
+        ({"hidden_layer_sizes": ()}, StandardNormal),
+        ({"hidden_layer_sizes": (), "architecture": "residual"}, StandardNormal),
+        ({"hidden_layer_sizes": (), "architecture": Custom(nn.Linear(4, 4), nn.Linear(2, 8))}, Mixture),
+        ({"objective": ELBO(beta=2)}, StandardNormal),
+        ({"objective": "iwae"}, Mixture),
+        ({"objective": "mmd"}, StandardNormal),
+    ],
+)
+def test_default_prior_is_a_mixture_where_networks_learn_a_bound(params, prior):
+    vae = VAETransformer(2, max_iter=1, early_stopping=False, **params).fit(load_iris().data)
+    assert type(vae.module_.prior) is prior

@@ -193,7 +193,11 @@ class Table:
             for column in columns:  # a table of bits, as an array of them
                 column.kind = "numeric"
         for name, likelihood in (likelihoods or {}).items():
-            _named(columns, name).likelihood = likelihood
+            column = _named(columns, name)
+            if column.kind == "categorical" and not _is_bool(column):
+                raise ValueError(f"`likelihood` names column {name!r}, which holds categories: they have their own.")
+            column.likelihood = likelihood
+            column.kind = "numeric" if column.kind == "categorical" else column.kind
         for name in conditions:
             _named(columns, name).given = True
         if all(column.given for column in columns):
@@ -301,6 +305,10 @@ class Table:
             else:
                 kinds[{"ordinal": "ordinal", "categorical": "categorical"}.get(column.marginal, "gaussian")].append(i)
         return {kind: places for kind, places in (kinds | {"context": context}).items() if places}
+
+    def modelled(self, values):
+        """The columns of values that are not given."""
+        return values[:, [not column.given for column in self.columns]] if self.n_context else values
 
     def features(self, values):
         """Return the features of values, before scaling, (n_samples, n_features), and the nats that each row's

@@ -185,20 +185,22 @@ class GenerationMixin:
 
     def _conditions(self, conditions, n_samples):
         """Return the conditions of that many rows, in the units of X: (n_samples, n_context), or None."""
-        model, table = self._fitted, self._table
-        n = model.vae.n_context
+        table, n = self._table, self._fitted.vae.n_context
         if conditions is not None and not n:
             raise ValueError("`conditions` are for a model with condition_features, and this one has none.")
         if not n:
             return None
         values = table.partial({} if conditions is None else conditions)
-        features = table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:]
-        return np.where(np.isnan(features), model.offset[-n:], features)
+        return self._typical(table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:])
 
     def _any_conditions(self, n_samples, random_state):
         """Draw the conditions of that many training rows, or None."""
         known = self._table.conditions
-        return None if known is None else known[random_state.randint(len(known), size=n_samples)]
+        return None if known is None else self._typical(known[random_state.randint(len(known), size=n_samples)])
+
+    def _typical(self, conditions):
+        """The conditions with means in the place of missing ones."""
+        return np.where(np.isnan(conditions), self._fitted.offset[-conditions.shape[1] :], conditions)
 
     def _sample_given(self, given, n_samples, rng, random_state):
         """Draws of what is not given, beside what is, in the container of X."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
+from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._data.blocks import ScaledRows, location_scale, scaled
@@ -44,7 +45,7 @@ from .._training.net import MAP_DIM, build_net, train
 from .._training.processes import Shards, is_first, n_processes, of_first, together
 from .._training.schedule import CROSS_FIT_ROWS, N_FOLDS, Schedule
 from ..callbacks import REPORT_ROWS, Report
-from ..likelihoods import LIKELIHOODS
+from ..likelihoods import LIKELIHOODS, Likelihood
 from ..priors import Mixture
 
 _OPTIONS = {"dtype": DTYPES, "ensure_all_finite": "allow-nan"}
@@ -181,8 +182,8 @@ class TrainingMixin:
         self.loss_curve_ = [-row["train_bound"] - shift for row in history if "train_bound" in row]
         self.kl_curve_ = [row["train_kl"] for row in history if "train_kl" in row]
         self.n_iter_ = len(self.loss_curve_)
-        scores = [row["valid_bound"] + shift for row in history if "valid_bound" in row]
-        self.validation_scores_ = scores or None
+        scores = [row.get("valid_bound", np.nan) + shift for row in history if "train_bound" in row]
+        self.validation_scores_ = None if np.isnan(scores).all() else scores
         seed, prior = self.net_.seed, self.module_.prior
         latents = np.hstack(self._fitted.encode(X[subsample(len(X), REPORT_ROWS, seed)]))
         if not fresh:
@@ -209,9 +210,10 @@ class TrainingMixin:
         super()._validate_params()
         for kind in REGISTRIES:
             given = getattr(self, kind)
-            for component in given.values() if isinstance(given, dict) else [given]:
-                if not isinstance(component, str):
-                    check_component(component)
+            if isinstance(given, dict):
+                _check_by_column(given)
+            elif not isinstance(given, str):
+                check_component(given)
         check_callbacks(self.callbacks)
         if callable(self.optimizer):
             check_optimizer(*optimizer_of(self.optimizer), self.learning_rate)
@@ -225,10 +227,10 @@ class TrainingMixin:
         table = Table.of_numbers(values, dtype_of(X)) if table is None else table
         table.look_at(values, self.marginal)
         likelihood = self.likelihood
+        if self._is_guessed and table.groups.keys() <= {"gaussian", "context"}:
+            likelihood = guess_likelihood(X, None if in_chunks else table.modelled(values))
         if not table.is_identity:
             likelihood = likelihood_of(table, likelihood)
-        elif self._is_guessed:
-            likelihood = guess_likelihood(X, None if in_chunks else values)
         features, gain = table.features(values)
         return self._check_values(features, likelihood, table.n_context), gain, likelihood, table
 
@@ -293,6 +295,18 @@ class TrainingMixin:
         if not self._is_guessed:
             check_parts(X, partial(likelihood.check, whom=f"{type(self).__name__} (likelihood={name!r})"))
         return X.finished_by(likelihood.nearest) if isinstance(X, RowSource) else likelihood.nearest(X)
+
+
+def _check_by_column(likelihoods):
+    """Refuse what is no likelihood of a column."""
+    for column, likelihood in likelihoods.items():
+        if isinstance(likelihood, Likelihood):
+            check_component(likelihood)
+        elif not (isinstance(likelihood, str) and likelihood in LIKELIHOODS):
+            raise InvalidParameterError(
+                f"The 'likelihood' parameter of VAETransformer must hold instances of Likelihood or names among "
+                f"{sorted(LIKELIHOODS)}. Got {likelihood!r} for column {column!r} instead."
+            )
 
 
 # The steps, as functions of an estimator and X
@@ -495,7 +509,8 @@ def prior_of(estimator):
     if not isinstance(estimator.prior, str) or estimator.prior != "auto":
         return estimator.prior
     objective = resolve("objective", estimator.objective)
-    is_linear = not isinstance(estimator.hidden_layer_sizes, str) and not np.size(estimator.hidden_layer_sizes)
+    architecture = resolve("architecture", estimator.architecture)
+    is_linear = architecture.is_linear(layer_sizes(estimator.hidden_layer_sizes, n_rows=0))
     is_normal = is_linear or not objective.is_bound or objective.kl_weight != 1
     return "standard_normal" if is_normal else Mixture(_N_COMPONENTS)
 

@@ -217,6 +217,10 @@ class Columns(Likelihood):
         for part, some in self.split():
             part.check(X[:, some], whom)
 
+    def nearest(self, X: np.ndarray) -> np.ndarray:
+        parts = [part.nearest(X[:, some]) for part, some in self.split()]
+        return X if all(np.shares_memory(part, X) for part in parts) else np.hstack(parts)
+
     def start(self, x: Tensor) -> Tensor:
         return torch.cat([self._padded(part.start(x[:, some])) for part, some in self.split()], -1)
 

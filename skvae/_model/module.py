@@ -105,7 +105,8 @@ class VAE(nn.Module):
         """`x` (batch, n_features) for the encoder and for the likelihood, where NaN stands for a missing cell."""
         x, context = self.parts(x)
         observed = ~x.isnan()
-        x = torch.where(observed, x, self.likelihood.stand_in)
+        parts = [(x[..., some], observed[..., some], part.stand_in) for part, some in self.likelihood.split()]
+        x = torch.cat([torch.where(seen, own, stand_in) for own, seen, stand_in in parts], -1)
         inputs = self.likelihood.inputs(x)
         if context is None:
             filled, spread = self.completer.complete(inputs, observed)

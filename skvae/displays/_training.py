@@ -21,9 +21,8 @@ class LearningCurveDisplay:
         Negative evidence lower bound of each epoch, in nats per row.
     kl : array-like of shape (n_epochs,)
         The KL term in it.
-    validation_loss : array-like of shape (n_validations,), default=None
-        Negative evidence lower bound of rows held out; more epochs than `loss` has where they come from a
-        cross-validation before the training on all rows.
+    validation_loss : array-like of shape (n_epochs,), default=None
+        Negative bound for held-out rows; NaN for an epoch in which none judged.
 
     Attributes
     ----------
@@ -106,7 +105,7 @@ class LearningCurveDisplay:
         return self
 
     def _plot_validation(self, ax, values):
-        style, best = {"color": COLORS[2], "linestyle": "--"}, int(np.argmin(values))
+        style, best = {"color": COLORS[2], "linestyle": "--"}, int(np.nanargmin(values))
         self.lines_ += ax.plot(np.arange(1, len(values) + 1), values, label="validation", **style)
         ax.plot(best + 1, values[best], marker="o", label=f"best: epoch {best + 1}", **(style | {"linestyle": "none"}))
         ax.legend()
