@@ -26,8 +26,8 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     ----------
     estimator : VAETransformer, default=None
         The model, of which a copy is fitted. None is a `VAETransformer` with its defaults and this `random_state`.
-    missing_values : float, default=numpy.nan
-        What stands for a missing cell in an array; in a DataFrame NaN, None and NA always do.
+    missing_values : float or None, default=numpy.nan
+        What stands for a missing cell in an array; None is as NaN. In a DataFrame NaN, None and NA always do.
     sample_posterior : bool, default=False
         Whether to draw from p(missing | observed), for multiple imputation, or take the mean.
     min_value, max_value : float or array-like of shape (n_features,), default=-inf, inf

@@ -217,7 +217,7 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         there, given the row's other columns. A column that fits the others loses about nothing, or less than that; one
         that takes the row out of the training data loses most. Columns share what they lose by not fitting each other,
         so the sum over a row has no meaning of its own. A cell that is missing loses nothing. Each column takes two
-        passes through the model, with `n_draws` of it.
+        passes through the model, each with the model's `n_draws` draws.
 
         Parameters
         ----------

@@ -81,7 +81,7 @@ class VAETransformer(
         beside them.
     condition_features : array-like of {int, str}, default=None
         Columns that are given and not modelled, such as the batch of a measurement: the encoder and the decoder see
-        them, the score is that of the other columns given these, and latent coordinates say what they do not.
+        them, the score is that of the other columns given these, and latent coordinates describe what these do not.
     prior : {"auto", "standard_normal", "mixture", "vamp", "flow"} or Prior, default="auto"
         Distribution of z, from `skvae.priors`, or an object of your own class derived from `skvae.priors.Prior`. All
         but "standard_normal" are learned; "flow" needs zuko. "auto" is a mixture of 50 normal distributions, since
@@ -101,15 +101,16 @@ class VAETransformer(
         its share in the density. "random" leaves the networks alone and draws their weights from a normal distribution
         with variance 2 / fan_in [3]_.
     learning_rate : float, default=8e-3
-        Step size of the optimizer. It rises over the first steps (50, in proportion where `max_iter` allows fewer or
-        more), is shorter in proportion for batches of fewer than 32 rows and for more than 2000 features, and where
-        training is judged by held-out rows it falls linearly to zero in the second phase (see Notes).
+        Step size of the optimizer. It rises over the first 50 steps, or 100 for a ``z_dim`` of 1 or 2 and 1000 rows or
+        more, and fewer where fewer rows than that have more than 2000 features. It is shorter in proportion for batches
+        of fewer than 32 rows and for more than 2000 features, and where training is judged by held-out rows it falls
+        linearly to zero in the second phase (see Notes).
     batch_size : int or "auto", default="auto"
         Rows per training step; "auto" is the power of two next to three times the root of the number of rows, at least
         64 and at most 256. A batch is never larger than the table.
     max_iter : int or "auto", default="auto"
         Most passes over the rows (epochs). "auto" allows 33 steps times the root of the number of rows, at least 330
-        and at most 2000, or on more than 8000 rows a quarter of a step a row up to 10,000; twice as many for a
+        and at most 10,000, and at most 2000 or a quarter of a step a row, whichever is more; twice as many for a
         ``z_dim`` of 1 or 2 and 1000 rows or more, and fewer where fewer rows than that have more than 2000 features;
         and at least 10 passes. More passes cost time and often give a better model.
     early_stopping : bool, "auto" or "cv", default="auto"
@@ -122,7 +123,7 @@ class VAETransformer(
         Share of the rows to hold out.
     n_iter_no_change : int or "auto", default="auto"
         Epochs without a rise of the validation score by `tol` after which a phase of training ends. "auto" is an eighth
-        of the steps that ``max_iter="auto"`` allows beside the least number of passes, at most 200.
+        of the optimizer steps of ``max_iter="auto"``, its least number of passes aside, and at most 200 steps.
     tol : float, default=1e-4
         Least rise of the validation score that counts, in nats per row.
     optimizer : {"adamw", "adam", "nadam", "rmsprop", "sgd"} or callable, default="adamw"
@@ -356,9 +357,10 @@ class VAETransformer(
         """Train for one more epoch on these rows, without held-out ones, as on a chunk of a larger table.
 
         Scaling and linear start come from the rows of all calls so far: while there are fewer than 1000 (or 5 for each
-        feature, if that is more), the model keeps them and starts anew each time that their number has doubled. Weight
-        decay is divided by the number of rows seen; a table that begins again, in the same order, is not counted
-        twice. Chunks should be in random order, as the first 1000 rows have to stand for the rest.
+        feature, if that is more, within ten million values), the model keeps them and starts anew each time that their
+        number has doubled. Weight decay is divided by the number of rows seen; a table that begins again, in the same
+        order, is not counted twice. Chunks should be in random order, as the first 1000 rows have to stand for the
+        rest.
 
         Calling it k times with the same X is the same, to the bit, as a `fit` with ``max_iter=k`` and
         ``early_stopping=False`` and the same likelihood: ``likelihood="auto"`` is "gaussian" here unless X is of dtype

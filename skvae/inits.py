@@ -31,12 +31,13 @@ class LinearInit(Init):
     ----------
     share : float, default=0.01
         Share of the linear model in the density that `score_samples` gives and ``sample(noise=True)`` draws from, where
-        the features are real-valued. No row then scores lower than ``log(share)`` below the linear model: far from the
-        training rows a network's output is arbitrary. 0 leaves the linear model out.
+        features are real-valued or columns of several kinds. No row then scores lower than ``log(share)`` below the
+        linear model: far from the training rows a network's output is arbitrary. 0 leaves the linear model out, and
+        with it the noise on the encoder's inputs in training.
     weight_decay : float or "auto", default="auto"
         Shrinkage of the networks' weights, divided by the number of rows as a prior's would be. "auto" is 100 for fewer
-        than 1000 rows and 300 from there on. Paths and biases are not shrunk, so that a strong decay leads back to the
-        linear model.
+        than 1000 training rows, those held out not counted, and 300 from there on. Paths and biases are not shrunk, so
+        that a strong decay leads back to the linear model.
 
     References
     ----------

@@ -153,7 +153,19 @@ class Gaussian(Likelihood):
         return loc + variance.sqrt() * normal_like(loc, generator)
 
 
-class Bernoulli(Likelihood):
+class _UnitInterval(Likelihood):
+    """Base of the likelihoods of values in [0, 1]."""
+
+    non_negative = True
+
+    def check(self, X: np.ndarray, whom: str) -> None:
+        check_unit_interval(X, whom)
+
+    def nearest(self, X: np.ndarray) -> np.ndarray:
+        return nearest_in_unit_interval(X)
+
+
+class Bernoulli(_UnitInterval):
     """Binary features; the raw output is the logit.
 
     Domain: {0, 1}. Grey values in [0, 1] are accepted, with the cross-entropy as their pseudo-likelihood: useful for
@@ -180,18 +192,10 @@ class Bernoulli(Likelihood):
 
     _parameter_constraints: ClassVar[dict[str, list]] = {"binarize": ["boolean"]}
 
-    non_negative = True
-
     def __init__(self, binarize: bool = False) -> None:
         super().__init__()
         self.binarize = binarize
         self.check_params()
-
-    def check(self, X: np.ndarray, whom: str) -> None:
-        check_unit_interval(X, whom)
-
-    def nearest(self, X: np.ndarray) -> np.ndarray:
-        return nearest_in_unit_interval(X)
 
     def start(self, x: Tensor) -> Tensor:
         return x.mean(0, keepdim=True, dtype=torch.float64).clamp(1e-3, 1 - 1e-3).logit().to(x.dtype)
@@ -238,7 +242,7 @@ class _ContinuousBernoulliLogProb(torch.autograd.Function):
         return (ctx.of.slope(logits, x) * grad).sum_to_size(logits.shape), grad_x, None
 
 
-class ContinuousBernoulli(Likelihood):
+class ContinuousBernoulli(_UnitInterval):
     """Density on the unit interval (Loaiza-Ganem & Cunningham, 2019); the raw output is the logit.
 
     Domain: [0, 1]. Density ``C(l) * exp(l * x) / (1 + exp(l))`` with ``C(l) = l / tanh(l / 2)`` (their equation 7,
@@ -255,7 +259,6 @@ class ContinuousBernoulli(Likelihood):
 
     _parameter_constraints: ClassVar[dict[str, list]] = {"noise_floor": [Interval(Real, 0, None, closed="neither")]}
 
-    non_negative = True
     min_curvature = 0.02  # at the middle of the interval it is 1 / 12
     _SERIES = 0.3  # below this |logit| the mean's closed form cancels, above it the series to l^5 is too short
 
@@ -263,12 +266,6 @@ class ContinuousBernoulli(Likelihood):
         super().__init__()
         self.noise_floor = noise_floor
         self.check_params()
-
-    def check(self, X: np.ndarray, whom: str) -> None:
-        check_unit_interval(X, whom)
-
-    def nearest(self, X: np.ndarray) -> np.ndarray:
-        return nearest_in_unit_interval(X)
 
     def start(self, x: Tensor) -> Tensor:
         target = x.mean(0, keepdim=True, dtype=torch.float64)
@@ -312,7 +309,7 @@ class ContinuousBernoulli(Likelihood):
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         logits = self.bounded(raw[..., 0, :])
         u = uniform_like(logits, generator)
-        size = logits.abs().clamp(min=1e-4)  # the inverse CDF below 1e-4 is u to float32's precision
+        size = logits.abs().clamp(min=1e-30)  # whatever is above 0
         draw = -torch.log1p(u * torch.expm1(-size)) / size  # decreasing density
         return torch.where(logits > 0, 1 - draw, draw).clamp(0, 1)
 

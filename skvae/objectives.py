@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ._data.batch import Batch
 from ._model.component import COUNT, Component
+from ._model.counts import LOG_2PI
 from ._model.module import VAE
 
 __all__ = ["ELBO", "IWAE", "MMD", "BetaTC", "DReG", "Objective"]
 
-_LOG_2PI = math.log(2 * math.pi)
 _MAX_ELEMENTS = 24_000  # pairs of rows, times units, that are worked out at once in small batches; more are slower
 
 _NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
@@ -136,7 +136,7 @@ class ELBO(Objective):
 def _log_normal(z: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """Log-density of each unit of N(mean, scale^2): shape of the arguments."""
     distance = (z - mean) * (-log_scale).exp()
-    return torch.addcmul(-log_scale - 0.5 * _LOG_2PI, distance, distance, value=-0.5)
+    return torch.addcmul(-log_scale - 0.5 * LOG_2PI, distance, distance, value=-0.5)
 
 
 class _ImportanceWeighted(Objective):

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ._model.component import COUNT, Component, Counts
+from ._model.counts import LOG_2PI
 from ._system.device import widest
 
 __all__ = ["Flow", "Mixture", "Prior", "StandardNormal", "VampPrior"]
 
-_LOG_2PI = math.log(2 * math.pi)
 _MOMENT_DRAWS = 2_500
 _NEGLIGIBLE = -50.0  # nats below the largest term: a sum does not change by it, even in float64
 _LEAST_SHARE = -60.0  # nats of a component's: a smaller one becomes a denormal number, which is slow to compute with
@@ -71,7 +71,7 @@ class Prior(Component, ABC):
         return self.kl(mean, log_scale, z)
 
     def _estimated_kl(self, log_scale: Tensor, log_prob: Tensor) -> Tensor:
-        negative_entropy = -(log_scale + 0.5 * (1 + _LOG_2PI)).sum(-1)
+        negative_entropy = -(log_scale + 0.5 * (1 + LOG_2PI)).sum(-1)
         return (negative_entropy - log_prob).unsqueeze(-1)
 
     def kl_gradient(
@@ -133,7 +133,7 @@ class StandardNormal(Prior):
     takes_members = True
 
     def log_prob(self, z: Tensor) -> Tensor:
-        return -0.5 * (z.square() + _LOG_2PI).sum(-1)
+        return -0.5 * (z.square() + LOG_2PI).sum(-1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         return torch.randn(n, self.z_dim, generator=generator, device=generator.device)
@@ -171,7 +171,7 @@ class _Joint:
         self.precision = (-2 * log_scale).exp()
         slope = loc * self.precision
         self.slopes = torch.cat([slope, -0.5 * self.precision], -1)  # (n_members, n_components, 2 * z_dim)
-        log_norm = torch.addcmul(log_scale, loc, slope, value=0.5).sum(-1) + 0.5 * _LOG_2PI * loc.shape[-1]
+        log_norm = torch.addcmul(log_scale, loc, slope, value=0.5).sum(-1) + 0.5 * LOG_2PI * loc.shape[-1]
         self.offset = (log_weight - log_norm).unsqueeze(-2)
 
     @staticmethod

@@ -51,7 +51,9 @@ SMALL = {"hidden_layer_sizes": (8,), "early_stopping": False, "random_state": 0}
 def net(make_vae):
     def make(seed=0, n_features=3, lr=1e-3, optimizer="adam"):
         module = make_vae(Gaussian("feature"), n_features, z_dim=2, hidden_layer_sizes=(16,))
-        return build_net(module, ELBO(), vae={}, optimizer=optimizer, weight_decay=0.0, lr=lr, seed=seed)
+        return build_net(
+            module, ELBO(), vae={"n_features": n_features}, optimizer=optimizer, weight_decay=0.0, lr=lr, seed=seed
+        )
 
     return make
 

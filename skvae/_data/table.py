@@ -143,7 +143,7 @@ class Column:
         return np.clip(np.round(values * unit) / unit, self.low, self.high)
 
     def cells(self, values):
-        """Return the cells of a frame: categories, dates or numbers, with None or NaN for missing ones."""
+        """Return cells: categories, with None for missing ones, or numbers as they are."""
         if self.kind == "categorical":
             return [None if np.isnan(value) else self.levels[int(value)] for value in values]
         return values.tolist()

@@ -79,8 +79,8 @@ class GenerationMixin:
         given : DataFrame, dict or array-like, default=None
             Cells that the rows are to have: some of the columns (a dict by their names, or by their places in an array,
             or an array with NaN elsewhere), of one row or of `n_samples`. The other cells are drawn given these, by
-            sampling and resampling, whatever `noise` is. `condition_features` that are not given are those of training
-            rows.
+            sampling and resampling, whatever `noise` and `latents` are. `condition_features` that are not given are
+            those of training rows.
         noise : bool, default=False
             Whether to draw x from p(x | z), as the model has it, or return E[x | z].
         latents : {"prior", "aggregate"}, default="prior"

@@ -124,7 +124,7 @@ class TrainingMixin:
         """Take X for a fit that goes on, whose parameters must be those that the model was made with."""
         asked = made_with(self.get_params(deep=False), self.likelihood_, self.net_.recipe_["vae"]["prior"])
         whose = "partial_fit" if one_epoch else "warm_start"
-        check_unchanged(getattr(self, "_made_with", {}), asked, whose, self.device, self.net_.device)
+        check_unchanged(self._made_with, asked, whose, self.device, self.net_.device)
         values, loss = self._check_rows(X)
         return Taken(values, -loss, self.likelihood_, self._table, asked, self.net_.seed)
 
@@ -384,7 +384,7 @@ def stream_before(estimator, X, fresh, one_epoch):
 
 def _net_to_go_on(estimator, asked):
     """The fitted net, with what was changed since and may be changed."""
-    net, then = estimator.net_, getattr(estimator, "_made_with", {})  # files of old have none
+    net, then = estimator.net_, estimator._made_with
     given = list(estimator.callbacks or ())
     if [id(callback) for callback in given] != [id(callback) for callback in net.given_callbacks_]:
         net.set_callbacks(shallow_copies(given))

@@ -135,8 +135,8 @@ class FastELBO:
     def __init__(self, stack: Stack, beta: float, last: int | None = None) -> None:
         self.stack, self.beta = stack, beta
         self.encoder, self.decoder = _Chain(stack, "encoder", last), _Chain(stack, "decoder", last)
-        self.beside = stack.members[0].linear_encoder is not None
-        if self.beside:
+        self.has_paths = stack.members[0].linear_encoder is not None
+        if self.has_paths:
             self.linear_encoder = _Layer(stack, "linear_encoder", last, has_bias=False)
             self.linear_decoder = _Layer(stack, "linear_decoder", last, has_bias=False)
         self.likelihood = stack.joined("likelihood", last)
@@ -198,25 +198,25 @@ class FastELBO:
         return kl[0], torch.stack(kl_mean), torch.stack(kl_log_scale)
 
     def _encode(self, inputs: Tensor, spread: Tensor | None) -> tuple[Tensor, Tensor]:
-        networks = self.encoder.forward(inputs.clamp(-MAX_INPUT, MAX_INPUT) if self.beside else inputs)
+        networks = self.encoder.forward(inputs.clamp(-MAX_INPUT, MAX_INPUT) if self.has_paths else inputs)
         mean, log_scale = (half.contiguous() for half in networks.chunk(2, dim=-1))  # strided tensors are slow
         if spread is not None:
             log_scale = log_scale + spread
-        return (self.linear_encoder.add(mean, inputs) if self.beside else mean), log_scale
+        return (self.linear_encoder.add(mean, inputs) if self.has_paths else mean), log_scale
 
     def _backward_encoder(self, inputs: Tensor, grad_mean: Tensor, grad_log_scale: Tensor) -> None:
         self.encoder.backward(torch.cat([grad_mean, grad_log_scale], dim=-1))
-        if self.beside:
+        if self.has_paths:
             self.linear_encoder.backward(inputs, grad_mean)
 
     def _decode(self, z: Tensor) -> Tensor:
-        if not self.beside:
+        if not self.has_paths:
             return self.decoder.forward(z)
         return self.linear_decoder.add(self.decoder.forward(z.clamp(-MAX_Z, MAX_Z)), z)
 
     def _backward_decoder(self, z: Tensor, grad: Tensor, passed: Tensor) -> Tensor:
         grad_z = self.decoder.layers[0].back(self.decoder.backward(grad, passed))
-        if self.beside:
+        if self.has_paths:
             self.linear_decoder.backward(z, grad)
             grad_z = _clamp_backward(grad_z, z, -MAX_Z, MAX_Z).add_(self.linear_decoder.back(passed))
         return grad_z

@@ -93,13 +93,13 @@ class FileMixin:
         check_is_fitted(self)
         if type(self).__module__.partition(".")[0] != __package__.partition(".")[0]:
             raise TypeError(_refusal("a class of your own", self))
-        params, net, left_out = self.get_params(deep=False), _net_state(self.net_), []
+        params, left_out = self.get_params(deep=False), []
         fitted = {name: value for name, value in vars(self).items() if name not in params and name != "net_"}
         model = {
             "class": type(self).__name__,
             "params": _kept(params, left_out),
             "fitted": _kept(fitted, left_out),
-            "net": net | {"recipe": _kept(net["recipe"], [])},
+            "net": _net_state(self.net_),
         }
         replace_file(path, _to_bytes(model))
         if left_out:
@@ -191,7 +191,7 @@ def _net_from(*, recipe, device, n_steps, gain, ema_decay, history, module, aver
     if not isinstance(recipe["objective"], Objective):
         raise ValueError(f"it trains {recipe['objective']!r}, which is no objective")
     net = build_net(build_vae(**recipe["vae"]), **recipe, device=device_here(device))
-    net.load_state(module)
+    net.module_.load_state_dict(module)
     net.average_.load_state_dict(average)
     net.optimizer_.load_state_dict(optimizer)
     net.n_steps_, net.gain_, net.ema_decay = n_steps, gain, ema_decay

@@ -26,8 +26,8 @@ def load(path):
     ------
     ValueError
         If `save` did not write the file, another version of its format did, the file was cut short or changed since, or
-        names something that skvae does not know. A digest over the whole file finds damage; that the file is from whom
-        you think it is from, it does not show.
+        names something that skvae does not know. A digest over the whole file finds damage; it does not prove who
+        wrote the file.
 
     See Also
     --------

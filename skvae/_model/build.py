@@ -118,7 +118,7 @@ def build_vae(
 
 
 def background_of(likelihood: Likelihood, n_features: int, z_dim: int) -> Background | None:
-    """The density beside the model, where features are real-valued."""
+    """The density beside the model, of a Gaussian or of columns of several kinds."""
     if isinstance(likelihood, Columns):
         first = int(likelihood.parts[0].is_normal)
         others = Columns(copy.deepcopy(likelihood.parts[first:]), likelihood.sizes[first:])

@@ -83,8 +83,8 @@ def _short(value):
 
 
 def has_changed(name, then, now):
-    """Tell whether a parameter is another than before; False if nothing is known of it."""
-    return name in then and then[name][0] != now[name][0]
+    """Tell whether a parameter is another than before."""
+    return then[name][0] != now[name][0]
 
 
 def check_unchanged(then, now, whose, device, net_device):

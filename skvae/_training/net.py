@@ -196,9 +196,9 @@ class Net(NeuralNet):
         return units_of(self.offset, self.scale, n)
 
     @property
-    def n_features(self) -> int | None:
+    def n_features(self) -> int:
         """Number of features that are modelled."""
-        return self.recipe_["vae"].get("n_features")
+        return self.recipe_["vae"]["n_features"]
 
     @property
     def mean_log_jacobian(self) -> float:
@@ -229,11 +229,6 @@ class Net(NeuralNet):
             row.update({name: False for name in row if name.endswith("_loss_best")})
             row.update({name: row[name] + shift for name in row.keys() & {"train_bound"}})
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from `state`, and average from there."""
-        self.module_.load_state_dict(state)
-        self.average_.load_state_dict(state)
-
     def training_state(self) -> dict:
         """Return all that training goes on from; the callbacks keep the rest."""
         parts = {**self.stack_.whole_state(), "optimizer": self.optimizer_.state_dict()}
@@ -256,7 +251,7 @@ class Net(NeuralNet):
             inner, rows = self.get_dataset(X.dataset), torch.as_tensor(X.indices)
             return Split(inner.x, [inner.train[0][rows]])
         x = tensor_of(X).to(self.device, torch.float32)
-        n_features = self.recipe_["vae"].get("n_features", x.shape[-1]) + self.module_.n_context
+        n_features = self.n_features + self.module_.n_context
         if x.ndim != 2 or x.shape[1] != n_features:
             raise ValueError(
                 f"The net takes rows of shape (n_samples, {n_features}), in the model's units: (X - net_.offset) / "
