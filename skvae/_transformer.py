@@ -321,8 +321,8 @@ class VAETransformer(
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Training data.
+        X : array-like, DataFrame, sparse matrix or Chunks of shape (n_samples, n_features)
+            Training data; NaN, None and NA are missing cells.
         y : Ignored
             Not used, present for API consistency by convention.
 
@@ -370,14 +370,14 @@ class VAETransformer(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Training data.
+            Rows to train on, as in `fit`.
         y : Ignored
             Not used, present for API consistency by convention.
 
         Returns
         -------
         self : VAETransformer
-            The fitted estimator.
+            The estimator, trained for one epoch more.
         """
         if hasattr(self, "net_"):
             self._validate_params()  # scikit-learn does so at the first call only

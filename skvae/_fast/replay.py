@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 ENABLED = True
 _LEAST_STEPS = 3  # of one kind that are taken first: they set up what a capture cannot, such as the optimizer's state
-_MOST_KINDS = 100  # of which steps are counted
 _OPTIONS = ("eps", "weight_decay", "maximize", "amsgrad", "fused")  # of Adam, beside the rate and betas
 _CAPTURING = Lock()  # a process captures one graph at a time
 
@@ -70,6 +69,7 @@ class Replay:
         self.stream = own_stream(net.device)
         self.n_seen: Counter = Counter()
         self.steps: dict[Any, _Step] = {}
+        self.made_for: Any = None
         self.can_capture = True
 
     @staticmethod
@@ -82,7 +82,8 @@ class Replay:
     def step(self, batch: Batch, factor: float) -> dict[str, Tensor]:
         """Take a step at `factor` times the learning rate, as `Net.step` does."""
         rates = [float(np.float32(factor * group["lr"])) for group in self.optimizer.param_groups]
-        kind = self._kind(batch)
+        self._forget_others()
+        kind = _kind(batch)
         if self.net.stack_.trainable or not (kind in self.steps or self._captures(kind, batch)):
             return self.take(batch, rates)
         return self.steps[kind](batch, rates)
@@ -92,28 +93,33 @@ class Replay:
         with at_rates(self.optimizer, rates):
             return self.net.step(batch, 1.0)
 
-    def _kind(self, batch: Batch) -> Any:
-        """All that a graph holds as it was: shapes, options, which are numbers there, and where the optimizer's state
-        is in memory."""
-        shapes = tuple((name, part.shape) for name, part in _tensors(batch).items())
+    def _forget_others(self) -> None:
+        """Forget the graphs that were made for other options, which are numbers in them, or for another state of the
+        optimizer in memory."""
         groups, states = self.optimizer.param_groups, self.optimizer.state.values()
         options = [value for group in groups for value in (*group["betas"], *(group[name] for name in _OPTIONS))]
-        places = [part.data_ptr() for state in states for part in state.values()]
-        return shapes, batch.balanced, batch.for_map, self.net.ema_decay, *options, *places
+        made_for = [self.net.ema_decay, *options, *(part.data_ptr() for state in states for part in state.values())]
+        if made_for != self.made_for:
+            self.n_seen.clear()
+            self.steps.clear()
+            self.made_for = made_for
 
     def _captures(self, kind: Any, batch: Batch) -> bool:
         """Capture a step of this kind, if it has been seen often enough and a graph can hold it."""
-        if len(self.n_seen) > _MOST_KINDS:
-            self.n_seen.clear()
         self.n_seen[kind] += 1
-        is_ready = self.n_seen[kind] > _LEAST_STEPS and self.optimizer.state and self.optimizer.is_fused
-        if not (is_ready and self.can_capture):
+        if self.n_seen[kind] <= _LEAST_STEPS or not (self.optimizer.is_fused and self.can_capture):
             return False
         try:
             self.steps[kind] = _Step(self, batch)
         except _CannotCapture:
             self.can_capture = False
         return self.can_capture
+
+
+def _kind(batch: Batch) -> Any:
+    """What batches of one graph have in common."""
+    shapes = tuple((name, part.shape) for name, part in _tensors(batch).items())
+    return shapes, batch.balanced, batch.for_map
 
 
 class _Step:
