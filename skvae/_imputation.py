@@ -11,8 +11,9 @@ from sklearn.utils._mask import _get_mask
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
+from ._data.containers import container_of, is_frame, missing_cells
 from ._data.input import plain
-from ._data.table import container_of, is_frame, missing_cells
+from ._estimator.inference import as_it_was_if_refused
 from ._transformer import VAETransformer
 
 
@@ -115,9 +116,14 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         self : VAEImputer
             The fitted imputer.
         """
+        with as_it_was_if_refused(self):
+            return self._fit(X)
+
+    def _fit(self, X):
+        """`fit`, which may leave things set that an error takes back."""
         X, missing = self._checked(X, reset=True)
         model = VAETransformer(random_state=self.random_state) if self.estimator is None else clone(self.estimator)
-        self._low, self._high = self._limits("min_value"), self._limits("max_value")
+        self._low, self._high = self._check_limits()
         self.estimator_ = model.fit(X)
         self._empty, self._flagged = missing.all(axis=0), np.flatnonzero(missing.any(axis=0))
         return self
@@ -182,6 +188,13 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         X = validate_data(self, X, dtype=(np.float64, np.float32), ensure_all_finite=finite, reset=reset)
         missing = _get_mask(X, np.nan if is_nan else self.missing_values)
         return np.where(missing, np.nan, X), missing
+
+    def _check_limits(self):
+        """Refuse limits that leave no number."""
+        low, high = self._limits("min_value"), self._limits("max_value")
+        if not (low < high).all():
+            raise ValueError("One (or more) features have min_value >= max_value.")
+        return low, high
 
     def _limits(self, name):
         """The limit of each column."""

@@ -11,9 +11,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._data.blocks import location_scale
+from ._data.containers import is_frame, without_column
 from ._data.input import advice, plain
-from ._data.rows import RowSource, parts_of
-from ._data.table import is_frame, missing_cells, without_column
+from ._data.rows import DTYPES, RowSource, parts_of
+from ._estimator.inference import as_it_was_if_refused
 from ._system.random import subsample
 from ._transformer import VAETransformer
 from .likelihoods import Gaussian
@@ -153,6 +154,11 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         ValueError
             Before training, if X or a parameter is not valid; see `VAETransformer.fit` for what happens during it.
         """
+        with as_it_was_if_refused(self):
+            return self._fit(X)
+
+    def _fit(self, X):
+        """`fit`, which may leave things set that an error takes back."""
         X = self._check(X, reset=True)
         seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
         self.estimator_ = self._model(seed).fit(X)
@@ -234,11 +240,13 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
 
     def _explained(self, X):
         """`explain` of rows that memory holds."""
+        if getattr(self.estimator_.likelihood_, "size_factor", None) is not None:
+            raise ValueError("explain takes columns away, and a likelihood with size_factor='sum' needs the whole row.")
         score = self.estimator_.score_samples
         known = score(X)
         filled = (self.estimator_.impute(without_column(X, column)) for column in range(self.n_features_in_))
         gains = np.column_stack([score(rows) - known for rows in filled])
-        return np.where(missing_cells(X), 0.0, gains)
+        return np.where(np.isnan(self.estimator_._table.values(X)), 0.0, gains)
 
     def _measure(self, rows):
         """Set what shortfalls are counted from; those of the training rows."""
@@ -273,7 +281,8 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
             return X
         finite = "allow-nan" if get_tags(self).input_tags.allow_nan else True
         with advice(X):
-            return validate_data(self, X, reset=reset, ensure_all_finite=finite, ensure_min_samples=2 if reset else 1)
+            few = 2 if reset else 1
+            return validate_data(self, X, reset=reset, dtype=DTYPES, ensure_all_finite=finite, ensure_min_samples=few)
 
     def _standardized(self, X):
         """X in standard deviations; what is missing stands at its column's mean."""

@@ -16,6 +16,7 @@ from ._data.batch import Batch
 from ._data.blocks import chunk_sizes, scaled
 from ._data.holes import without_holes
 from ._data.split import Rows
+from ._estimator.generation import reconstructed
 from ._model.module import MODERATE
 from ._model.refine import Refined
 from ._system.device import widest
@@ -348,7 +349,8 @@ def reconstruction_error(estimator, X):
     Returns
     -------
     error : float
-        Mean over rows and features, or their observed cells, in squared units of X.
+        Mean over rows and features, or their observed cells, in squared units of X. `condition_features` are those of
+        the row, and do not count.
 
     Examples
     --------
@@ -359,8 +361,8 @@ def reconstruction_error(estimator, X):
     >>> print(f"{reconstruction_error(PCA(2).fit(X), X):.4f}")
     0.0253
     """
-    rows = X, estimator.inverse_transform(estimator.transform(X))
-    X, reconstruction = (np.asarray(part, dtype=np.float64) for part in rows)
+    reconstruction, modelled = reconstructed(estimator, X)
+    X, reconstruction = (np.asarray(part, dtype=np.float64)[:, modelled] for part in (X, reconstruction))
     observed = ~np.isnan(X)
     if observed.all():
         return float(mean_squared_error(X, reconstruction))

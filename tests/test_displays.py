@@ -544,3 +544,13 @@ def test_drawing_leaves_the_current_axes(display, flowers):
     plt.sca(ax)
     draw(display, flowers, IRIS.data, ax=axes)
     assert plt.gca() is ax
+
+
+def test_rows_with_holes_are_drawn():
+    X = np.random.default_rng(0).normal(size=(60, 1)) + 0.3 * np.random.default_rng(1).normal(size=(60, 3))
+    X[::3, 0] = np.nan
+    vae = VAETransformer(2, **SMALL).fit(X)
+    display = SampleGridDisplay.from_estimator(vae, X)
+    assert all(ax.patches for ax in display.axes_)
+    display = ReconstructionDisplay.from_estimator(vae, X)
+    assert [np.isfinite(ax.lines[0].get_xy1()).all() for ax in display.axes_] == [True] * 3

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.datasets import load_wine
+from sklearn.datasets import load_iris, load_wine
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -77,3 +77,18 @@ def test_a_classifier_behind_it():
     y = load_wine().target
     pipeline = make_pipeline(VAEImputer(random_state=0), StandardScaler(), LogisticRegression())
     assert cross_val_score(pipeline, holed(), y, cv=3).mean() > 0.9
+
+
+def test_a_refused_fit_leaves_the_imputer_as_it_was():
+    X = load_iris().data.copy()
+    X[::7, 0] = np.nan
+    imputer = VAEImputer(VAETransformer(2, max_iter=3, random_state=0)).fit(X)
+    filled = imputer.transform(X)
+    with pytest.raises(ValueError, match="infinity"):
+        imputer.fit(np.where(X[:, :2] > 5, np.inf, X[:, :2]))
+    np.testing.assert_array_equal(imputer.transform(X), filled)
+
+
+def test_limits_leave_some_number():
+    with pytest.raises(ValueError, match="min_value >= max_value"):
+        VAEImputer(min_value=1, max_value=-1).fit(load_iris().data)

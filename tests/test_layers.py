@@ -17,6 +17,7 @@ LAYERS = [
         "_system.device",
         "_data.holes",
         "_data.marginals",
+        "_data.containers",
         "_fast.optimizers",
         "_fast.products",
         "_data.rows",

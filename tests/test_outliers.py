@@ -13,7 +13,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skvae import VAEOutlierDetector, VAETransformer, _outliers
 from skvae.displays import ExplanationDisplay
-from skvae.likelihoods import Gaussian
+from skvae.likelihoods import Gaussian, Poisson
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -261,3 +261,39 @@ def test_display_names_the_columns_and_checks():
         shown.from_estimator(detector().fit(X), X[:2], ax=plt.subplots()[1])
     with pytest.raises(NotFittedError):
         ExplanationDisplay.from_estimator(detector(), X)
+
+
+@pytest.mark.parametrize("bad", [np.array([[1.0, np.inf], [2.0, 3.0]] * 20), np.zeros((1, 2))])
+def test_a_refused_fit_leaves_the_detector_as_it_was(bad):
+    X = load_iris().data
+    detector = VAEOutlierDetector(estimator=VAETransformer(2, **SMALL)).fit(X)
+    scores = detector.score_samples(X)
+    with pytest.raises(ValueError, match=r"infinity|minimum of 2"):
+        detector.fit(bad)
+    np.testing.assert_array_equal(detector.score_samples(X), scores)
+
+
+def test_columns_may_have_numbers_for_names_and_rows_may_be_lists():
+    X = load_iris().data
+    detector = VAEOutlierDetector(estimator=VAETransformer(2, **SMALL)).fit(pd.DataFrame(X))
+    assert detector.explain(pd.DataFrame(X[:3])).shape == (3, 4)
+    rows = [[None, *row[1:]] for row in X[:60].tolist()]
+    of_lists = VAEOutlierDetector(estimator=VAETransformer(2, **SMALL)).fit(rows).explain(rows[:3])
+    assert (of_lists[:, 0] == 0).all()
+
+
+def test_what_is_unknown_loses_nothing_and_what_was_moved_is_blamed():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=80), "kind": rng.choice(["a", "b"], 80)})
+    detector = VAEOutlierDetector(VAETransformer(2, max_iter=3, random_state=0)).fit(frame)
+    assert detector.explain(frame.head(2).assign(kind="never seen"))[:, 1].tolist() == [0, 0]
+    bits = (rng.random((80, 4)) < 0.5).astype(float)
+    detector = VAEOutlierDetector(VAETransformer(2, max_iter=3, random_state=0)).fit(bits)
+    assert detector.explain([[0, 2000, 1, 0]]).argmax() == 1
+
+
+def test_sums_of_rows_cannot_be_explained():
+    X = np.random.default_rng(0).poisson(5, size=(80, 4)).astype(float)
+    model = VAETransformer(2, likelihood=Poisson(size_factor="sum"), max_iter=3, random_state=0)
+    with pytest.raises(ValueError, match="needs the whole row"):
+        VAEOutlierDetector(model).fit(X).explain(X)

@@ -1,5 +1,6 @@
 """Tables of several kinds of columns: what goes in comes out, and probabilities are probabilities."""
 
+import datetime
 import itertools
 import pickle
 
@@ -19,7 +20,7 @@ from skvae._data.marginals import fit_knots, from_scores, to_scores
 from skvae._data.table import Table
 from skvae._model.columns import Categorical, Columns, Ordinal
 from skvae.likelihoods import Bernoulli, Gaussian, Likelihood, Poisson
-from skvae.metrics import column_gains
+from skvae.metrics import column_gains, reconstruction_error
 from skvae.objectives import ELBO
 from skvae.priors import Mixture, StandardNormal
 
@@ -457,3 +458,129 @@ def test_networks_that_learn_a_bound_have_a_mixture_for_their_prior(params, kind
     X = np.random.default_rng(0).normal(size=(30, 1)) + 0.1 * np.random.default_rng(1).normal(size=(30, 3))
     vae = VAETransformer(1, max_iter=1, early_stopping=False, random_state=0, **params).fit(X)
     assert isinstance(vae.module_.prior, kind)
+
+
+# What is observed stays as it is
+
+
+@pytest.mark.parametrize("marginal", ["standardize", "quantile"])
+def test_observed_cells_of_an_array_stay_as_they_are(marginal):
+    rng = np.random.default_rng(0)
+    X = np.exp(rng.normal(size=(120, 1)) + 0.5 * rng.normal(size=(120, 4)))
+    X[:60, 2], X[:, 3] = 0.0, rng.integers(0, 3, 120)  # a number that stands out, and levels
+    X[::7, :2] = np.nan
+    filled = VAETransformer(**SMALL, marginal=marginal).fit(X).impute(X)
+    np.testing.assert_array_equal(filled[~np.isnan(X)], X[~np.isnan(X)])
+    assert np.isfinite(filled).all()
+
+
+def test_observed_cells_that_a_guess_moves_stay_as_they_are():
+    bits = (np.random.default_rng(0).random((80, 3)) < 0.5).astype(float)
+    rows = np.array([[0, 2, np.nan], [-3, 0.5, 1]])
+    filled = VAETransformer(**SMALL).fit(bits).impute(rows)
+    np.testing.assert_array_equal(filled[~np.isnan(rows)], rows[~np.isnan(rows)])
+
+
+def test_observed_cells_of_frames_that_float64_does_not_carry_stay():
+    rng, n = np.random.default_rng(0), 80
+    hole = np.where(np.arange(n) == 3, np.nan, rng.normal(size=n))
+    moments = pd.Series(pd.date_range("2024-01-01 00:00:00.123456789", periods=n)).mask(np.arange(n) == 5)
+    frame = pd.DataFrame({"time": moments, "big": 2**60 + np.arange(n), "x": hole})
+    frame["code"] = pd.Series(rng.choice(["02139", "10001"], n), dtype=object)
+    filled = VAETransformer(**SMALL).fit(frame).impute(frame)
+    assert (filled.dtypes == frame.dtypes).all()
+    assert filled.notna().all(axis=None)
+    pd.testing.assert_frame_equal(filled.drop(index=[3, 5]), frame.drop(index=[3, 5]))
+    others = pl.DataFrame(
+        {
+            "ms": pl.Series([1_700_000_000_000 + i for i in range(n)]).cast(pl.Datetime("ms")),
+            "zone": pl.Series([1_700_000_000_000_000_007 + i for i in range(n)]).cast(pl.Datetime("ns", "Europe/Rome")),
+            "price": pl.Series(rng.normal(size=n).round(2)).cast(pl.Decimal(10, 2)),
+            "x": pl.Series(hole, nan_to_null=True),
+        }
+    )
+    vae = VAETransformer(**SMALL).fit(others)
+    assert vae.impute(others).drop("x").equals(others.drop("x"))
+    assert vae.sample(3, random_state=0).dtypes == others.dtypes
+
+
+def test_impute_gives_the_container_that_it_is_given():
+    X = load_iris().data.copy()
+    X[::5, 1] = np.nan
+    frame = pd.DataFrame(X, index=range(1, 151), columns=list("abcd"))
+    of_array, of_frame = VAETransformer(**SMALL).fit(X), VAETransformer(**SMALL, marginal="standardize").fit(frame)
+    with pytest.warns(UserWarning, match="feature names"):
+        filled = of_array.impute(frame)
+    assert filled.index.equals(frame.index)
+    np.testing.assert_array_equal(filled.to_numpy(), of_array.impute(X))
+    with pytest.warns(UserWarning, match="feature names"):
+        filled = of_frame.impute(X)
+    np.testing.assert_array_equal(filled, of_frame.impute(frame).to_numpy())
+    assert isinstance(of_frame.impute(pl.from_pandas(frame)), pl.DataFrame)
+
+
+def test_unknown_categories_are_filled():
+    frame = mixed(holes=False)
+    vae = VAETransformer(**SMALL).fit(frame)
+    filled = vae.impute(frame.assign(text="never seen"))
+    assert set(filled["text"]) <= {"u", "v"}
+
+
+def test_names_go_before_places():
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(80, 3)) + np.array([0, 100, 200]), columns=[2, 0, 1])
+    vae = VAETransformer(**SMALL, condition_features=[0]).fit(frame)
+    assert [column.name for column in vae._table.columns if column.given] == [0]
+    drawn = VAETransformer(**SMALL).fit(frame).sample(2, given={0: 100.5}, random_state=0)
+    assert drawn[0].tolist() == [100.5, 100.5]
+
+
+def test_dates_far_away_come_back():
+    days = pd.to_datetime(["2024-01-01", "2024-05-01", "9999-12-31"] * 30)
+    frame = pd.DataFrame(
+        {"end": pd.Series(days.astype("datetime64[us]")), "x": np.random.default_rng(0).normal(size=90)}
+    )
+    drawn = VAETransformer(**SMALL).fit(frame).sample(50, noise=True, random_state=0)["end"]
+    assert drawn.between("2024-01-01", "9999-12-31").all()
+
+
+def test_given_dates_may_be_of_any_kind():
+    rng = np.random.default_rng(0)
+    days = pd.date_range("2024-01-01", periods=80)
+    frame = pd.DataFrame({"x": rng.normal(size=80), "day": days, "zoned": days.tz_localize("America/New_York")})
+    vae = VAETransformer(**SMALL).fit(frame)
+    noon = pd.Timestamp("2024-02-01 12:00", tz="America/New_York")
+    assert vae.sample(1, given={"zoned": noon}, random_state=0)["zoned"][0] == noon
+    for day in (np.datetime64("2024-02-01"), datetime.date(2024, 2, 1), datetime.datetime(2024, 2, 1), "2024-02-01"):
+        assert vae.sample(1, given={"day": day}, random_state=0)["day"][0] == pd.Timestamp("2024-02-01")
+    assert np.isfinite(vae.sample(1, given={"x": pd.NA}, random_state=0)["x"][0])
+
+
+def test_rows_stand_under_the_conditions_that_they_are_given():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=80), "b": rng.normal(size=80), "year": rng.integers(2010, 2021, 80)})
+    vae = VAETransformer(**SMALL, condition_features=["year"]).fit(frame)
+    Z = vae.transform(frame.head(2))
+    assert vae.inverse_transform(Z, conditions={"year": 2030})["year"].tolist() == [2030, 2030]
+    with pytest.raises(ValueError, match="'a', which is not among condition_features"):
+        vae.inverse_transform(Z, conditions={"a": 1.0})
+    batch = 5.0 * rng.integers(0, 2, 200)
+    factor = rng.normal(size=(200, 1))
+    rows = np.column_stack([factor + 0.3 * rng.normal(size=(200, 2)) + batch[:, None], batch])
+    linear = {"hidden_layer_sizes": (), "likelihood": Gaussian("feature"), "condition_features": [2]}
+    assert (
+        reconstruction_error(VAETransformer(**SMALL | linear).fit(rows), rows) < 0.5
+    )  # not the batches' variance of 6
+
+
+def test_float32_stays_in_tables_of_several_kinds():
+    X = np.random.default_rng(0).normal(size=(80, 3)).astype("f")
+    X[:, 2] = np.arange(80) % 3
+    for params in ({"likelihood": {2: "poisson"}}, {"categorical_features": [2]}, {"condition_features": [2]}):
+        vae = VAETransformer(**SMALL, **params).fit(X)
+        assert vae.sample(1).dtype == vae.impute(X).dtype == np.float32
+
+
+def test_no_likelihood_of_a_column_is_as_the_default():
+    X = load_iris().data
+    vae = VAETransformer(**SMALL, likelihood={}).fit(X)
+    np.testing.assert_array_equal(vae.transform(X), VAETransformer(**SMALL).fit(X).transform(X))

@@ -5,9 +5,6 @@ a numeric one goes by its marginal: normal scores, levels in their order, or a f
 beside the scores of the rest.
 """
 
-import importlib
-import re
-import sys
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -15,6 +12,17 @@ from typing import Any
 import numpy as np
 
 from .._system.random import subsample
+from .containers import (
+    cells_of,
+    container_of,
+    days_of,
+    filled_frame,
+    frame_of,
+    is_bool,
+    is_frame,
+    is_missing,
+    objects_of,
+)
 from .input import is_number, words
 from .marginals import fit_knots, from_scores, to_scores
 from .rows import RowSource, gathered, row_blocks
@@ -25,7 +33,6 @@ _SPIKE_SHARE = 0.05  # of the rows: a number that more of them share is flagged
 _MAX_CONDITIONS = 2_500
 _NUMBERS = ("int", "uint", "float", "double", "decimal", "null", "sparse")
 _CATEGORIES = (str, bool, np.bool_, int, float, np.number)
-_NS_PER_DAY = 86_400 * 10**9
 
 
 @dataclass(eq=False)
@@ -137,7 +144,7 @@ class Column:
     def rounded(self, values, drawn):
         """Draws of whole numbers whole and in their range, and what has to be whole; dates to the second."""
         is_whole = self.whole and (drawn or "int" in self.dtype.lower() or self.kind == "date")
-        if self.kind == "categorical" or not (is_whole or self.kind == "date"):
+        if self.given or self.kind == "categorical" or not (is_whole or self.kind == "date"):
             return values
         unit = 1 if is_whole else 86_400
         return np.clip(np.round(values * unit) / unit, self.low, self.high)
@@ -183,18 +190,18 @@ class Table:
     def of(cls, X, categorical_features="from_dtype", likelihoods=None, conditions=()):
         """The table that a frame is, or an array with text, before its values are looked at."""
         container = container_of(X)
-        columns = [Column(name, *_kind(cells)) for name, cells in _cells(X)]
+        columns = [Column(name, *_kind(cells)) for name, cells in cells_of(X)]
         if strange := [column.name for column in columns if column.kind == "unknown"]:
             raise ValueError(
                 words("X has cells that are neither numbers, text nor dates with a time zone or none", strange)
             )
         _mark(columns, categorical_features, X)
-        if isinstance(categorical_features, str) and all(_is_bool(column) for column in columns):
+        if isinstance(categorical_features, str) and all(is_bool(column) for column in columns):
             for column in columns:  # a table of bits, as an array of them
                 column.kind = "numeric"
         for name, likelihood in (likelihoods or {}).items():
             column = _named(columns, name)
-            if column.kind == "categorical" and not _is_bool(column):
+            if column.kind == "categorical" and not is_bool(column):
                 raise ValueError(f"`likelihood` names column {name!r}, which holds categories: they have their own.")
             column.likelihood = likelihood
             column.kind = "numeric" if column.kind == "categorical" else column.kind
@@ -202,11 +209,12 @@ class Table:
             _named(columns, name).given = True
         if all(column.given for column in columns):
             raise ValueError("condition_features names all columns of X: there is nothing left to model.")
-        for column, (_, cells) in zip(columns, _cells(X), strict=True):
+        for column, (_, cells) in zip(columns, cells_of(X), strict=True):
             if column.kind == "categorical":
                 levels, column.ordered = _levels(cells, column)
                 column.levels = levels or [None]  # of a column without any value, what stands there
-        return cls(container, columns)
+        is_float32 = container == "array" and columns[0].dtype == "float32"
+        return cls(container, columns, "float32" if is_float32 else "float64")
 
     @classmethod
     def of_numbers(cls, values, dtype):
@@ -238,25 +246,31 @@ class Table:
 
     def values(self, X):
         """X as numbers: codes of categories, days, NaN where nothing is known: (n_samples, n_columns), float64."""
-        cells = [cells for _, cells in _cells(X)]
+        cells = [cells for _, cells in cells_of(X)]
         return np.column_stack([_numbers(column, part) for column, part in zip(self.columns, cells, strict=True)])
 
-    def partial(self, given):
-        """Values of rows of which some columns are given, NaN in the others: (n, n_columns), float64."""
+    def partial(self, given, whose="given"):
+        """Values of rows of which some columns are given, NaN in the others: (n, n_columns), float64. Messages say
+        `whose` cells they are."""
         if isinstance(given, dict):
             cells = {name: np.atleast_1d(np.asarray(part, dtype=object)) for name, part in given.items()}
         elif is_frame(given):
-            cells = dict(_cells(given))
+            cells = dict(cells_of(given))
         else:
             rows = np.atleast_2d(np.asarray(given, dtype=object))
             if rows.shape[1] != len(self.columns):
-                raise ValueError(f"`given` has {rows.shape[1]} columns, and X had {len(self.columns)}.")
+                raise ValueError(f"`{whose}` has {rows.shape[1]} columns, and X had {len(self.columns)}.")
             cells = {column.name: part for column, part in zip(self.columns, rows.T, strict=True)}
         known = [_named(self.columns, name) for name in cells]
         values = np.full((max(map(len, cells.values()), default=1), len(self.columns)), np.nan)
         for column, part in zip(known, cells.values(), strict=True):
-            values[:, self.columns.index(column)] = _known(column, part)
+            values[:, self.columns.index(column)] = _known(column, part, whose)
         return values
+
+    def check_given(self, names):
+        """Refuse names of columns that are modelled."""
+        if modelled := [name for name in names if not _named(self.columns, name).given]:
+            raise ValueError(f"`conditions` names column {modelled[0]!r}, which is not among condition_features.")
 
     def look_at(self, values, marginal):
         """Choose each column's marginal; "auto" is "standardize" in a table of numbers, and "quantile" in others."""
@@ -349,18 +363,17 @@ class Table:
                 end += width
         return [np.concatenate(part, axis=1) for part in parts]
 
-    def compose(self, values, like=None):
-        """Values in the container of X, with the index of the frame `like`."""
-        if self.container == "array":
-            return self._array(values)
-        library, make = importlib.import_module(self.container), _SERIES[self.container]
-        columns = [make(library, column, _in_range(part, column.dtype))
-                   for column, part in zip(self.columns, values.T, strict=True)]  # fmt: skip
-        frame = library.DataFrame({f"{i}": column for i, column in enumerate(columns)})
-        frame.columns = [column.name for column in self.columns]
-        if hasattr(frame, "iloc") and hasattr(like, "iloc"):
-            frame.index = like.index
-        return frame
+    def compose(self, values):
+        """Values in the container that X of `fit` had."""
+        return self._array(values) if self.container == "array" else frame_of(self.container, self.columns, values)
+
+    def filled(self, X, values):
+        """X, in its own container, with values in the place of what is missing in it: unknown categories are, too."""
+        own = self.values(X)
+        missing = np.isnan(own)
+        if is_frame(X):
+            return filled_frame(X, self.columns, values, missing)
+        return self._array(np.where(missing, values, own))
 
     def _array(self, values):
         if all(column.kind == "numeric" for column in self.columns):
@@ -370,68 +383,11 @@ class Table:
         return np.array(list(zip(*cells, strict=True)), dtype=object if is_text else self.dtype)
 
 
-def _in_range(values, dtype):
-    """Values that a column of few bits can hold: draws may lie beyond."""
-    bits = re.fullmatch(r"float(16|32)", dtype.lower())
-    if not bits:
-        return values
-    largest = np.finfo(bits[0]).max
-    return np.clip(values, -largest, largest)
-
-
 def _share(kind, column):
     """Return the features of the column that belong to a kind."""
     if column.marginal != "spike":
         return slice(None)
     return slice(1, 2) if kind == "flag" else slice(0, 1)
-
-
-# Containers
-
-
-def is_frame(X):
-    """Tell whether X is a DataFrame of a library that is known here."""
-    return container_of(X) != "array"
-
-
-def container_of(X):
-    """Return the kind of container that X is: "pandas", "polars" or "array"."""
-    for name in ("pandas", "polars"):
-        library = sys.modules.get(name)
-        if library is not None and isinstance(X, library.DataFrame):
-            return name
-    return "array"
-
-
-def missing_cells(X):
-    """Find the missing cells of an array of numbers or of a frame: bool (n_samples, n_columns)."""
-    if not is_frame(X):
-        return np.isnan(X)
-    return np.column_stack([[_is_missing(cell) for cell in _objects(cells)] for _, cells in _cells(X)])
-
-
-def without_column(X, place):
-    """Return X with all cells of one column missing."""
-    if not is_frame(X):
-        return np.where(np.arange(X.shape[1]) == place, np.nan, X)
-    library, name = importlib.import_module(container_of(X)), X.columns[place]
-    if hasattr(X, "iloc"):
-        return X.assign(**{name: library.Series(None, index=X.index, dtype=object)})
-    return X.with_columns(library.lit(None).alias(name))
-
-
-def _cells(X):
-    """Return the names and the columns of X."""
-    container = container_of(X)
-    if container == "pandas":
-        return [(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
-    if container == "polars":
-        return [(name, X[name]) for name in X.columns]
-    return list(enumerate(np.asarray(X).T))
-
-
-def _is_bool(column):
-    return column.dtype.lower().startswith("bool")
 
 
 def _kind(cells):
@@ -446,7 +402,7 @@ def _kind(cells):
 
 
 def _kind_of_objects(cells):
-    cells = [cell for cell in _objects(cells) if not _is_missing(cell)]
+    cells = [cell for cell in objects_of(cells) if not is_missing(cell)]
     if all(is_number(cell) and not isinstance(cell, bool) for cell in cells):
         return "numeric"
     return "categorical" if all(isinstance(cell, _CATEGORIES) for cell in cells) else "unknown"
@@ -473,17 +429,19 @@ def _mark(columns, wanted, X):
 
 
 def _named(columns, name):
-    """The column of that name or place."""
-    for i, column in enumerate(columns):
-        if column.name == name or (not isinstance(name, str) and i == name):
-            return column
+    """The column of that name, or else of that place."""
+    names = [column.name for column in columns]
+    if name in names:
+        return columns[names.index(name)]
+    if not isinstance(name, str) and name in range(len(columns)):
+        return columns[int(name)]
     raise ValueError(f"There is no column {name!r} in X: it has {[column.name for column in columns][:10]}.")
 
 
 def _levels(cells, column):
     """Categories of a column in order, and whether a pandas category says that they are ordered."""
     declared = getattr(getattr(cells, "dtype", None), "categories", None)
-    found = declared if declared is not None else {cell for cell in _objects(cells) if not _is_missing(cell)}
+    found = declared if declared is not None else {cell for cell in objects_of(cells) if not is_missing(cell)}
     levels = list(declared) if declared is not None else sorted(found, key=lambda cell: (type(cell).__name__, cell))
     if len(levels) > MAX_LEVELS:
         raise ValueError(
@@ -494,16 +452,8 @@ def _levels(cells, column):
     return [_plain(level) for level in levels], bool(getattr(cells.dtype, "ordered", False))
 
 
-def _objects(cells):
-    return cells.to_list() if hasattr(cells, "to_list") else list(cells)
-
-
 def _plain(value):
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _is_missing(cell):
-    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and np.isnan(cell))
 
 
 def _numbers(column, cells):
@@ -511,82 +461,24 @@ def _numbers(column, cells):
     if column.kind == "categorical":
         codes = {level: float(i) for i, level in enumerate(column.levels)}
         return np.array(
-            [np.nan if _is_missing(c) else codes.get(_plain(c), np.nan) for c in _objects(cells)], dtype=float
+            [np.nan if is_missing(c) else codes.get(_plain(c), np.nan) for c in objects_of(cells)], dtype=float
         )
     if column.kind == "date":
-        return _days(cells)
+        return days_of(cells)
     if hasattr(cells, "to_numpy") and hasattr(cells, "iloc"):
         return cells.to_numpy(dtype=float, na_value=np.nan)
+    if getattr(getattr(cells, "dtype", None), "kind", None) == "O":
+        cells = [np.nan if is_missing(cell) else cell for cell in objects_of(cells)]
     return np.array(cells, dtype=float)
 
 
-def _known(column, cells):
+def _known(column, cells, whose):
     """A column that is given as float64, whose categories must be known."""
     values = _numbers(column, cells)
-    unknown = [cell for cell, value in zip(_objects(cells), values, strict=True) if np.isnan(value)]
-    unknown = [cell for cell in unknown if not _is_missing(cell)]
+    unknown = [cell for cell, value in zip(objects_of(cells), values, strict=True) if np.isnan(value)]
+    unknown = [cell for cell in unknown if not is_missing(cell)]
     if unknown:
-        raise ValueError(f"`given` has the category {unknown[0]!r} in column {column.name!r}, which fit has not seen.")
+        raise ValueError(
+            f"`{whose}` has the category {unknown[0]!r} in column {column.name!r}, which fit has not seen."
+        )
     return values
-
-
-def _days(cells):
-    if getattr(getattr(cells, "dt", None), "tz", None) is not None:  # pandas
-        cells = cells.dt.tz_convert("UTC").dt.tz_localize(None)
-    elif getattr(getattr(cells, "dtype", None), "time_zone", None):  # polars
-        cells = cells.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-    dates = np.asarray(cells.to_numpy() if hasattr(cells, "to_numpy") else cells)
-    if dates.dtype.kind != "M":
-        dates = np.array([np.datetime64("NaT") if _is_missing(cell) else np.datetime64(cell.replace(tzinfo=None), "ns")
-                          for cell in _objects(cells)])  # fmt: skip
-    days = dates.astype("datetime64[ns]").astype(np.int64) / _NS_PER_DAY
-    return np.where(np.isnat(dates), np.nan, days)
-
-
-def _dates(values):
-    return (np.nan_to_num(values) * 86_400_000).round().astype("datetime64[ms]")
-
-
-def _pandas_series(pandas, column, values):
-    if column.kind == "categorical":
-        cells = pandas.Series(column.cells(values), dtype=object)
-        if column.dtype == "category":
-            return cells.astype(pandas.CategoricalDtype([x for x in column.levels if x is not None], column.ordered))
-        return cells.astype(column.dtype) if not cells.isna().any() or column.dtype != "bool" else cells
-    if column.kind == "date":
-        dates = pandas.Series(_dates(values)).where(~np.isnan(values))
-        zone = column.dtype.partition(", ")[2].rstrip("]")
-        return (dates.dt.tz_localize("UTC") if zone else dates).astype(column.dtype)
-    if np.isnan(values).any() and not column.dtype.startswith(("float", "Float", "Int", "UInt")):
-        return pandas.Series(values)
-    if _is_bool(column):
-        return pandas.Series(values >= 0.5).astype(column.dtype)
-    is_whole = column.dtype.lower().startswith(("int", "uint"))
-    return pandas.Series(np.round(values) if is_whole else values).astype(column.dtype)
-
-
-def _polars_series(polars, column, values):
-    holes = np.isnan(values)
-    if column.kind == "categorical":
-        kind = polars.Boolean if column.dtype == "Boolean" else None
-        series = polars.Series(column.cells(values), dtype=kind)
-        if column.dtype.startswith("Enum"):
-            return series.cast(polars.Enum(column.levels))
-        return series.cast(polars.Categorical) if column.dtype.startswith("Categorical") else series
-    if column.kind == "date":
-        series = polars.Series(_dates(values)).set(polars.Series(holes), None)
-        if column.dtype == "Date":
-            return series.cast(polars.Date)
-        zone = re.search(r"time_zone='([^']+)'", column.dtype)
-        series = series.cast(polars.Datetime("us"))
-        return series.dt.replace_time_zone("UTC").dt.convert_time_zone(zone[1]) if zone else series
-    if _is_bool(column):
-        return polars.Series(values >= 0.5)
-    is_whole = "Int" in column.dtype
-    series = polars.Series(np.round(values) if is_whole else values)
-    if is_whole:
-        series = series.set(polars.Series(holes), None) if holes.any() else series
-    return series.cast(getattr(polars, column.dtype), strict=False)
-
-
-_SERIES = {"pandas": _pandas_series, "polars": _polars_series}

@@ -11,7 +11,6 @@ from sklearn.utils.validation import check_is_fitted
 from .._data.holes import rows_with_holes
 from .._data.input import advice, plain
 from .._data.rows import RowSource
-from .._data.table import is_frame
 from .._model.aggregate import draw_latents
 from .._system.program import own_settings
 from .._system.random import generator
@@ -186,11 +185,13 @@ class GenerationMixin:
     def _conditions(self, conditions, n_samples):
         """Return the conditions of that many rows, in the units of X: (n_samples, n_context), or None."""
         table, n = self._table, self._fitted.vae.n_context
+        names = conditions if isinstance(conditions, dict) else ()
         if conditions is not None and not n:
             raise ValueError("`conditions` are for a model with condition_features, and this one has none.")
         if not n:
             return None
-        values = table.partial({} if conditions is None else conditions)
+        table.check_given(names)
+        values = table.partial({} if conditions is None else conditions, "conditions")
         return self._typical(table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:])
 
     def _any_conditions(self, n_samples, random_state):
@@ -234,6 +235,12 @@ class GenerationMixin:
         if holes.any():
             drawn = self._imputed(features[holes], n_draws, rng)
             filled[:, holes] = np.where(np.isnan(features[holes]), drawn, features[holes])
-        values = self._table.values(X) if not self._table.is_plain or is_frame(X) else features
-        found = (self._table.values_of(one, n_draws is not None) for one in filled)
-        return [self._table.compose(np.where(np.isnan(values), one, values), X) for one in found]
+        return [self._table.filled(X, self._table.values_of(one, n_draws is not None)) for one in filled]
+
+
+def reconstructed(estimator, X):
+    """E[x | z] at the posterior mean of each row, under the row's own conditions, and which columns are modelled."""
+    Z, table = np.asarray(estimator.transform(X)), getattr(estimator, "_table", None)
+    if table is None or not table.n_context:
+        return estimator.inverse_transform(Z), slice(None)
+    return estimator.inverse_transform(Z, conditions=X), [not column.given for column in table.columns]

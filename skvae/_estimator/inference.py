@@ -1,11 +1,25 @@
 """A fitted estimator's model, and tables that are not held, through it in parts."""
 
+from contextlib import contextmanager
+
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from .._data.input import plain
 from .._data.rows import RowSource
 from .._model.fitted import Model
+
+
+@contextmanager
+def as_it_was_if_refused(estimator):
+    """Within this context an error leaves the estimator as it was."""
+    former = vars(estimator).copy()
+    try:
+        yield
+    except Exception:
+        vars(estimator).clear()
+        vars(estimator).update(former)
+        raise
 
 
 class InferenceMixin:

@@ -35,7 +35,9 @@ class Categorical(Likelihood):
     def __init__(self, sizes: Sequence[int] = (2,)) -> None:
         super().__init__()
         self.sizes = sizes
-        columns = torch.arange(len(sizes)).repeat_interleave(torch.tensor(list(sizes)))
+
+    def build(self, n_features: int) -> None:
+        columns = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(list(self.sizes)))
         self.register_buffer("columns", columns, persistent=False)  # parameters say it
 
     def _of_column(self, values: Tensor, function: str) -> Tensor:

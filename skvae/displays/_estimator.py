@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .._data.table import is_frame
+from .._data.containers import is_frame
 from .._system.program import own_settings
 from ..priors import StandardNormal
 

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from ._estimator import as_numbers, decode, select, split, validated
+from .._estimator.generation import reconstructed
+from ._estimator import as_numbers, select, split, validated
 from ._figure import COLORS, image_panel, label_edges, label_images, legend, panels, set_title, show_images
 
 
@@ -141,6 +142,7 @@ class SampleGridDisplay:
 
     def _plot_histogram(self, ax, j, hist_kw):
         values = [self.samples[:, j]] + ([] if self.X is None else [self.X[:, j]])
+        values = [part[~np.isnan(part)] for part in values]
         bins = np.histogram_bin_edges(np.concatenate(values), bins=30)
         ax.hist(values[0], **{"bins": bins, "density": True, "color": COLORS[0], "label": "drawn", **hist_kw})
         if self.X is not None:
@@ -227,7 +229,7 @@ class ReconstructionDisplay:
         """
         columns, names = select(estimator, image_shape, features)
         X = X if image_shape is None else X[:n_images]
-        reconstruction = decode(estimator, np.asarray(estimator.transform(X)))[:, columns]
+        reconstruction = as_numbers(estimator, reconstructed(estimator, X)[0])[:, columns]
         X = validated(estimator, X)[:, columns]
         return cls(X=X, reconstruction=reconstruction, image_shape=image_shape, feature_names=names).plot(ax, **kwargs)
 
@@ -262,6 +264,7 @@ class ReconstructionDisplay:
 
     def _plot_feature(self, ax, j, scatter_kw):
         x, y = self.X[:, j], self.reconstruction[:, j]
-        ax.axline((x[0], x[0]), slope=1, color="0.5", linewidth=1, linestyle="--")
+        seen = x[~np.isnan(x)][:1].tolist() or [0.0]
+        ax.axline((*seen, *seen), slope=1, color="0.5", linewidth=1, linestyle="--")
         set_title(ax, self.feature_names[j])
         return ax.scatter(x, y, **{"s": 8, "color": COLORS[0], "linewidths": 0, "alpha": 0.7, **scatter_kw})

@@ -1,0 +1,198 @@
+"""The containers that tables come in and go back into: arrays, and frames of pandas and polars."""
+
+import datetime
+import importlib
+import re
+import sys
+
+import numpy as np
+
+_US_PER_DAY = 86_400 * 10**6
+
+
+def is_frame(X):
+    """Tell whether X is a DataFrame of a library that is known here."""
+    return container_of(X) != "array"
+
+
+def container_of(X):
+    """Return the kind of container that X is: "pandas", "polars" or "array"."""
+    for name in ("pandas", "polars"):
+        library = sys.modules.get(name)
+        if library is not None and isinstance(X, library.DataFrame):
+            return name
+    return "array"
+
+
+def cells_of(X):
+    """Return the names and the columns of X."""
+    container = container_of(X)
+    if container == "pandas":
+        return [(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
+    if container == "polars":
+        return [(name, X[name]) for name in X.columns]
+    return list(enumerate(np.asarray(X).T))
+
+
+def objects_of(cells):
+    return cells.to_list() if hasattr(cells, "to_list") else list(cells)
+
+
+def is_missing(cell):
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and np.isnan(cell))
+
+
+def missing_cells(X):
+    """Find the missing cells of an array of numbers or of a frame: bool (n_samples, n_columns)."""
+    if not is_frame(X):
+        return np.isnan(X)
+    return np.column_stack([[is_missing(cell) for cell in objects_of(cells)] for _, cells in cells_of(X)])
+
+
+def without_column(X, place):
+    """Return X with all cells of one column missing."""
+    container = container_of(X)
+    if container == "array":
+        return np.where(np.arange(X.shape[1]) == place, np.nan, X)
+    library = importlib.import_module(container)
+    if container == "polars":
+        return X.with_columns(library.lit(None).alias(X.columns[place]))
+    X = X.copy()
+    X.isetitem(place, library.Series(None, index=X.index, dtype=object))
+    return X
+
+
+def is_bool(column):
+    return column.dtype.lower().startswith("bool")
+
+
+# Dates, which are days since 1970 in UTC
+
+
+def days_of(cells):
+    """The cells of a column of dates as numbers, NaN where one is missing."""
+    if getattr(getattr(cells, "dt", None), "tz", None) is not None:  # pandas
+        cells = cells.dt.tz_convert("UTC").dt.tz_localize(None)
+    elif getattr(getattr(cells, "dtype", None), "time_zone", None):  # polars
+        cells = cells.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    dates = np.asarray(cells.to_numpy() if hasattr(cells, "to_numpy") else cells)
+    if dates.dtype.kind != "M":
+        dates = np.array([_date_of(cell) for cell in objects_of(cells)], dtype="datetime64[us]")
+    days = dates.astype("datetime64[us]").astype(np.int64) / _US_PER_DAY  # nanoseconds end in 2262, and wrap around
+    return np.where(np.isnat(dates), np.nan, days)
+
+
+def _date_of(cell):
+    """A date as NumPy has it: of datetime's, pandas' or NumPy's own, or of ISO's text."""
+    if is_missing(cell):
+        return np.datetime64("NaT")
+    if getattr(cell, "tzinfo", None) is not None:
+        cell = cell.astimezone(datetime.UTC).replace(tzinfo=None)
+    return np.datetime64(cell)
+
+
+def _dates(days):
+    return (np.nan_to_num(days) * 86_400_000).round().astype("datetime64[ms]")
+
+
+# Columns of frames
+
+
+def frame_of(container, columns, values):
+    """A frame of values (n_samples, n_columns), with the names and dtypes of the columns."""
+    library, make = importlib.import_module(container), _SERIES[container]
+    made = [make(library, column, part) for column, part in zip(columns, values.T, strict=True)]
+    frame = library.DataFrame({f"{i}": column for i, column in enumerate(made)})
+    frame.columns = [column.name for column in columns]
+    return frame
+
+
+def filled_frame(X, columns, values, missing):
+    """The frame X with values in the place of its missing cells; all others are as they were."""
+    container = container_of(X)
+    library, make, put = importlib.import_module(container), _SERIES[container], _PUT[container]
+    filled = X.copy() if container == "pandas" else X
+    for place, (_, cells) in enumerate(cells_of(X)):
+        if (holes := missing[:, place]).any():
+            made = make(library, columns[place], values[:, place], str(cells.dtype))
+            filled = put(library, filled, place, cells, made, holes)
+    return filled
+
+
+def _put_in_pandas(pandas, frame, place, cells, made, holes):
+    made = made.set_axis(frame.index)
+    if made.dtype == cells.dtype:
+        frame.isetitem(place, cells.where(~holes, made))
+    else:
+        frame.isetitem(place, cells.astype(object).where(~holes, made.astype(object)).astype(made.dtype))
+    return frame
+
+
+def _put_in_polars(polars, frame, place, cells, made, holes):
+    if cells.dtype != polars.Null:
+        made = cells.zip_with(polars.Series(~holes), made.cast(cells.dtype, strict=False))
+    return frame.with_columns(made.alias(frame.columns[place]))
+
+
+def _in_range(values, dtype):
+    """Values that a column of few bits can hold: draws may lie beyond."""
+    bits = re.fullmatch(r"float(16|32)", dtype.lower())
+    if not bits:
+        return values
+    largest = np.finfo(bits[0]).max
+    return np.clip(values, -largest, largest)
+
+
+def _pandas_series(pandas, column, values, dtype=None):
+    dtype, values = dtype or column.dtype, _in_range(values, dtype or column.dtype)
+    if column.kind == "categorical":
+        cells = pandas.Series(column.cells(values), dtype=object)
+        if dtype == "category":
+            return cells.astype(pandas.CategoricalDtype([x for x in column.levels if x is not None], column.ordered))
+        return cells.astype(dtype) if not cells.isna().any() or dtype != "bool" else cells
+    if column.kind == "date":
+        dates = pandas.Series(_dates(values)).where(~np.isnan(values))
+        if not dtype.startswith("date"):  # a column without any
+            return dates
+        zone = dtype.partition(", ")[2].rstrip("]")
+        return (dates.dt.tz_localize("UTC") if zone else dates).astype(dtype)
+    if np.isnan(values).any() and not dtype.startswith(("float", "Float", "Int", "UInt")):
+        return pandas.Series(values)
+    if dtype.lower().startswith("bool"):
+        return pandas.Series(values >= 0.5).astype(dtype)
+    is_whole = dtype.lower().startswith(("int", "uint"))
+    return pandas.Series(np.round(values) if is_whole else values).astype(dtype)
+
+
+def _polars_series(polars, column, values, dtype=None):
+    dtype, holes = dtype or column.dtype, np.isnan(values)
+    values = _in_range(values, dtype)
+    if column.kind == "categorical":
+        kind = polars.Boolean if dtype == "Boolean" else None
+        series = polars.Series(column.cells(values), dtype=kind)
+        if dtype.startswith("Enum"):
+            return series.cast(polars.Enum(column.levels))
+        return series.cast(polars.Categorical) if dtype.startswith("Categorical") else series
+    if column.kind == "date":
+        series = polars.Series(_dates(values)).set(polars.Series(holes), None)
+        return _polars_dates(polars, series, dtype)
+    if dtype.lower().startswith("bool"):
+        return polars.Series(values >= 0.5)
+    series = polars.Series(np.round(values) if "Int" in dtype else values)
+    if "Int" in dtype and holes.any():
+        series = series.set(polars.Series(holes), None)
+    digits = re.fullmatch(r"Decimal\(precision=(\d+), scale=(\d+)\)", dtype)
+    return series.cast(polars.Decimal(*map(int, digits.groups())) if digits else getattr(polars, dtype), strict=False)
+
+
+def _polars_dates(polars, series, dtype):
+    if not dtype.startswith("Datetime"):
+        return series.cast(polars.Date) if dtype == "Date" else series
+    unit = re.search(r"time_unit='(\w+)'", dtype)
+    zone = re.search(r"time_zone='([^']+)'", dtype)
+    series = series.cast(polars.Datetime(unit[1] if unit else "us"))
+    return series.dt.replace_time_zone("UTC").dt.convert_time_zone(zone[1]) if zone else series
+
+
+_PUT = {"pandas": _put_in_pandas, "polars": _put_in_polars}
+_SERIES = {"pandas": _pandas_series, "polars": _polars_series}
