@@ -11,7 +11,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
-from skorch.callbacks import Callback, MlflowLogger, TensorBoard, WandbLogger
+from skorch.callbacks import (
+    Callback,
+    Checkpoint,
+    LoadInitState,
+    LRScheduler,
+    MlflowLogger,
+    TensorBoard,
+    TrainEndCheckpoint,
+    WandbLogger,
+)
 
 from skvae import VAETransformer
 from skvae._fast.optimizers import AdamW
@@ -483,3 +492,65 @@ def test_weights_and_biases(table):
     run = Mock(spec=["watch", "log"])
     losses = logged_losses(WandbLogger(run, save_model=False), table)
     assert [call.args[0]["train_loss"] for call in run.log.call_args_list] == losses
+
+
+@pytest.mark.parametrize("policy", ["StepLR", "ExponentialLR", "WarmRestartLR"])
+def test_schedulers_may_come_late(policy, table):
+    """In a stream whose start is made anew, and set after the first fit."""
+    X, scheduler = table(), {"StepLR": {"step_size": 10}, "ExponentialLR": {"gamma": 0.9}}.get(policy, {})
+    callbacks = [LRScheduler(policy, **scheduler)]
+    stream = VAETransformer(2, callbacks=callbacks, random_state=0).partial_fit(X[:20]).partial_fit(X[20:])
+    assert np.isfinite(stream.score(X))
+    vae = VAETransformer(2, max_iter=2, **SMALL).fit(X).set_params(callbacks=callbacks).partial_fit(X)
+    assert vae.n_iter_ == 3
+
+
+def test_the_best_epoch_may_be_loaded_at_the_end(table, tmp_path):
+    best = Checkpoint(dirname=tmp_path, monitor="train_loss_best", load_best=True)
+    vae = VAETransformer(2, max_iter=4, callbacks=[best], **SMALL).fit(table())
+    assert np.isfinite(vae.partial_fit(table()).score(table()))
+
+
+def test_a_run_may_begin_where_another_one_ended(table, tmp_path):
+    """The callback that loads names the one that saves: their copies do too."""
+    for n_iter in (4, 8):
+        end = TrainEndCheckpoint(dirname=tmp_path)
+        vae = VAETransformer(2, max_iter=4, callbacks=[end, LoadInitState(end)], **SMALL).fit(table())
+        assert vae.n_iter_ == n_iter
+    assert vae.loss_curve_[4] < vae.loss_curve_[0]
+    steps = [float(state["step"]) for state in vae.net_.optimizer_.state.values()]
+    assert min(steps) == 8  # of both runs
+
+
+def test_rate_stays_lowered_where_a_schedule_goes_by_its_base(table, monkeypatch):
+    spoil(monkeypatch, 3)
+    constant = LRScheduler("LambdaLR", lr_lambda=lambda epoch: 1.0)
+    with pytest.warns(ConvergenceWarning, match="learning rate lowered to 4.0e-03"):
+        vae = VAETransformer(2, max_iter=6, callbacks=[constant], **SMALL).fit(table())
+    assert [group["lr"] for group in vae.net_.optimizer_.param_groups] == [0.004] * 2
+
+
+def test_ctrl_c_while_draws_are_calibrated(table, monkeypatch):
+    X = np.tile(table(n_rows=100), (4, 1))
+    X[np.random.default_rng(0).random(X.shape) < 0.2] = np.nan
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("skvae._estimator.training.spread_factor", interrupted)
+    vae = VAETransformer(2, max_iter=3, **(SMALL | {"early_stopping": True}))
+    with pytest.raises(KeyboardInterrupt, match="as it stands, after 3 epoch"):
+        vae.fit(X)
+    monkeypatch.undo()
+    assert len(vae.kl_per_unit_) == 2
+    assert vae.partial_fit(X).n_iter_ == 4
+
+
+def test_a_refusal_to_go_on_leaves_the_net_as_it_was(table):
+    X = table()
+    vae = VAETransformer(2, max_iter=2, **SMALL).fit(X)
+    objective, lr = vae.net_.criterion_, vae.net_.lr
+    wrong = {"early_stopping": True, "validation_fraction": 0.999, "learning_rate": 1e-5, "objective": "mmd"}
+    with pytest.raises(ValueError, match="validation set is too small"):
+        vae.set_params(warm_start=True, callbacks=[Stops()], **wrong).fit(X)
+    assert (vae.net_.criterion_, vae.net_.lr, vae.net_.callbacks_) == (objective, lr, [])

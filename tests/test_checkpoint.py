@@ -8,11 +8,13 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+from skorch.callbacks import Callback, EarlyStopping, Freezer, LRScheduler
+from torch import nn
 
 from skvae import VAETransformer
 from skvae._training import checkpoint as _checkpoint
 from skvae._training.net import Net
+from skvae.architectures import Custom
 from skvae.likelihoods import Gaussian
 
 SMALL = {"hidden_layer_sizes": (8,), "batch_size": 16, "max_iter": 8, "early_stopping": True, "random_state": 0}
@@ -261,3 +263,26 @@ def test_sigkill_loses_nothing(tmp_path):
     assert len(kills) == 6
     n_epochs = [int(line.split()[2]) for line in kills if len(line.split()) == 3]
     assert n_epochs == sorted(n_epochs)  # none is lost
+
+
+@pytest.mark.usefixtures("each_epoch")
+def test_networks_of_other_layers_have_files_of_their_own(table, tmp_path):
+    def params(activation):
+        torch.manual_seed(0)
+        n_features = table().shape[1]
+        coders = (nn.Sequential(nn.Linear(n, 8), activation()) for n in (n_features, 2))
+        return {"architecture": Custom(*coders), "early_stopping": False}
+
+    X = table()
+    die(tmp_path, X, 3, **params(nn.Tanh))
+    expected = estimator(**params(nn.ReLU)).fit(X).transform(X)
+    np.testing.assert_array_equal(estimator(tmp_path, **params(nn.ReLU)).fit(X).transform(X), expected)
+
+
+@pytest.mark.usefixtures("each_epoch")
+@pytest.mark.parametrize("early_stopping", [False, "auto"])
+def test_what_is_frozen_stays_frozen(early_stopping, table, tmp_path):
+    X, params = table(), {"early_stopping": early_stopping, "callbacks": [Freezer("encoder*")]}
+    expected = estimator(**params).fit(X).transform(X)
+    die(tmp_path, X, 3, **params)
+    np.testing.assert_array_equal(estimator(tmp_path, **params).fit(X).transform(X), expected)

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from sklearn.base import clone
+from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 
 from skvae import VAETransformer, load
@@ -406,7 +407,7 @@ def put(*path, value):
 
 BIAS = "net.module.encoder.head.bias"
 FORGERIES = {
-    "newer format": (lambda content, *_: content.update(format=6), "has format 6, of another version"),
+    "newer format": (lambda content, *_: content.update(format=7), "has format 7, of another version"),
     "no format": (lambda content, *_: content.update(format=None), "has format None"),
     "unknown type": (put("params", "tol", value={"$function": "eval"}), r"KeyError: '\$function'"),
     "two types": (put("params", "tol", value={"$tuple": [], "$dict": []}), "too many values"),
@@ -447,3 +448,24 @@ def test_the_decay_of_the_average_is_kept(table, tmp_path):
     vae.net_.ema_decay = 0.5
     vae.save(tmp_path / "vae")
     np.testing.assert_array_equal(load(tmp_path / "vae").partial_fit(X).transform(X), vae.partial_fit(X).transform(X))
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_tables_of_words_are_trained_on_to_the_same_bits(way, tmp_path):
+    X = load_iris().data
+    frame = pd.DataFrame({"size": X[:, 0], "kind": np.where(X[:, 2] > 3, "a", "b"), "level": X[:, 3].round()})
+    vae = small().fit(frame)
+    kept = way(vae, tmp_path)
+    np.testing.assert_array_equal(kept.partial_fit(frame).transform(frame), vae.partial_fit(frame).transform(frame))
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_what_is_frozen_stays_frozen(way, table, tmp_path):
+    X = table()
+    vae = small().fit(X)
+    for name, part in vae.net_.module_.named_parameters():
+        part.requires_grad_(not name.startswith(("encoder", "linear_encoder")))
+    Z, score = vae.transform(X), vae.score(X)
+    trained = way(vae, tmp_path).partial_fit(X)
+    np.testing.assert_array_equal(trained.transform(X), Z)
+    assert trained.score(X) != score

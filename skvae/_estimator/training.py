@@ -15,11 +15,12 @@ from sklearn.utils._param_validation import InvalidParameterError
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._data.blocks import ScaledRows, location_scale, scaled
+from .._data.containers import is_frame
 from .._data.input import advice, plain
 from .._data.rows import DTYPES, ChunkRows, RowSource, check_parts, dtype_of, gathered, parts_of
-from .._data.split import Split, folds, hold_out, whole
+from .._data.split import Split, batches_of, folds, hold_out, whole
 from .._data.stream import MAX_KEPT, Stream
-from .._data.table import Table, is_frame
+from .._data.table import Table
 from .._fast.optimizers import optimizer_of
 from .._model.build import (
     REGISTRIES,
@@ -39,7 +40,7 @@ from .._system.device import resolve_device
 from .._system.program import threads_for
 from .._system.random import subsample
 from .._training.checkpoint import open_checkpoint
-from .._training.checks import check_callbacks, check_monitors, check_optimizer
+from .._training.checks import check_batches, check_callbacks, check_monitors, check_optimizer
 from .._training.made_with import check_unchanged, has_changed, made_with
 from .._training.net import MAP_DIM, build_net, train
 from .._training.processes import Shards, is_first, n_processes, of_first, together
@@ -101,10 +102,9 @@ class TrainingMixin:
             report = [Report()] if self.verbose and is_first() else []
             train(net, split, schedule, [*callbacks, *report, *([checkpoint] if checkpoint else [])])
         self._set_fitted(*fitted)
-        self._calibrate(split)
         self._made_with = taken.asked
         self._report(taken.values if start is None else start, stream, fresh=start is not None)
-        if net.interrupted_:
+        if net.interrupted_ or not self._calibrate(split):
             raise KeyboardInterrupt(
                 f"Training was interrupted. The model is fitted as it stands, after {self.n_iter_} epoch(s)."
             )
@@ -172,9 +172,15 @@ class TrainingMixin:
         self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
 
     def _calibrate(self, split):
-        """Learn how wide draws of missing cells have to be, from rows that are held out; of one process."""
-        if split.valid and split.shards is None:
+        """Learn how wide draws of missing cells have to be, from rows that are held out; of one process. Returns
+        whether nobody has interrupted it."""
+        if not split.valid or split.shards is not None:
+            return True
+        try:
             self._spread = spread_factor(split.others or [self.module_], split.x, split.valid, self.net_.seed)
+        except KeyboardInterrupt:  # without it draws are those of the model
+            return False
+        return True
 
     def _report(self, X, stream, fresh):
         """Set the attributes that tell how training went, and warn where the latent space is empty."""
@@ -282,7 +288,7 @@ class TrainingMixin:
 
     @property
     def _is_guessed(self):
-        return isinstance(self.likelihood, str) and self.likelihood == "auto"
+        return isinstance(self.likelihood, (str, dict)) and self.likelihood in ("auto", {})
 
     def _check_values(self, X, given, n_context=0):
         """Return X as the likelihood takes it. A likelihood that the user has not asked for refuses no rows."""
@@ -397,9 +403,12 @@ def _net_to_go_on(estimator, asked):
 
 
 def go_on(estimator, X, asked, one_epoch):
-    """The fitted net, and X in its units."""
-    net = _net_to_go_on(estimator, asked)
-    return net, _with_rows(split_of(estimator, X, net.seed, False, one_epoch), X, net)
+    """The fitted net, and X in its units. What may be refused comes before the net is changed."""
+    net = estimator.net_
+    split = _with_rows(split_of(estimator, X, net.seed, False, one_epoch), X, net)
+    batch_size = schedule_of(estimator, *X.shape, one_epoch).batch_size
+    check_batches(net.module_, batches_of(map(len, split.train), batch_size)[1], batch_size)
+    return _net_to_go_on(estimator, asked), split
 
 
 def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):

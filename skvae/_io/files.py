@@ -30,7 +30,7 @@ from ..objectives import Objective
 from .atomic import replace_file
 from .onnx import onnx_graph
 
-_FORMAT = 5  # to be raised when older versions of skvae could not read what is written
+_FORMAT = 6  # to be raised when older versions of skvae could not read what is written
 _KEY = "skvae"  # of the header's metadata
 _NO_DIGEST = "0" * 64  # stands where the SHA-256 of the file goes while it is computed
 _MAX_HEADER = 100_000_000  # bytes: safetensors reads no longer one
@@ -176,6 +176,8 @@ def _net_state(net):
     return {
         "recipe": net.recipe_,
         "device": str(net.device),
+        "lr": net.lr,
+        "frozen": net.frozen,
         "n_steps": net.n_steps_,
         "gain": net.gain_,
         "ema_decay": net.ema_decay,
@@ -186,7 +188,7 @@ def _net_state(net):
     }
 
 
-def _net_from(*, recipe, device, n_steps, gain, ema_decay, history, module, average, optimizer):
+def _net_from(*, recipe, device, lr, frozen, n_steps, gain, ema_decay, history, module, average, optimizer):
     """The net, on the device where it was if there is such a one here, otherwise on the CPU."""
     if not isinstance(recipe["objective"], Objective):
         raise ValueError(f"it trains {recipe['objective']!r}, which is no objective")
@@ -194,7 +196,8 @@ def _net_from(*, recipe, device, n_steps, gain, ema_decay, history, module, aver
     net.module_.load_state_dict(module)
     net.average_.load_state_dict(average)
     net.optimizer_.load_state_dict(optimizer)
-    net.n_steps_, net.gain_, net.ema_decay = n_steps, gain, ema_decay
+    net.lr, net.n_steps_, net.gain_, net.ema_decay = lr, n_steps, gain, ema_decay
+    net.freeze(frozen)
     net.average_.eval()
     net.history.extend(history)
     return net

@@ -70,7 +70,7 @@ def onnx_graph(vae: VAE, part: str, n_features: int, offset: float | np.ndarray,
 
 
 def _export(module: nn.Module, n_inputs: int, names: list[str]) -> bytes:
-    with _quiet():
+    with _quiet(), torch.random.fork_rng(devices=[]):
         program: Any = torch.onnx.export(
             module.eval(),
             (torch.zeros(2, n_inputs),),  # of two rows: one row would count as a constant

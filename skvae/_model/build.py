@@ -217,8 +217,16 @@ def likelihood_of(table, given):
 
 
 def shallow_copies(callbacks):
-    """Copies of skorch callbacks, or of (name, callback) pairs: training leaves the user's own untouched."""
-    return [(cb[0], copy.copy(cb[1])) if isinstance(cb, tuple) else copy.copy(cb) for cb in callbacks or ()]
+    """Copies of skorch callbacks, or of (name, callback) pairs, which name each other where the originals do: training
+    leaves the user's own untouched."""
+    given = [pair[1] if isinstance(pair, tuple) else pair for pair in callbacks or ()]
+    copies = {id(callback): copy.copy(callback) for callback in given}
+    for made in copies.values():
+        vars(made).update({name: copies[id(part)] for name, part in vars(made).items() if id(part) in copies})
+    return [
+        (pair[0], copies[id(part)]) if isinstance(pair, tuple) else copies[id(part)]
+        for pair, part in zip(callbacks or (), given, strict=True)
+    ]
 
 
 class SklearnCallbacks(Callback):

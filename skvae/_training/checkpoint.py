@@ -19,7 +19,7 @@ from .._data.rows import RowSource
 from .._io.atomic import replace_file
 from .processes import is_first, of_first
 
-_LAYOUT = 3  # of the file; other ones are not read
+_LAYOUT = 4  # of the file; other ones are not read
 _SECONDS, _SHARE = 5.0, 0.02  # least time between two files, and the most of the training time that they may take
 
 _NOT_COMPARED = ("callbacks", "checkpoint", "n_draws", "random_state", "verbose")
@@ -27,11 +27,13 @@ _NOT_COMPARED = ("callbacks", "checkpoint", "n_draws", "random_state", "verbose"
 
 def _comparable(value):
     """A parameter as `joblib.hash` sees the same in every process: pickles of tensors hold their addresses."""
+    if isinstance(value, (list, tuple)):
+        return [_comparable(part) for part in value]
     if not isinstance(value, nn.Module):
-        return value
-    given = {name: part for name, part in vars(value).items() if not name.startswith("_")}
-    plain = {name: float(part) if isinstance(part, Real) else part for name, part in given.items()}
-    return type(value).__qualname__, plain, {name: _numbers(part) for name, part in value.state_dict().items()}
+        return float(value) if isinstance(value, Real) else value
+    plain = {name: _comparable(part) for name, part in vars(value).items() if not name.startswith("_")}
+    layers = re.sub(r" at 0x[0-9a-fA-F]+", "", str(list(value.children())))
+    return type(value).__qualname__, plain, layers, {name: _numbers(part) for name, part in value.state_dict().items()}
 
 
 def _numbers(part):
@@ -42,8 +44,7 @@ def _numbers(part):
 def recognisable(value):
     """A string that is the same for equal parameters, in every process, and another for other ones."""
     try:
-        layers = [repr(part) for part in value.children()] if isinstance(value, nn.Module) else []
-        return joblib.hash([re.sub(r" at 0x[0-9a-fA-F]+", "", str(layers)), _comparable(value)])
+        return joblib.hash(_comparable(value))
     except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError):  # a lambda, say, or no weights
         return str(id(value))
 

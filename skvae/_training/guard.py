@@ -261,6 +261,9 @@ class Guard:
         for group in self.net.optimizer_.param_groups:
             for name in group.keys() & {"lr", "initial_lr", "min_lr", "max_lr"}:
                 group[name] *= factor
+        for _, callback in self.net.callbacks_:  # some schedules begin anew from these at each step
+            if base_lrs := getattr(getattr(callback, "lr_scheduler_", None), "base_lrs", None):
+                callback.lr_scheduler_.base_lrs = [factor * rate for rate in base_lrs]
         if self.n_undone <= self.n_tries:
             warnings.warn(
                 f"Training diverged: {reason}. It goes back to the last good state, with the learning rate lowered to "

@@ -4,7 +4,7 @@ import copy
 import math
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -156,7 +156,11 @@ class Net(NeuralNet):
 
     def load_params(self, f_params: Any = None, *args: Any, checkpoint: Any = None, **kwargs: Any) -> None:
         """skorch's; the averaged weights are those of ``f_params``, unless ``f_average`` is given too."""
-        super().load_params(f_params, *args, checkpoint=checkpoint, **kwargs)
+        stacked = self.optimizer_ if self.stack_ is not None else None
+        with self.own_optimizer():
+            super().load_params(f_params, *args, checkpoint=checkpoint, **kwargs)
+            if stacked is not None:
+                self.stack_.take_state(stacked)
         source = f_params or getattr(checkpoint, "f_params", None)
         if source and not (kwargs.get("f_average") or getattr(checkpoint, "f_average", None)):
             self.average_.load_state_dict(self.module_.state_dict())
@@ -206,6 +210,17 @@ class Net(NeuralNet):
         what marginals and holes add."""
         return self.gain_ - float(np.sum(np.log(self.units(self.n_features)[1])))
 
+    @property
+    def frozen(self) -> list[str]:
+        """Names of the parameters that training leaves as they are."""
+        return [name for name, part in self.module_.named_parameters() if not part.requires_grad]
+
+    def freeze(self, names: Iterable[str]) -> None:
+        """Leave these parameters as they are from now on, and train all others."""
+        kept = set(names)
+        for name, part in self.module_.named_parameters():
+            part.requires_grad_(name not in kept)
+
     def set_objective(self, objective: Objective) -> None:
         """Go on with another objective; the optimizer's state stays."""
         self.criterion_ = objective.to(self.device)
@@ -232,13 +247,14 @@ class Net(NeuralNet):
     def training_state(self) -> dict:
         """Return all that training goes on from; the callbacks keep the rest."""
         parts = {**self.stack_.whole_state(), "optimizer": self.optimizer_.state_dict()}
-        scalars = {"lr": self.lr, "n_steps": self.n_steps_, "history": list(self.history)}
+        scalars = {"lr": self.lr, "n_steps": self.n_steps_, "history": list(self.history), "frozen": self.frozen}
         return {**parts, **scalars, "guard": self.guard_.state()}
 
     def load_training_state(self, state: dict) -> None:
         self.stack_.load_whole(state)
         self.optimizer_.load_state_dict(state["optimizer"])
         self.lr, self.n_steps_, self.history[:] = state["lr"], state["n_steps"], state["history"]
+        self.freeze(state["frozen"])
         self.guard_.load(state["guard"])
 
     # Data
@@ -308,6 +324,8 @@ class Net(NeuralNet):
         parts = [part for module in (*self.stack_.members, self.criterion_) for part in module.train().modules()]
         self.epochal_ = [part for part in parts if isinstance(part, Epochal)]
         _, options = self.get_params_for_optimizer("optimizer", self.module_.named_parameters())
+        for group in own.param_groups if self.history else ():  # schedulers go on from it, where there was none
+            group.setdefault("initial_lr", group["lr"])
         self.optimizer_ = self.stack_.optimizer_from(own, self.optimizer, options)
         self.replay_ = Replay(self) if Replay.covers(self) else None
         self.guard_ = Guard(self, split, self.schedule_)

@@ -101,6 +101,13 @@ class Stack:
             params = [flat] if self.elementwise else [part for parts in self._parts(i) for part in parts]
             groups.append({**group, "params": params})
         optimizer = kind(groups, **options)
+        self.take_state(optimizer)
+        return optimizer
+
+    def take_state(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer of all members go on from that of the first one."""
+        own = self.own_optimizer
+        optimizer.state.clear()
         for i, (group, flat) in enumerate(zip(own.param_groups, self.wholes, strict=True)):
             states = [own.state.get(part, {}) for part in group["params"]]
             if not all(states) or len(self.members) > 1:  # several members start together
@@ -112,7 +119,6 @@ class Stack:
                 key: torch.cat([state[key].flatten() for state in states]) if value.ndim else value.clone()
                 for key, value in states[0].items()
             }
-        return optimizer
 
     def give_back(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Return the first member's own optimizer, which takes over what that of all members has learned of it."""
