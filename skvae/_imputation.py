@@ -11,7 +11,7 @@ from sklearn.utils._mask import _get_mask
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
-from ._data.containers import container_of, is_frame, missing_cells
+from ._data.containers import container_of, holds_words, is_frame, missing_cells
 from ._data.input import plain
 from ._estimator.inference import as_it_was_if_refused
 from ._transformer import VAETransformer
@@ -178,7 +178,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     def _checked(self, X, reset):
         """X with NaN where a cell is missing, and which cells these are."""
         X = plain(X)
-        if is_frame(X):
+        if holds_words(X):
             if np.max(self.min_value) > -np.inf or np.min(self.max_value) < np.inf:
                 raise ValueError("min_value and max_value hold for arrays: clip the numeric columns of a DataFrame.")
             validate_data(self, X, reset=reset, skip_check_array=True)
@@ -208,7 +208,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     def _limited(self, filled, missing):
         """Numbers that were filled in within their limits, and 0 in columns without any value."""
-        if is_frame(filled):
+        if holds_words(filled):
             return filled
         values = np.where(self._empty, 0.0, np.clip(filled, self._low, self._high)).astype(filled.dtype)
         return np.where(missing, values, filled)

@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._data.blocks import location_scale
-from ._data.containers import is_frame, without_column
+from ._data.containers import holds_words, without_column
 from ._data.input import advice, plain
 from ._data.rows import DTYPES, RowSource, parts_of
 from ._estimator.inference import as_it_was_if_refused
@@ -276,7 +276,7 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         if not reset:
             check_is_fitted(self)
         X = plain(X)
-        if is_frame(X) or isinstance(X, RowSource):
+        if holds_words(X) or isinstance(X, RowSource):
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
         finite = "allow-nan" if get_tags(self).input_tags.allow_nan else True

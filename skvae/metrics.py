@@ -15,6 +15,7 @@ from sklearn.utils import check_array
 from ._data.batch import Batch
 from ._data.blocks import chunk_sizes, scaled
 from ._data.holes import without_holes
+from ._data.rows import parts_of
 from ._data.split import Rows
 from ._estimator.generation import reconstructed
 from ._model.module import MODERATE
@@ -240,9 +241,12 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
         raise ValueError(f"Invalid value for 'n_draws': {n_draws}. A standard error takes at least two draws.")
     X, excess = estimator._check_rows(X)
     model, rng = estimator._fitted, generator(random_state)
-    found = model.by_holes(X, lambda rows, holes: _moments_of(model, rows, holes, n_draws, rng))
-    log_mean, squared_error = found.T
-    value = float((log_mean - excess + model.log_jacobian(X)).mean())
+    found, gains = [], []
+    for part in parts_of(X):
+        found.append(model.by_holes(part, lambda rows, holes: _moments_of(model, rows, holes, n_draws, rng)))
+        gains.append(np.broadcast_to(model.log_jacobian(part), len(part)))
+    log_mean, squared_error = np.concatenate(found).T
+    value = float((log_mean - excess + np.concatenate(gains)).mean())
     return Estimate(value, float(np.sqrt(squared_error.sum()) / len(X)))
 
 

@@ -92,3 +92,14 @@ def test_a_refused_fit_leaves_the_imputer_as_it_was():
 def test_limits_leave_some_number():
     with pytest.raises(ValueError, match="min_value >= max_value"):
         VAEImputer(min_value=1, max_value=-1).fit(load_iris().data)
+
+
+def test_arrays_of_words_are_filled_where_the_model_takes_them():
+    rng = np.random.default_rng(0)
+    X = np.array(
+        [[x, kind] for x, kind in zip(rng.normal(size=80), rng.choice(["a", "b"], 80), strict=True)], dtype=object
+    )
+    X[::7, 1] = None
+    filled = VAEImputer(VAETransformer(2, categorical_features=[1], max_iter=3, random_state=0)).fit_transform(X)
+    assert set(filled[:, 1]) == {"a", "b"}
+    assert (filled[1:7] == X[1:7]).all()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from scipy.sparse import csr_array
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
@@ -198,3 +199,11 @@ def test_bad_input_is_refused_in_the_estimators_words(metric, table):
     X[-1, 0] = np.inf
     with pytest.raises(ValueError, match="Input X contains infinity"):
         metric(vae, X)
+
+
+def test_log_likelihood_of_a_table_that_is_not_held(table, monkeypatch):
+    X = np.abs(table()).astype("f")
+    vae = VAETransformer(2, max_iter=2, early_stopping=False, random_state=0).fit(X)
+    held = log_likelihood(vae, X, n_draws=50)
+    monkeypatch.setattr("skvae._data.rows.MAX_HELD", 0)
+    assert log_likelihood(vae, csr_array(X), n_draws=50) == pytest.approx(held, abs=1e-4)

@@ -297,3 +297,15 @@ def test_sums_of_rows_cannot_be_explained():
     model = VAETransformer(2, likelihood=Poisson(size_factor="sum"), max_iter=3, random_state=0)
     with pytest.raises(ValueError, match="needs the whole row"):
         VAEOutlierDetector(model).fit(X).explain(X)
+
+
+def test_arrays_of_words_are_taken_where_the_model_takes_them():
+    rng = np.random.default_rng(0)
+    X = np.array(
+        [[x, kind] for x, kind in zip(rng.normal(size=80), rng.choice(["a", "b"], 80), strict=True)], dtype=object
+    )
+    model = VAETransformer(2, categorical_features=[1], max_iter=3, random_state=0)
+    detector = VAEOutlierDetector(model).fit(X)
+    assert detector.explain(X[:3]).shape == (3, 2)
+    with pytest.raises(ValueError, match="categorical_features"):
+        VAEOutlierDetector(VAETransformer(2)).fit(X)

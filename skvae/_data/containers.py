@@ -42,9 +42,15 @@ def is_missing(cell):
     return cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and np.isnan(cell))
 
 
+def holds_words(X):
+    """Tell whether X is a DataFrame, or an array with text among its cells."""
+    is_of_objects = getattr(getattr(X, "dtype", None), "kind", None) == "O"
+    return is_frame(X) or (is_of_objects and any(isinstance(cell, str) for cell in np.asarray(X).flat))
+
+
 def missing_cells(X):
-    """Find the missing cells of an array of numbers or of a frame: bool (n_samples, n_columns)."""
-    if not is_frame(X):
+    """Find the missing cells of an array or a frame: bool (n_samples, n_columns)."""
+    if not (is_frame(X) or X.dtype == object):
         return np.isnan(X)
     return np.column_stack([[is_missing(cell) for cell in objects_of(cells)] for _, cells in cells_of(X)])
 
