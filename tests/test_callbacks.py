@@ -522,6 +522,28 @@ def test_a_run_may_begin_where_another_one_ended(table, tmp_path):
     assert min(steps) == 8  # of both runs
 
 
+def test_a_schedule_that_comes_late_begins_at_the_rate_of_now(table):
+    X, vae = table(), VAETransformer(2, max_iter=2, warm_start=True, **SMALL)
+    vae.fit(table()).fit(X)
+    constant = LRScheduler("LambdaLR", lr_lambda=lambda epoch: 1.0)
+    vae.set_params(learning_rate=5e-2, callbacks=[constant]).fit(X)
+    assert [group["lr"] for group in vae.net_.optimizer_.param_groups] == [5e-2] * 2
+
+
+def test_states_that_are_loaded_bring_their_rate(table, tmp_path):
+    class LoadsAtEnd(Callback):
+        def on_train_end(self, net, **kwargs):
+            net.load_params(f_optimizer=tmp_path / "optimizer.pt")
+
+    vae = VAETransformer(2, max_iter=2, **SMALL).fit(table())
+    vae.net_.save_params(f_optimizer=tmp_path / "optimizer.pt")
+    other = VAETransformer(2, max_iter=3, learning_rate=1e-3, callbacks=[LoadsAtEnd()], **SMALL).fit(table())
+    assert [group["lr"] for group in other.net_.optimizer_.param_groups] == [8e-3] * 2
+    assert [float(state["step"]) for state in other.net_.optimizer_.state.values()] == [
+        float(state["step"]) for state in vae.net_.optimizer_.state.values()
+    ]
+
+
 def test_rate_stays_lowered_where_a_schedule_goes_by_its_base(table, monkeypatch):
     spoil(monkeypatch, 3)
     constant = LRScheduler("LambdaLR", lr_lambda=lambda epoch: 1.0)

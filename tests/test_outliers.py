@@ -309,3 +309,17 @@ def test_arrays_of_words_are_taken_where_the_model_takes_them():
     assert detector.explain(X[:3]).shape == (3, 2)
     with pytest.raises(ValueError, match="categorical_features"):
         VAEOutlierDetector(VAETransformer(2)).fit(X)
+
+
+def test_ctrl_c_leaves_the_detector_as_it_was(monkeypatch):
+    X = load_iris().data
+    detector = VAEOutlierDetector(estimator=VAETransformer(2, **SMALL)).fit(X)
+    scores = detector.score_samples(X)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VAETransformer, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        detector.fit(X[:, :3])
+    np.testing.assert_array_equal(detector.score_samples(X), scores)

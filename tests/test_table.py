@@ -584,3 +584,36 @@ def test_no_likelihood_of_a_column_is_as_the_default():
     X = load_iris().data
     vae = VAETransformer(**SMALL, likelihood={}).fit(X)
     np.testing.assert_array_equal(vae.transform(X), VAETransformer(**SMALL).fit(X).transform(X))
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_columns_without_any_value_are_filled_as_what_they_were(library):
+    frame = mixed(holes=False)[["size", "visits", "text", "flag", "day"]]
+    if library == "polars":
+        frame = pl.DataFrame({name: cells.to_list() for name, cells in frame.items()})
+    vae = VAETransformer(**SMALL).fit(frame)
+    for name in frame.columns:
+        empty = frame.head(4).assign(**{name: np.nan}) if library == "pandas" else without_column(frame.head(4), name)
+        filled = vae.impute(empty)[name]
+        assert not pd.isna(filled.to_list()).any(), name
+        assert filled.dtype == frame[name].dtype, name
+
+
+def without_column(frame, name):
+    return frame.with_columns(pl.lit(None).alias(name))
+
+
+def test_what_does_not_fit_the_dtype_of_the_rows_is_cut_or_widens_it():
+    X = 300 * np.random.default_rng(0).normal(size=(80, 1)) + np.random.default_rng(1).normal(size=(80, 2))
+    vae = VAETransformer(**SMALL).fit(pd.DataFrame(X, columns=["a", "b"]))
+    rows = pd.DataFrame({"a": pd.array([None, 3], dtype="Int8"), "b": [-900.0, 3.0]})
+    assert vae.impute(rows)["a"].tolist() == [-128, 3]
+    kinds = pl.DataFrame({"x": np.arange(80.0), "kind": ["a", "b", "c", "c"] * 20})
+    some = pl.DataFrame({"x": [2.0, 3.0], "kind": pl.Series([None, "a"], dtype=pl.Enum(["a"]))})
+    assert VAETransformer(**SMALL).fit(kinds).impute(some)["kind"].null_count() == 0
+
+
+def test_whole_conditions_of_draws_are_whole():
+    rows = np.column_stack([load_iris().data, np.arange(150) % 3])
+    drawn = VAETransformer(**SMALL, condition_features=[4]).fit(rows).sample(9, given={0: 5.0}, random_state=0)
+    assert set(drawn[:, 4]) <= {0, 1, 2}

@@ -39,7 +39,11 @@ def objects_of(cells):
 
 
 def is_missing(cell):
-    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or (isinstance(cell, float) and np.isnan(cell))
+    return (
+        cell is None
+        or type(cell).__name__ in ("NAType", "NaTType")
+        or (isinstance(cell, (float, np.floating)) and np.isnan(cell))
+    )
 
 
 def holds_words(X):
@@ -120,14 +124,17 @@ def filled_frame(X, columns, values, missing):
     filled = X.copy() if container == "pandas" else X
     for place, (_, cells) in enumerate(cells_of(X)):
         if (holes := missing[:, place]).any():
-            made = make(library, columns[place], values[:, place], str(cells.dtype))
+            dtype = None if holes.all() else str(cells.dtype)  # cells that are all missing say nothing of their kind
+            made = make(library, columns[place], values[:, place], dtype)
             filled = put(library, filled, place, cells, made, holes)
     return filled
 
 
 def _put_in_pandas(pandas, frame, place, cells, made, holes):
     made = made.set_axis(frame.index)
-    if made.dtype == cells.dtype:
+    if holes.all():
+        frame.isetitem(place, made)
+    elif made.dtype == cells.dtype:
         frame.isetitem(place, cells.where(~holes, made))
     else:
         frame.isetitem(place, cells.astype(object).where(~holes, made.astype(object)).astype(made.dtype))
@@ -135,18 +142,21 @@ def _put_in_pandas(pandas, frame, place, cells, made, holes):
 
 
 def _put_in_polars(polars, frame, place, cells, made, holes):
-    if cells.dtype != polars.Null:
-        made = cells.zip_with(polars.Series(~holes), made.cast(cells.dtype, strict=False))
+    if not holes.all():
+        fits = made.cast(cells.dtype, strict=False)
+        if fits.null_count() > made.null_count():  # an Enum without the level
+            cells, fits = cells.cast(made.dtype), made
+        made = cells.zip_with(polars.Series(~holes), fits)
     return frame.with_columns(made.alias(frame.columns[place]))
 
 
 def _in_range(values, dtype):
     """Values that a column of few bits can hold: draws may lie beyond."""
-    bits = re.fullmatch(r"float(16|32)", dtype.lower())
+    bits = re.fullmatch(r"(float|u?int)(8|16|32)", dtype.lower())
     if not bits:
         return values
-    largest = np.finfo(bits[0]).max
-    return np.clip(values, -largest, largest)
+    limits = np.finfo(bits[0]) if bits[1] == "float" else np.iinfo(bits[0])
+    return np.clip(values, limits.min, limits.max)
 
 
 def _pandas_series(pandas, column, values, dtype=None):

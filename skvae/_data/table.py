@@ -144,10 +144,11 @@ class Column:
     def rounded(self, values, drawn):
         """Draws of whole numbers whole and in their range, and what has to be whole; dates to the second."""
         is_whole = self.whole and (drawn or "int" in self.dtype.lower() or self.kind == "date")
-        if self.given or self.kind == "categorical" or not (is_whole or self.kind == "date"):
+        if self.kind == "categorical" or not (is_whole or self.kind == "date"):
             return values
         unit = 1 if is_whole else 86_400
-        return np.clip(np.round(values * unit) / unit, self.low, self.high)
+        values = np.round(values * unit) / unit
+        return values if self.given else np.clip(values, self.low, self.high)
 
     def cells(self, values):
         """Return cells: categories, with None for missing ones, or numbers as they are."""
@@ -367,13 +368,15 @@ class Table:
         """Values in the container that X of `fit` had."""
         return self._array(values) if self.container == "array" else frame_of(self.container, self.columns, values)
 
-    def filled(self, X, values):
-        """X, in its own container, with values in the place of what is missing in it: unknown categories are, too."""
-        own = self.values(X)
+    def filled(self, X, own, values):
+        """X, whose numbers are `own`, in its own container, with values where they are missing, as unknown categories
+        are."""
         missing = np.isnan(own)
         if is_frame(X):
             return filled_frame(X, self.columns, values, missing)
-        return self._array(np.where(missing, values, own))
+        if all(column.kind == "numeric" for column in self.columns):
+            return np.where(missing, values, own).astype(self.dtype, copy=False)
+        return np.where(missing, self._array(values), X if hasattr(X, "dtype") else np.array(X, dtype=object))
 
     def _array(self, values):
         if all(column.kind == "numeric" for column in self.columns):

@@ -235,7 +235,9 @@ class GenerationMixin:
         if holes.any():
             drawn = self._imputed(features[holes], n_draws, rng)
             filled[:, holes] = np.where(np.isnan(features[holes]), drawn, features[holes])
-        return [self._table.filled(X, self._table.values_of(one, n_draws is not None)) for one in filled]
+        is_numbers = self._table.is_plain and getattr(getattr(X, "dtype", None), "kind", "O") in "biuf"
+        own = X if is_numbers else self._table.values(X)
+        return [self._table.filled(X, own, self._table.values_of(one, n_draws is not None)) for one in filled]
 
 
 def reconstructed(estimator, X):

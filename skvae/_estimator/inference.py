@@ -12,11 +12,11 @@ from .._model.fitted import Model
 
 @contextmanager
 def as_it_was_if_refused(estimator):
-    """Within this context an error leaves the estimator as it was."""
+    """Within this context an error, or a Ctrl-C, leaves the estimator as it was."""
     former = vars(estimator).copy()
     try:
         yield
-    except Exception:
+    except BaseException:
         vars(estimator).clear()
         vars(estimator).update(former)
         raise

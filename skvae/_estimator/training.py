@@ -104,7 +104,8 @@ class TrainingMixin:
         self._set_fitted(*fitted)
         self._made_with = taken.asked
         self._report(taken.values if start is None else start, stream, fresh=start is not None)
-        if net.interrupted_ or not self._calibrate(split):
+        calibrated = self._calibrate(split)
+        if net.interrupted_ or not calibrated:
             raise KeyboardInterrupt(
                 f"Training was interrupted. The model is fitted as it stands, after {self.n_iter_} epoch(s)."
             )
@@ -399,6 +400,8 @@ def _net_to_go_on(estimator, asked):
         net.set_objective(resolve("objective", estimator.objective))
     if has_changed("learning_rate", then, asked):
         net.set_params(lr=estimator.learning_rate)
+        for group in net.optimizer_.param_groups:
+            group.pop("initial_lr", None)  # of schedules, which begin anew from the other rate
     return net
 
 

@@ -29,6 +29,8 @@ def _comparable(value):
     """A parameter as `joblib.hash` sees the same in every process: pickles of tensors hold their addresses."""
     if isinstance(value, (list, tuple)):
         return [_comparable(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _comparable(part) for name, part in value.items()}
     if not isinstance(value, nn.Module):
         return float(value) if isinstance(value, Real) else value
     plain = {name: _comparable(part) for name, part in vars(value).items() if not name.startswith("_")}

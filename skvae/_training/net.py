@@ -159,7 +159,7 @@ class Net(NeuralNet):
         stacked = self.optimizer_ if self.stack_ is not None else None
         with self.own_optimizer():
             super().load_params(f_params, *args, checkpoint=checkpoint, **kwargs)
-            if stacked is not None:
+            if stacked is not None and (kwargs.get("f_optimizer") or getattr(checkpoint, "f_optimizer", None)):
                 self.stack_.take_state(stacked)
         source = f_params or getattr(checkpoint, "f_params", None)
         if source and not (kwargs.get("f_average") or getattr(checkpoint, "f_average", None)):

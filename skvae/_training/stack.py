@@ -105,9 +105,10 @@ class Stack:
         return optimizer
 
     def take_state(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the optimizer of all members go on from that of the first one."""
+        """Let the optimizer of all members go on from that of the first one; of several, they go on by themselves."""
         own = self.own_optimizer
-        optimizer.state.clear()
+        for group, stacked in zip(own.param_groups, optimizer.param_groups, strict=True):
+            stacked.update({key: value for key, value in group.items() if key != "params"})
         for i, (group, flat) in enumerate(zip(own.param_groups, self.wholes, strict=True)):
             states = [own.state.get(part, {}) for part in group["params"]]
             if not all(states) or len(self.members) > 1:  # several members start together
