@@ -46,15 +46,19 @@ def is_missing(cell):
     )
 
 
+def kind_of(cells):
+    """The letter that NumPy has for the dtype of cells, such as "O" for objects; "" where they have no such dtype."""
+    return getattr(getattr(cells, "dtype", None), "kind", "")
+
+
 def holds_words(X):
     """Tell whether X is a DataFrame, or an array with text among its cells."""
-    is_of_objects = getattr(getattr(X, "dtype", None), "kind", None) == "O"
-    return is_frame(X) or (is_of_objects and any(isinstance(cell, str) for cell in np.asarray(X).flat))
+    return is_frame(X) or (kind_of(X) == "O" and any(isinstance(cell, str) for cell in X.flat))
 
 
 def missing_cells(X):
     """Find the missing cells of an array or a frame: bool (n_samples, n_columns)."""
-    if not (is_frame(X) or X.dtype == object):
+    if not (is_frame(X) or kind_of(X) == "O"):
         return np.isnan(X)
     return np.column_stack([[is_missing(cell) for cell in objects_of(cells)] for _, cells in cells_of(X)])
 

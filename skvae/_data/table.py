@@ -21,6 +21,7 @@ from .containers import (
     is_bool,
     is_frame,
     is_missing,
+    kind_of,
     objects_of,
 )
 from .input import is_number, words
@@ -375,7 +376,7 @@ class Table:
         if is_frame(X):
             return filled_frame(X, self.columns, values, missing)
         if all(column.kind == "numeric" for column in self.columns):
-            return np.where(missing, values, own).astype(self.dtype, copy=False)
+            return self._array(np.where(missing, values, own))
         return np.where(missing, self._array(values), X if hasattr(X, "dtype") else np.array(X, dtype=object))
 
     def _array(self, values):
@@ -470,7 +471,7 @@ def _numbers(column, cells):
         return days_of(cells)
     if hasattr(cells, "to_numpy") and hasattr(cells, "iloc"):
         return cells.to_numpy(dtype=float, na_value=np.nan)
-    if getattr(getattr(cells, "dtype", None), "kind", None) == "O":
+    if kind_of(cells) == "O":
         cells = [np.nan if is_missing(cell) else cell for cell in objects_of(cells)]
     return np.array(cells, dtype=float)
 

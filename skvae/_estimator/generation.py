@@ -8,6 +8,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
+from .._data.containers import kind_of
 from .._data.holes import rows_with_holes
 from .._data.input import advice, plain
 from .._data.rows import RowSource
@@ -185,12 +186,12 @@ class GenerationMixin:
     def _conditions(self, conditions, n_samples):
         """Return the conditions of that many rows, in the units of X: (n_samples, n_context), or None."""
         table, n = self._table, self._fitted.vae.n_context
-        names = conditions if isinstance(conditions, dict) else ()
         if conditions is not None and not n:
             raise ValueError("`conditions` are for a model with condition_features, and this one has none.")
         if not n:
             return None
-        table.check_given(names)
+        if isinstance(conditions, dict):
+            table.check_given(conditions)
         values = table.partial({} if conditions is None else conditions, "conditions")
         return self._typical(table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:])
 
@@ -235,8 +236,7 @@ class GenerationMixin:
         if holes.any():
             drawn = self._imputed(features[holes], n_draws, rng)
             filled[:, holes] = np.where(np.isnan(features[holes]), drawn, features[holes])
-        is_numbers = self._table.is_plain and getattr(getattr(X, "dtype", None), "kind", "O") in "biuf"
-        own = X if is_numbers else self._table.values(X)
+        own = X if self._table.is_plain and kind_of(X) in set("biuf") else self._table.values(X)
         return [self._table.filled(X, own, self._table.values_of(one, n_draws is not None)) for one in filled]
 
 
