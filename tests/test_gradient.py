@@ -123,12 +123,13 @@ def test_terms_are_those_of_the_last_members(last, prior, table):
     torch.testing.assert_close(found, tuple(torch.stack(parts) for parts in zip(*expected, strict=True)))
 
 
-@pytest.mark.parametrize(("balanced", "for_map"), [(True, False), (True, True)])
+@pytest.mark.parametrize(("balanced", "for_map"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("n_members", [1, 2])
-def test_the_gradient_of_the_first_phase_is_that_of_autograd(n_members, balanced, for_map, table):
+def test_the_gradient_of_the_first_phase_is_that_of_autograd(n_members, beside, balanced, for_map, table):
     """Balanced, and of a map below the decoder's head without the noise scale's; the encoder sees other rows."""
     x = torch.from_numpy(table("gaussian"))
-    vaes, rows, eps, weight = members(Gaussian, x, (6,), True, torch.float64, n_members)
+    vaes, rows, eps, weight = members(Gaussian, x, (6,), beside, torch.float64, n_members)
     weight = torch.full_like(weight, 1 / rows.shape[1])  # a batch's mean of the noise scale is over all its rows
     seen, phase = rows + 0.1 * eps.sum(-1, keepdim=True), {"balanced": balanced, "for_map": for_map}
     expected = []
@@ -141,8 +142,8 @@ def test_the_gradient_of_the_first_phase_is_that_of_autograd(n_members, balanced
     FastELBO(stack, 1.0).gradient(Batch(rows, eps, seen, weight=weight, **phase))
     for name, found in stack.gradients.items():
         torch.testing.assert_close(found, torch.stack([grads[name] for grads in expected]), rtol=1e-8, atol=1e-10)
-    plain = by_hand(vaes, rows, eps, 1.0, weight)[1]
-    assert not torch.allclose(plain["decoder.head.weight"], stack.gradients["decoder.head.weight"])
+    plain, other = by_hand(vaes, rows, eps, 1.0, weight)[1], "decoder.head" if balanced else "decoder.hidden.0"
+    assert not torch.allclose(plain[f"{other}.weight"], stack.gradients[f"{other}.weight"])
 
 
 def test_the_balance_leaves_the_size_of_the_gradient(normal):

@@ -718,10 +718,12 @@ def test_batches_of_one_row_leave_some_folds_without(architecture, table):
     assert np.isfinite(vae.validation_scores_).all()
 
 
+@pytest.mark.parametrize("n_rows", [1200, 200])
 @pytest.mark.parametrize("z_dim", [3, 2])
-def test_training_has_two_phases(z_dim, table, monkeypatch):
-    """In the second the rate falls to zero, and there is no noise and, but for a map, no balance; it goes on from the
-    best state."""
+def test_training_has_two_phases(z_dim, n_rows, table, monkeypatch):
+    """In the second the rate falls to zero, and there is no noise and, but for a map of many rows, no balance; it goes
+    on from the best state. Of few rows no gradients are balanced, and a map is one in the first quarter alone."""
+    is_large, is_map = n_rows >= 1000, z_dim == 2
     seen = []
     step, gradient = Stack.step, Net.gradient
 
@@ -730,19 +732,22 @@ def test_training_has_two_phases(z_dim, table, monkeypatch):
         step(self, optimizer, decay, factor)
 
     def looked(self, batch):
-        seen.append([batch.seen is not None, batch.balanced])
-        assert batch.for_map == (z_dim == 2)
+        seen.append([batch.seen is not None, batch.balanced, batch.for_map])
         return gradient(self, batch)
 
     monkeypatch.setattr(Stack, "step", watched)
     monkeypatch.setattr(Net, "gradient", looked)
-    vae = VAETransformer(z_dim, hidden_layer_sizes=(8,), random_state=0).fit(table(n_rows=1200))
+    vae = VAETransformer(z_dim, hidden_layer_sizes=(8,), random_state=0).fit(table(n_rows=n_rows))
     second = next(i for i, (noisy, *_) in enumerate(seen) if not noisy)
     assert 0 < second < len(seen)
-    assert {tuple(row[:2]) for row in seen[:second]} == {(True, True)}
-    assert {tuple(row[:2]) for row in seen[second:]} == {(False, z_dim == 2)}
-    rates = [row[2] for row in seen]
-    warmup = 50 if z_dim == 3 else 100
+    steps_per_epoch = -(-n_rows // vae.net_.batch_size)
+    placed = -(-vae.net_.max_epochs * steps_per_epoch // 4) if is_map and not is_large else second
+    assert placed <= second
+    assert {tuple(row[:3]) for row in seen[:placed]} == {(True, is_large, is_map)}
+    assert {tuple(row[:3]) for row in seen[placed:second]} <= {(True, False, False)}
+    assert {tuple(row[:3]) for row in seen[second:]} == {(False, *[is_large and is_map] * 2)}
+    rates = [row[3] for row in seen]
+    warmup = 100 if is_large and is_map else 50
     assert rates[:3] == pytest.approx([1 / warmup, 2 / warmup, 3 / warmup])
     assert rates[second - 1] == rates[second] == 1
     falls = -np.diff(rates[second:])

@@ -131,8 +131,8 @@ CASES = {
     "another average": ([Sets(ema_decay=0.5)], {}, 2),
     "another algorithm": ([Sets(fused=False)], {}, 1),
     "frozen for an epoch": ([Freezes()], {}, 1),
-    "both phases": ([], {"early_stopping": True, "n_iter_no_change": 2}, 4),  # of batches of 14 and of 15
-    "folds": ([], {"early_stopping": "cv"}, 2),
+    "both phases": ([], {"early_stopping": True, "n_iter_no_change": 2}, 6),  # and a map's; batches of 14 and of 15
+    "folds": ([], {"early_stopping": "cv"}, 3),
     "feature noise": ([], {"likelihood": Gaussian("feature"), "prior": "standard_normal"}, 1),
 }
 
@@ -171,10 +171,12 @@ def test_phases_whose_batches_have_the_same_fields_have_graphs_of_their_own(tabl
 
 
 def test_a_default_fit_has_a_graph_for_each_phase(graphs):
-    """Noise on the encoder's inputs is a field of the first phase's batches."""
+    """Noise on the encoder's inputs is a field of the first phase's batches; a map has one more, to place its rows."""
     X = load_iris().data
-    assert np.isfinite(VAETransformer(2, random_state=0).fit(X).score(X))
-    assert len(graphs) == 2
+    for z_dim, n_graphs in ((3, 2), (2, 3)):
+        graphs.clear()
+        assert np.isfinite(VAETransformer(z_dim, random_state=0).fit(X).score(X))
+        assert len(graphs) == n_graphs
 
 
 @pytest.mark.parametrize("at", [{4}, {20}, {3, 6, 9, 12}], ids=["early", "late", "again and again"])

@@ -139,24 +139,26 @@ class VAE(nn.Module):
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Raw outputs of the likelihood: (..., n_raw, n_features)."""
         z = beside(z, context)
-        if self.linear_decoder is None:
-            raw = self.decoder(z)
-        else:
-            raw = self.decoder(z.clamp(-MAX_Z, MAX_Z)) + self.linear_decoder(z)
-        return raw.unflatten(-1, (self.likelihood.n_raw, -1))
+        return self._raw(self.decoder(self._moderate(z)), z)
 
     def decode_for_map(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """The same, where of each feature's raw outputs only the first has gradients below the decoder's head."""
-        linear = self.linear_decoder
-        if self.likelihood.n_raw == 1 or linear is None:
+        if self.likelihood.n_raw == 1 or type(self.decoder).forward is not Architecture.forward:
             return self.decode(z, context)
         z = beside(z, context)
-        hidden = self.decoder.hidden(z.clamp(-MAX_Z, MAX_Z))
-        raw, rest = (
-            (self.decoder.head(h) + linear(latents)).unflatten(-1, (self.likelihood.n_raw, -1))
-            for h, latents in ((hidden, z), (hidden.detach(), z.detach()))
-        )
+        hidden = self.decoder.hidden(self._moderate(z))
+        pairs = (hidden, z), (hidden.detach(), z.detach())
+        raw, rest = (self._raw(self.decoder.head(outputs), latents) for outputs, latents in pairs)
         return torch.cat([raw[..., :1, :], rest[..., 1:, :]], -2)
+
+    def _moderate(self, z: Tensor) -> Tensor:
+        """What the decoder's network sees of z."""
+        return z if self.linear_decoder is None else z.clamp(-MAX_Z, MAX_Z)
+
+    def _raw(self, outputs: Tensor, z: Tensor) -> Tensor:
+        """Raw outputs of the likelihood, of the network's and the linear path's."""
+        raw = outputs if self.linear_decoder is None else outputs + self.linear_decoder(z)
+        return raw.unflatten(-1, (self.likelihood.n_raw, -1))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Reconstruction term and KL term of each row, in nats, for the draws of the batch: (batch,) both."""

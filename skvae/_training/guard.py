@@ -123,11 +123,12 @@ class Guard:
     """Keeps the state with the best score, the start included, and stops when none better comes.
 
     When the score has not risen by `tol` for more than `patience` steps, or half of the steps are done, the first
-    phase ends, unless the objective still warms up: training goes back to the best state and on from there without
-    noise on the encoder's inputs, with the gradient of the bound as it is but for a map, while the learning rate falls
-    linearly to zero, within as many steps as the first phase had. Training ends with these steps, or where the score
-    again does not rise. Warm-up and the steps between looks go by the schedule's `pace`. Where nothing is judged, the
-    learning rate stays, the last state that a finite loss has confirmed is kept, and training ends with its last one.
+    phase ends, unless the objective still warms up or the rows of a map find their places: training goes back to the
+    best state and on from there without noise on the encoder's inputs, with the gradient of the bound as it is but for
+    a map, while the learning rate falls linearly to zero, within as many steps as the first phase had. Training ends
+    with these steps, or where the score again does not rise. Warm-up and the steps between looks go by the schedule's
+    `pace`. Where nothing is judged, the learning rate stays, the last state that a finite loss has confirmed is kept,
+    and training ends with its last one.
 
     An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
     learning rate is halved the first time, quartered the second, and so on, and stays there.
@@ -173,6 +174,11 @@ class Guard:
     def in_first_phase(self) -> bool:
         return self.turn == math.inf
 
+    @property
+    def is_settling(self) -> bool:
+        """True while no phase may end: the objective warms up, or the rows of a map find their places."""
+        return self.net.criterion_.warming or self.net.is_placing
+
     def state(self) -> dict:
         """Return what a checkpoint keeps."""
         left_out = ("net", "split", "schedule", "judge", "end")
@@ -205,12 +211,12 @@ class Guard:
         if not self.judge:
             return
         is_last = self.n_steps == self.last < self.budget  # which ends by itself, with an epoch
-        turns = self.in_first_phase and 2 * self.n_steps >= self.budget and not self.net.criterion_.warming
+        turns = self.in_first_phase and 2 * self.n_steps >= self.budget and not self.is_settling
         looks = is_last or turns or self.n_steps % self.every == 0
         if looks:
             self._look()
         stale = looks and self.n_steps - self.progress > max(self.schedule.patience, self.every)
-        if is_last or turns or (stale and not self.net.criterion_.warming):
+        if is_last or turns or (stale and not self.is_settling):
             self._end_phase()
 
     def _look(self) -> None:
@@ -223,7 +229,7 @@ class Guard:
             score = -math.inf
         if first or score > self.best:
             self.best, self.kept = score, self.net.stack_.state()
-        if score > self.reference + self.schedule.tol or self.net.criterion_.warming:
+        if score > self.reference + self.schedule.tol or self.is_settling:
             self.progress = self.n_steps
         self.reference = max(self.reference, score)
 

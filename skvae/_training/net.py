@@ -42,6 +42,7 @@ _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
 _WEIGHT_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")  # where a callback may set weights
 _BLOCK = 2048  # rows that `forward` takes at once
 MAP_DIM = 2  # up to which the latent space is a map of the rows
+_PLACING = 4  # the rows of a map that are few find their places in this part of the steps
 
 
 class Net(NeuralNet):
@@ -58,7 +59,8 @@ class Net(NeuralNet):
     An exponential moving average of the weights, `average_`, is kept beside them with `ema_decay`, and is what gets
     judged and used: it takes the noise of the last steps out, as a falling learning rate would. `input_noise`
     (n_features,) is the standard deviation of the noise that the encoder sees in the first phase of training, and
-    `balanced` says whether the gradients are balanced there, and for a map to the end.
+    `balanced` says whether the gradients are balanced there. With one or two latent units, a map, they are to the end,
+    and the noise scales have no say on where rows lie; where they are not balanced, in the first quarter of the steps.
 
     `partial_fit` also takes a `Split`, which says how several members are trained at once. While it runs, the
     parameters of all lie in flat tensors.
@@ -190,10 +192,16 @@ class Net(NeuralNet):
         return self.is_judged and self.guard_.in_first_phase
 
     @property
+    def is_placing(self) -> bool:
+        """True while the rows of a map that are too few to be balanced find their places: in the first quarter."""
+        early = self.in_first_phase and _PLACING * self.guard_.n_steps < self.guard_.budget
+        return early and self.z_dim <= MAP_DIM and self.module_.likelihood.n_raw > 1 and not self.balanced
+
+    @property
     def phase(self) -> dict[str, bool]:
-        """Fields of a batch that depend on the phase of training; a map of the rows is one in both."""
-        for_map = self.balanced and self.is_judged and self.z_dim <= MAP_DIM
-        return {"balanced": for_map or (self.balanced and self.in_first_phase), "for_map": for_map}
+        """Fields of a batch that depend on the phase of training; a map whose gradients are balanced is one in both."""
+        for_map = self.is_placing or (self.balanced and self.is_judged and self.z_dim <= MAP_DIM)
+        return {"balanced": self.balanced and (for_map or self.in_first_phase), "for_map": for_map}
 
     def units(self, n: int | None) -> tuple[float | np.ndarray, float | np.ndarray]:
         """Offset and scale of the first `n` features, with or without what is given behind them."""
