@@ -200,8 +200,9 @@ class VAETransformer(
     regularisation [6]_), and from 1000 rows on the gradient of a feature's mean is weighted by its noise scale
     (beta-NLL [7]_), so that nearly constant features do not take the latent space for themselves. The second goes on
     from the best state, while the learning rate falls to zero, with the bound as it is. Only where rows are to be seen
-    in a plane (``z_dim`` of 1 or 2, 1000 rows or more) gradients stay weighted, and the noise scale has no say on where
-    they lie: neighbours are then more alike, for some nats of density.
+    in a plane (``z_dim`` of 1 or 2) the noise scale has no say on where they lie, in the first quarter of the steps;
+    from 1000 rows on to the end, and gradients stay weighted: neighbours are then more alike, there for some nats of
+    density.
 
     References
     ----------
