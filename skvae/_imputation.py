@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
 from ._data.containers import container_of, holds_words, is_frame, missing_cells
-from ._data.input import plain
+from ._data.input import advice, plain
 from ._estimator.inference import as_it_was_if_refused
 from ._transformer import VAETransformer
 
@@ -185,7 +185,8 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             return X, missing_cells(X)
         is_nan = self.missing_values is None or np.isnan(self.missing_values)
         finite = "allow-nan" if is_nan else True
-        X = validate_data(self, X, dtype=(np.float64, np.float32), ensure_all_finite=finite, reset=reset)
+        with advice(X):
+            X = validate_data(self, X, dtype=(np.float64, np.float32), ensure_all_finite=finite, reset=reset)
         missing = _get_mask(X, np.nan if is_nan else self.missing_values)
         return np.where(missing, np.nan, X), missing
 

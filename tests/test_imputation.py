@@ -94,6 +94,13 @@ def test_limits_leave_some_number():
         VAEImputer(min_value=1, max_value=-1).fit(load_iris().data)
 
 
+def test_lists_of_words_are_refused_with_what_to_do():
+    with pytest.raises(
+        ValueError, match=r"could not convert string to float: 'a'\. Columns of X that are not numbers: 0\. "
+    ):
+        VAEImputer().fit([["a", 1.0], ["b", np.nan]] * 10)
+
+
 def test_arrays_of_words_are_filled_where_the_model_takes_them():
     rng = np.random.default_rng(0)
     X = np.array(

@@ -543,7 +543,14 @@ def test_bad_hidden_layer_sizes(sizes, table, n_steps):
     assert n_steps == []
 
 
-@pytest.mark.parametrize("device", ["nope", "cuda:99", torch.device("cuda", 99)])
+def test_sizes_may_be_any_whole_number(table):
+    X = table()
+    expected = small(1).fit(X).transform(X)
+    for one in (True, np.int32(1)):
+        np.testing.assert_array_equal(small(one).fit(X).transform(X), expected)
+
+
+@pytest.mark.parametrize("device", ["nope", "cuda:99", torch.device("cuda", 99), "meta"])
 def test_missing_device(device, table, n_steps):
     X = table()
     vae = small().fit(X)

@@ -314,6 +314,11 @@ def _check_by_column(likelihoods):
                 f"The 'likelihood' parameter of VAETransformer must hold instances of Likelihood or names among "
                 f"{sorted(LIKELIHOODS)}. Got {likelihood!r} for column {column!r} instead."
             )
+        if getattr(likelihood, "size_factor", None) is not None:
+            raise ValueError(
+                f"{likelihood!r} divides a row's sum among the columns, and as the likelihood of column {column!r} it "
+                "sees that one alone. Set size_factor=None there, or take it for all columns."
+            )
 
 
 # The steps, as functions of an estimator and X
@@ -506,7 +511,7 @@ def recipe_of(estimator, X, likelihood, seed, n_context):
     return {
         "n_features": X.shape[1] - n_context,
         "n_context": n_context,
-        "z_dim": estimator.z_dim,
+        "z_dim": int(estimator.z_dim),
         "hidden_layer_sizes": layer_sizes(estimator.hidden_layer_sizes, len(X)),
         "likelihood": likelihood,
         "prior": resolve("prior", prior_of(estimator)),

@@ -7,7 +7,7 @@ def resolve_device(device: str | torch.device) -> str:
     if str(device) == "auto":
         return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        torch.zeros((), device=device).item()  # which "meta" refuses too
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"The 'device' parameter of VAETransformer names a device that torch cannot use here: {str(device)!r}. "
