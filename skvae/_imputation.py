@@ -11,7 +11,7 @@ from sklearn.utils._mask import _get_mask
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
-from ._data.containers import container_of, holds_words, is_frame, missing_cells
+from ._data.containers import container_of, holds_words, is_frame, missing_cells, with_zeros
 from ._data.input import advice, plain
 from ._estimator.inference import as_it_was_if_refused
 from ._transformer import VAETransformer
@@ -36,7 +36,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
     add_indicator : bool, default=False
         Whether to append, for each column that had missing cells in `fit`, one that says where they are.
     keep_empty_features : bool, default=False
-        Whether columns without any value in `fit` are kept, filled with 0; else they are left out.
+        Whether columns without any value in `fit` are kept, numbers filled with 0; else they are left out.
     random_state : int, RandomState instance or None, default=None
         Of the model, if `estimator` is None, and of draws.
 
@@ -181,14 +181,23 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         if holds_words(X):
             if np.max(self.min_value) > -np.inf or np.min(self.max_value) < np.inf:
                 raise ValueError("min_value and max_value hold for arrays: clip the numeric columns of a DataFrame.")
+            if not self._nan_is_missing:
+                raise ValueError(
+                    f"missing_values={self.missing_values!r} holds for arrays: in a DataFrame NaN, None and NA are "
+                    "missing. Replace it by them before, and leave missing_values as it is."
+                )
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X, missing_cells(X)
-        is_nan = self.missing_values is None or np.isnan(self.missing_values)
+        is_nan = self._nan_is_missing
         finite = "allow-nan" if is_nan else True
         with advice(X):
             X = validate_data(self, X, dtype=(np.float64, np.float32), ensure_all_finite=finite, reset=reset)
         missing = _get_mask(X, np.nan if is_nan else self.missing_values)
         return np.where(missing, np.nan, X), missing
+
+    @property
+    def _nan_is_missing(self):
+        return self.missing_values is None or bool(np.isnan(self.missing_values))
 
     def _check_limits(self):
         """Refuse limits that leave no number."""
@@ -209,6 +218,10 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     def _limited(self, filled, missing):
         """Numbers that were filled in within their limits, and 0 in columns without any value."""
+        if is_frame(filled):
+            columns = self.estimator_._table.columns
+            numbers = [i for i in np.flatnonzero(self._empty) if columns[i].kind == "numeric"]
+            return with_zeros(filled, numbers, missing)
         if holds_words(filled):
             return filled
         values = np.where(self._empty, 0.0, np.clip(filled, self._low, self._high)).astype(filled.dtype)
@@ -216,7 +229,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        tags.input_tags.allow_nan = self.missing_values is None or bool(np.isnan(self.missing_values))
+        tags.input_tags.allow_nan = self._nan_is_missing
         tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags

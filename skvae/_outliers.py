@@ -285,8 +285,11 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
             return validate_data(self, X, reset=reset, dtype=DTYPES, ensure_all_finite=finite, ensure_min_samples=few)
 
     def _standardized(self, X):
-        """X in standard deviations; what is missing stands at its column's mean."""
-        x = (self.estimator_._check_X(X) - self._center) / self._spread
+        """X in standard deviations; what is missing stands where the model expects it, or at its column's mean."""
+        x = self.estimator_._check_X(X)
+        if np.isnan(x).any():
+            x = self.estimator_._check_X(self.estimator_.impute(X))
+        x = (x - self._center) / self._spread
         return np.clip(np.where(np.isnan(x), 0.0, x), -_FARTHEST, _FARTHEST)
 
     def _of_model(self, X):

@@ -5,24 +5,27 @@ All are deterministic: those that draw take a `random_state`, 0 by default.
 
 import copy
 import math
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.metrics import mean_squared_error
-from sklearn.utils import check_array
+from sklearn.utils import check_array, check_random_state, check_scalar
 
 from ._data.batch import Batch
 from ._data.blocks import chunk_sizes, scaled
+from ._data.containers import is_frame
 from ._data.holes import without_holes
-from ._data.rows import parts_of
+from ._data.input import plain
+from ._data.rows import MAX_HELD, RowSource, parts_of
 from ._data.split import Rows
 from ._estimator.generation import reconstructed
 from ._model.module import MODERATE
 from ._model.refine import Refined
 from ._system.device import widest
 from ._system.program import own_settings
-from ._system.random import generator
+from ._system.random import generator, subsample
 from .priors import mixture_log_prob
 
 __all__ = [
@@ -157,7 +160,7 @@ def kl_split(estimator, X, *, n_draws=10, random_state=0):
         Rows, as a rule some thousand of the training or test data: time grows with their square.
     n_draws : int, default=10
         Posterior draws per row.
-    random_state : int, default=0
+    random_state : int, RandomState instance or None, default=0
         Decides the draws.
 
     Returns
@@ -182,7 +185,7 @@ def kl_split(estimator, X, *, n_draws=10, random_state=0):
     True
     """
     mean, std = (torch.from_numpy(part).double() for part in estimator.posterior(X))
-    rng, n_rows = generator(random_state), len(mean)
+    rng, n_rows = _stream(random_state, n_draws), len(mean)
     model = estimator._fitted
     prior = model.vae.prior
     aggregate = mean.new_full((n_rows,), -math.log(n_rows)), mean, std.log()
@@ -214,7 +217,7 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
         Rows to score.
     n_draws : int, default=1000
         Posterior draws per row.
-    random_state : int, default=0
+    random_state : int, RandomState instance or None, default=0
         Decides the draws.
 
     Returns
@@ -240,7 +243,7 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
     if n_draws < 2:
         raise ValueError(f"Invalid value for 'n_draws': {n_draws}. A standard error takes at least two draws.")
     X, excess = estimator._check_rows(X)
-    model, rng = estimator._fitted, generator(random_state)
+    model, rng = estimator._fitted, _stream(random_state, n_draws)
     found, gains = [], []
     for part in parts_of(X):
         found.append(model.by_holes(part, lambda rows, holes: _moments_of(model, rows, holes, n_draws, rng)))
@@ -297,7 +300,7 @@ def column_gains(estimator, X, *, n_draws=10, random_state=0):
         Rows, as a rule the training or test data.
     n_draws : int, default=10
         Posterior draws per row.
-    random_state : int, default=0
+    random_state : int, RandomState instance or None, default=0
         Decides the draws.
 
     Returns
@@ -316,9 +319,12 @@ def column_gains(estimator, X, *, n_draws=10, random_state=0):
     >>> bool(gains[2] > 1 > gains[4])  # the last column is noise
     True
     """
+    rng = _stream(random_state, n_draws)
     features, model = estimator._check_X(X), estimator._fitted
+    if isinstance(features, RowSource):
+        features = features[subsample(len(features), max(1, MAX_HELD // features.shape[1]), 0)]
     x, vae = scaled(features, model.offset, model.scale).to(model.device), model.vae
-    likelihood, rng = copy.deepcopy(vae.likelihood), generator(random_state)
+    likelihood = copy.deepcopy(vae.likelihood)
     with torch.no_grad():
         fields = Rows(x, vae).take(torch.arange(len(x)))
         start = likelihood.start(without_holes(vae.parts(x)[0]))
@@ -365,12 +371,28 @@ def reconstruction_error(estimator, X):
     >>> print(f"{reconstruction_error(PCA(2).fit(X), X):.4f}")
     0.0253
     """
+    table = getattr(estimator, "_table", None)
+    if table is not None and (words := [c.name for c in table.columns if c.kind == "categorical" and not c.given]):
+        raise ValueError(
+            f"reconstruction_error squares differences of numbers, and columns {words} of X hold categories. "
+            "`column_gains` tells how well each column is modelled."
+        )
     reconstruction, modelled = reconstructed(estimator, X)
-    X, reconstruction = (np.asarray(part, dtype=np.float64)[:, modelled] for part in (X, reconstruction))
+    X = X if is_frame(X) else plain(X)
+    numbers = np.asarray if table is None or not is_frame(X) else table.values
+    X, reconstruction = (np.asarray(numbers(part), dtype=np.float64)[:, modelled] for part in (X, reconstruction))
     observed = ~np.isnan(X)
     if observed.all():
         return float(mean_squared_error(X, reconstruction))
     return float(mean_squared_error(X[observed], reconstruction[observed]))
+
+
+def _stream(random_state, n_draws):
+    """A stream of our own for so many draws, from scikit-learn's `random_state`."""
+    check_scalar(n_draws, "n_draws", Integral, min_val=1)
+    if not isinstance(random_state, Integral):
+        random_state = check_random_state(random_state).randint(np.iinfo(np.int32).max)
+    return generator(int(random_state))
 
 
 @own_settings()

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from scipy.stats import multivariate_normal, norm
 from sklearn.datasets import load_digits, load_iris
 from sklearn.exceptions import NotFittedError
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from torch import nn
 
@@ -554,3 +554,19 @@ def test_rows_with_holes_are_drawn():
     assert all(ax.patches for ax in display.axes_)
     display = ReconstructionDisplay.from_estimator(vae, X)
     assert [np.isfinite(ax.lines[0].get_xy1()).all() for ax in display.axes_] == [True] * 3
+
+
+def test_steps_that_pass_rows_on_are_no_matter(flowers):
+    pipeline = Pipeline([("scaler", "passthrough"), ("vae", flowers)])
+    for kind in (SampleGridDisplay, ManifoldDisplay):
+        kind.from_estimator(pipeline)
+
+
+def test_displays_know_masked_cells():
+    X = load_iris().data
+    vae = VAETransformer(2, **SMALL).fit(X)
+    displays = [
+        ReconstructionDisplay.from_estimator(vae, x) for x in (np.ma.masked_greater(X, 6), np.where(X > 6, np.nan, X))
+    ]
+    assert np.isnan(displays[0].X).any()
+    np.testing.assert_array_equal(displays[0].X, displays[1].X)

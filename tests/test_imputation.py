@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from sklearn.datasets import load_iris, load_wine
 from sklearn.linear_model import LogisticRegression
@@ -110,3 +111,15 @@ def test_arrays_of_words_are_filled_where_the_model_takes_them():
     filled = VAEImputer(VAETransformer(2, categorical_features=[1], max_iter=3, random_state=0)).fit_transform(X)
     assert set(filled[:, 1]) == {"a", "b"}
     assert (filled[1:7] == X[1:7]).all()
+
+
+def test_columns_without_any_value_of_a_frame_are_zero():
+    frame = pd.DataFrame({"a": np.arange(40.0), "b": np.arange(40.0)[::-1], "e": np.nan})
+    imputer = VAEImputer(VAETransformer(2, max_iter=3, random_state=0), keep_empty_features=True, sample_posterior=True)
+    for X in (frame, pl.DataFrame(frame), frame.astype({"e": object})):
+        assert (np.asarray(imputer.fit_transform(X)["e"], dtype=float) == 0).all()
+
+
+def test_what_stands_for_missing_cells_of_frames_is_theirs():
+    with pytest.raises(ValueError, match="missing_values=-1 holds for arrays"):
+        VAEImputer(missing_values=-1).fit(pd.DataFrame({"a": [-1.0, 2.0] * 10, "b": [1.0, 2.0] * 10}))

@@ -3,6 +3,7 @@ import pickle
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.linalg import sqrtm
@@ -12,10 +13,12 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import mean_squared_error
 
-from skvae import VAETransformer
+from skvae import VAETransformer, metrics
+from skvae._data import rows as _rows
 from skvae.likelihoods import Gaussian
 from skvae.metrics import (
     active_units,
+    column_gains,
     frechet_distance,
     kl_per_unit,
     kl_split,
@@ -207,3 +210,43 @@ def test_log_likelihood_of_a_table_that_is_not_held(table, monkeypatch):
     held = log_likelihood(vae, X, n_draws=50)
     monkeypatch.setattr("skvae._data.rows.MAX_HELD", 0)
     assert log_likelihood(vae, csr_array(X), n_draws=50) == pytest.approx(held, abs=1e-4)
+
+
+def test_reconstruction_error_takes_what_the_model_takes():
+    X = np.random.default_rng(0).normal(size=(80, 3))
+    holes = np.where(X > 1, np.nan, X)
+    vae = VAETransformer(2, max_iter=3, random_state=0).fit(X)
+    expected = reconstruction_error(vae, holes)
+    assert reconstruction_error(vae, np.ma.masked_invalid(np.where(X > 1, np.inf, X))) == expected
+    frame = pd.DataFrame(holes, columns=list("abc")).convert_dtypes()
+    of_frame = VAETransformer(2, max_iter=3, random_state=0).fit(pd.DataFrame(X, columns=list("abc")))
+    assert reconstruction_error(of_frame, frame) == pytest.approx(expected)
+    words = frame.assign(kind=["u", "v"] * 40)
+    mixed = VAETransformer(2, max_iter=3, random_state=0).fit(words)
+    with pytest.raises(ValueError, match=r"columns \['kind'\] of X hold categories"):
+        reconstruction_error(mixed, words)
+    given = VAETransformer(2, max_iter=3, condition_features=["kind"], random_state=0).fit(words)
+    assert np.isfinite(reconstruction_error(given, words))
+
+
+@pytest.mark.parametrize("metric", [kl_split, log_likelihood, column_gains])
+def test_draws_and_random_states(metric):
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    vae = VAETransformer(2, max_iter=3, random_state=0).fit(X)
+    for n_draws in (0, 2.5):
+        with pytest.raises((TypeError, ValueError), match="n_draws"):
+            metric(vae, X, n_draws=n_draws)
+    metric(vae, X, n_draws=2, random_state=None)
+    found = [metric(vae, X, n_draws=2, random_state=np.random.RandomState(0)) for _ in range(2)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_gains_of_tables_that_are_not_held(monkeypatch):
+    X = np.random.default_rng(0).normal(size=(300, 4)) * [1, 1, 1, 0] + np.arange(300)[:, None] / 100
+    vae = VAETransformer(2, max_iter=3, random_state=0).fit(X)
+    held = column_gains(vae, X)
+    for module in (_rows, metrics):
+        monkeypatch.setattr(module, "MAX_HELD", 800)
+    found = column_gains(vae, csr_array(X))
+    assert (found != held).all()
+    assert np.allclose(found, held, atol=0.3)  # of 200 rows in the place of 300

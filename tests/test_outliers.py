@@ -323,3 +323,14 @@ def test_ctrl_c_leaves_the_detector_as_it_was(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         detector.fit(X[:, :3])
     np.testing.assert_array_equal(detector.score_samples(X), scores)
+
+
+def test_a_missing_or_unknown_category_is_not_strange():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"rooms": rng.integers(1, 6, 400), "size": rng.normal(80, 10, 400), "kind": rng.choice(["a", "b"], 400)}
+    )
+    detector = VAEOutlierDetector(random_state=0).fit(frame[:250])
+    for kind in (None, "c"):
+        assert (detector.predict(frame[250:].assign(kind=kind)) == -1).mean() < 0.2
+    assert detector.predict(frame.head(3).assign(rooms=[3, 500, -40])).tolist()[1:] == [-1, -1]

@@ -19,7 +19,7 @@ from skvae import VAETransformer, load
 from skvae._data.marginals import fit_knots, from_scores, to_scores
 from skvae._data.table import Table
 from skvae._model.columns import Categorical, Columns, Ordinal
-from skvae.likelihoods import Bernoulli, Gaussian, Likelihood, Poisson
+from skvae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian, Likelihood, Poisson
 from skvae.metrics import column_gains, reconstruction_error
 from skvae.objectives import ELBO
 from skvae.priors import Mixture, StandardNormal
@@ -617,3 +617,158 @@ def test_whole_conditions_of_draws_are_whole():
     rows = np.column_stack([load_iris().data, np.arange(150) % 3])
     drawn = VAETransformer(**SMALL, condition_features=[4]).fit(rows).sample(9, given={0: 5.0}, random_state=0)
     assert set(drawn[:, 4]) <= {0, 1, 2}
+
+
+def test_numbers_that_are_no_level_lose_by_their_distance():
+    """And the probabilities of all whole numbers, seen or not, do not exceed one by more than what is lost."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"rooms": rng.integers(0, 5, 300), "kind": rng.choice(["a", "b"], 300)})
+    vae = VAETransformer(**SMALL).fit(frame)
+    assert vae._table.columns[0].marginal == "ordinal"
+    rows = frame.head(1).loc[[0] * 9].assign(rooms=[4, 5, 6, 60, 600, 0, -1, -50, 2.5])
+    scores = vae.score_samples(rows)
+    assert (np.diff(scores[:5]) < 0).all()
+    assert scores[4] < scores[0] - 1000
+    assert (np.diff(scores[5:8]) < 0).all()
+    assert scores[0] - scores[1] == pytest.approx(np.log(2) + 0.25)  # a step, and levels of variance 2
+    whole = pd.DataFrame({"rooms": np.repeat(np.arange(-9, 14), 2), "kind": ["a", "b"] * 23})
+    seen = whole["rooms"].between(0, 4)
+    masses = np.exp(vae.score_samples(whole))
+    assert masses[seen].sum() == pytest.approx(1, abs=0.02)
+    assert masses[~seen].sum() < masses[seen].sum() / 2
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial", Poisson()], ids=str)
+def test_counts_beside_words_stay_counts_where_that_is_asked_for(likelihood):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"visits": rng.poisson(3, 200), "big": rng.poisson(300, 200), "kind": rng.choice(["a", "b"], 200)}
+    )
+    vae = VAETransformer(**SMALL, likelihood=likelihood).fit(frame)
+    counts, words = vae.likelihood_.parts
+    assert isinstance(counts, LIKELIHOODS.get(likelihood, Poisson))
+    assert isinstance(words, Categorical)
+    drawn = vae.sample(20, noise=True, random_state=0)
+    assert drawn.dtypes.tolist() == frame.dtypes.tolist()
+    assert np.isfinite(vae.score(frame))
+    with pytest.raises(ValueError, match=r"marginal='quantile' makes normal scores .* does not take"):
+        VAETransformer(**SMALL, likelihood=likelihood, marginal="quantile").fit(frame)
+
+
+def test_chunks_widen_ranges_and_warn_of_categories_that_come_late():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(np.linspace(1, 100, 200)[:, None] * [1, 2, 3])
+    vae = VAETransformer(2, random_state=0)
+    for start in range(0, 200, 20):
+        vae.partial_fit(counts[start : start + 20])
+    drawn = vae.sample(2000, noise=True, random_state=0)
+    assert (drawn.max(axis=0) > 2 * counts[:20].max(axis=0)).all()
+    assert (drawn.max(axis=0) <= counts.max(axis=0)).all()
+    frame = pd.DataFrame({"x": rng.normal(size=40), "kind": ["a", "b"] * 10 + ["c", None] * 10})
+    streamed = VAETransformer(2, random_state=0).partial_fit(frame[:20])
+    with pytest.warns(UserWarning, match=r"unknown categories \['c'\] in column 'kind' after the first rows") as caught:
+        streamed.partial_fit(frame[20:])
+    assert caught[0].filename == __file__
+    declared = frame.astype({"kind": pd.CategoricalDtype(["a", "b", "c"])})
+    VAETransformer(2, random_state=0).partial_fit(declared[:20]).partial_fit(declared[20:])
+
+
+def test_names_and_masks_of_columns():
+    frame = pd.DataFrame({"a": np.arange(60.0), "b": np.arange(60) % 3, "c": ["x", "y"] * 30})
+    params = {"condition_features": [False, False, True]}
+    assert [c.name for c in VAETransformer(**SMALL, **params).fit(frame)._table.columns if c.given] == ["c"]
+    with pytest.raises(ValueError, match=r"condition_features set as a boolean mask should have shape"):
+        VAETransformer(**SMALL, condition_features=[True]).fit(frame)
+    mixed_names = VAETransformer(**SMALL, categorical_features=["c", 1]).fit(frame)
+    assert [c.kind for c in mixed_names._table.columns] == ["numeric", "categorical", "categorical"]
+    levels = frame.set_axis(pd.MultiIndex.from_tuples([("n", "a"), ("n", "b"), ("k", "c")]), axis=1)
+    of_tuples = VAETransformer(**SMALL, categorical_features=[("k", "c")]).fit(levels)
+    assert of_tuples._table.columns[2].kind == "categorical"
+
+
+def test_names_are_refused_before_training(n_steps):
+    X = np.random.default_rng(0).normal(size=(50, 3))
+    with pytest.raises(ValueError, match="several columns of the name 'a'"):
+        VAETransformer(**SMALL).fit(pd.DataFrame(X, columns=["a", "a", "b"]))
+    with pytest.raises(TypeError, match="Feature names are only supported"):
+        VAETransformer(**SMALL).fit(pd.DataFrame(X, columns=["a", 1, "b"]))
+    with pytest.raises(ValueError, match="neither numbers, text nor dates"):
+        VAETransformer(**SMALL).fit(pl.DataFrame({"s": [{"a": 1}] * 20, "x": np.arange(20.0)}))
+    assert n_steps == []
+
+
+def test_refusals_do_not_blame_columns_that_are_taken():
+    frame = pd.DataFrame({"a": np.arange(60.0), "b": np.arange(60) % 3, "c": ["x", "y"] * 30})
+    vae = VAETransformer(**SMALL).fit(frame)
+    for X in (frame.assign(a=np.inf), frame[["b", "a", "c"]], frame[:0]):
+        with pytest.raises(ValueError) as refused:  # noqa: PT011  # what it must not say is below
+            vae.transform(X)
+        assert "not numbers" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"'abc'\. Columns of X that are not numbers: 'a'\. "):
+        vae.transform(frame.assign(a="abc"))
+
+
+@pytest.mark.parametrize("rows", [[[1, "a"], [2, "b"]] * 20, np.array([["1", "a"], ["2", "b"]] * 20)], ids=type)
+def test_arrays_and_lists_of_text_are_taken(rows):
+    vae = VAETransformer(**SMALL, categorical_features=[1]).fit(rows)
+    assert [column.kind for column in vae._table.columns] == ["numeric", "categorical"]
+    assert set(vae.sample(30, noise=True, random_state=0)[:, 1]) == {"a", "b"}
+    expected = VAETransformer(**SMALL, categorical_features=[1]).fit(np.array(rows, dtype=object))
+    np.testing.assert_array_equal(vae.transform(rows), expected.transform(np.array(rows, dtype=object)))
+
+
+def test_objects_and_sparse_columns_hold_numbers():
+    numbers = np.where(np.arange(100) % 4, np.arange(100) % 4, np.nan)
+    usual = pd.DataFrame({"a": numbers, "b": np.arange(100.0)})
+    expected = VAETransformer(**SMALL).fit(usual)
+    for missing in (pd.NA, pd.NaT, None):
+        objects = usual.assign(a=pd.Series([missing if np.isnan(x) else x for x in numbers], dtype=object))
+        vae = VAETransformer(**SMALL).fit(objects)
+        np.testing.assert_array_equal(vae.transform(objects), expected.transform(usual))
+        assert not vae.impute(objects).isna().any(axis=None)
+    sparse = usual.fillna(0).astype(pd.SparseDtype(float, 0))
+    of_sparse = VAETransformer(**SMALL).fit(sparse)
+    np.testing.assert_array_equal(of_sparse.transform(sparse), VAETransformer(**SMALL).fit_transform(usual.fillna(0)))
+    assert of_sparse.feature_names_in_.tolist() == ["a", "b"]
+
+
+def test_holes_of_one_container_are_filled_by_the_model_of_another():
+    frame = pd.DataFrame({"x": np.arange(60.0), "kind": ["u"] * 30 + ["v"] * 30, "flag": np.arange(60) > 40})
+    frame["day"] = pd.date_range("2024", periods=60)
+    polars = pl.DataFrame({name: cells.to_list() for name, cells in frame.items()})
+    empty = {"x": [1.0, 2.0], "kind": [None] * 2, "flag": [None] * 2, "day": [None] * 2}
+    to_polars = VAETransformer(**SMALL).fit(frame).impute(pl.DataFrame(empty))
+    assert to_polars.dtypes == [pl.Float64, pl.String, pl.Boolean, pl.Datetime("ms")]
+    to_pandas = VAETransformer(**SMALL).fit(polars).impute(pd.DataFrame(empty, dtype=object))
+    assert not to_pandas.isna().any(axis=None)
+    assert to_pandas["kind"].isin(["u", "v"]).all()
+    of_array = VAETransformer(**SMALL).fit(np.outer(np.arange(60.0), [1, -1]))
+    with pytest.warns(UserWarning, match="X has feature names"):
+        assert of_array.impute(pl.DataFrame({"a": [1.0], "b": [None]}))["b"].dtype == pl.Float64
+
+
+def test_bits_are_filled_with_bits():
+    bits = pd.DataFrame(np.random.default_rng(0).random((100, 4)) < 0.4, columns=list("abcd"))
+    holes = bits.astype(object)
+    holes.iloc[:3, 0] = None
+    filled = VAETransformer(**SMALL).fit(bits).impute(holes)["a"]
+    assert filled.dtype == bool
+    assert (filled[3:] == bits["a"][3:]).all()
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "Int64"])
+def test_the_largest_whole_numbers_do_not_wrap_around(dtype):
+    most = 2**64 - 1 if dtype == "uint64" else 2**63 - 1
+    numbers = np.array([5] * 50 + [7] * 50 + [most] * 100, dtype=dtype.lower())
+    frame = pd.DataFrame({"q": pd.Series(numbers).astype(dtype), "x": np.arange(200.0)})
+    drawn = VAETransformer(**SMALL, marginal="quantile").fit(frame).sample(50, noise=True, random_state=0)["q"]
+    assert (drawn >= 5).all()
+    assert int(drawn.max()) > most - 5000
+    assert drawn.dtype == frame["q"].dtype
+
+
+def test_nanoseconds_are_given():
+    days = pd.date_range("2024", periods=100).as_unit("ns")
+    vae = VAETransformer(**SMALL).fit(pd.DataFrame({"day": days, "x": np.arange(100.0)}))
+    drawn = vae.sample(3, given={"day": days.to_numpy()[:3]}, random_state=0)
+    assert (drawn["day"] == days[:3]).all()

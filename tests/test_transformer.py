@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MinMaxScaler
+from skorch.callbacks import Callback
 from torch import nn
 
 from skvae import VAETransformer, load
@@ -1119,3 +1120,46 @@ def test_default_settings_work(table):
 def test_default_prior_is_a_mixture_where_networks_learn_a_bound(params, prior):
     vae = VAETransformer(2, max_iter=1, early_stopping=False, **params).fit(load_iris().data)
     assert type(vae.module_.prior) is prior
+
+
+class RunsOut(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 5:
+            raise MemoryError
+
+
+def test_training_that_is_refused_leaves_the_model_as_it_was():
+    """Its rate and the optimizer's state too: what comes after is as if it had not been tried."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(600, 1)) @ rng.normal(size=(1, 6)) + 0.3 * rng.normal(size=(600, 6))
+    broken = X[400:500].copy()
+    broken[0, 2] = 1e20
+    vaes = [VAETransformer(2, random_state=0) for _ in range(2)]
+    for vae in vaes:
+        vae.partial_fit(X[:200]).partial_fit(X[200:400])
+    with pytest.raises(ValueError, match="Training diverged"), pytest.warns(ConvergenceWarning):
+        vaes[0].partial_fit(broken)
+    for vae in vaes:
+        vae.partial_fit(X[500:])
+    np.testing.assert_array_equal(vaes[0].transform(X), vaes[1].transform(X))
+    assert vaes[0].net_.lr == vaes[1].net_.lr
+    assert vaes[0].loss_curve_ == vaes[1].loss_curve_
+
+
+def test_an_error_in_a_callback_leaves_the_model_as_it_was(table):
+    X, vae = table(), small(warm_start=True, max_iter=3, early_stopping=False)
+    Z = vae.fit(X).transform(X)
+    with pytest.raises(MemoryError):
+        vae.set_params(callbacks=[RunsOut()]).fit(X)
+    np.testing.assert_array_equal(vae.transform(X), Z)
+    assert vae.n_iter_ == len(vae.net_.history) == 3
+    assert vae.set_params(callbacks=None).fit(X).n_iter_ == 6
+
+
+@pytest.mark.parametrize("n_samples", [4.0, "3"])
+def test_numbers_of_draws_are_whole(n_samples, table):
+    vae = small().fit(table())
+    with pytest.raises(TypeError, match="n_samples must be an instance of int"):
+        vae.sample(n_samples)
+    with pytest.raises(ValueError, match="n_draws is the number of draws"):
+        vae.impute(table(), sample=True, n_draws=1.5)

@@ -31,7 +31,8 @@ def cells_of(X):
         return [(name, X.iloc[:, i]) for i, name in enumerate(X.columns)]
     if container == "polars":
         return [(name, X[name]) for name in X.columns]
-    return list(enumerate(np.asarray(X).T))
+    values = np.asarray(X)
+    return list(enumerate((np.array(X, dtype=object) if values.dtype.kind in "US" else values).T))
 
 
 def objects_of(cells):
@@ -53,12 +54,21 @@ def kind_of(cells):
 
 def holds_words(X):
     """Tell whether X is a DataFrame, or an array with text among its cells."""
-    return is_frame(X) or (kind_of(X) == "O" and any(isinstance(cell, str) for cell in X.flat))
+    return is_frame(X) or (kind_of(X) in tuple("OUS") and any(isinstance(cell, str) for cell in X.flat))
+
+
+def has_own_numbers(X):
+    """Tell whether X is a DataFrame with columns that NumPy has no numbers for as they stand: of objects, or sparse."""
+    return is_frame(X) and any(kind_of(cells) == "O" or _is_sparse(cells) for _, cells in cells_of(X))
+
+
+def _is_sparse(cells):
+    return str(cells.dtype).startswith("Sparse")
 
 
 def missing_cells(X):
     """Find the missing cells of an array or a frame: bool (n_samples, n_columns)."""
-    if not (is_frame(X) or kind_of(X) == "O"):
+    if not (is_frame(X) or kind_of(X) in tuple("OUS")):
         return np.isnan(X)
     return np.column_stack([[is_missing(cell) for cell in objects_of(cells)] for _, cells in cells_of(X)])
 
@@ -121,17 +131,33 @@ def frame_of(container, columns, values):
     return frame
 
 
-def filled_frame(X, columns, values, missing):
-    """The frame X with values in the place of its missing cells; all others are as they were."""
+def filled_frame(X, columns, values, missing, fitted):
+    """The frame X with values in the place of its missing cells; all others are as they were. `fitted` is the container
+    whose dtypes the columns have."""
     container = container_of(X)
     library, make, put = importlib.import_module(container), _SERIES[container], _PUT[container]
     filled = X.copy() if container == "pandas" else X
     for place, (_, cells) in enumerate(cells_of(X)):
         if (holes := missing[:, place]).any():
-            dtype = None if holes.all() else str(cells.dtype)  # cells that are all missing say nothing of their kind
+            says_nothing = holes.all() or kind_of(cells) == "O"
+            known = columns[place].dtype if container == fitted else _USUAL[container][columns[place].kind]
+            dtype = known if says_nothing or _is_sparse(cells) else str(cells.dtype)
             made = make(library, columns[place], values[:, place], dtype)
             filled = put(library, filled, place, cells, made, holes)
     return filled
+
+
+def with_zeros(frame, places, missing):
+    """The frame with 0 in the cells of some columns that were missing."""
+    container = container_of(frame)
+    library = importlib.import_module(container)
+    frame = frame.copy() if container == "pandas" else frame
+    for place in places:
+        cells = cells_of(frame)[place][1]
+        zeros = library.Series(np.zeros(len(frame)))
+        zeros = zeros.astype(cells.dtype) if container == "pandas" else zeros.cast(cells.dtype)
+        frame = _PUT[container](library, frame, place, cells, zeros, missing[:, place])
+    return frame
 
 
 def _put_in_pandas(pandas, frame, place, cells, made, holes):
@@ -155,12 +181,13 @@ def _put_in_polars(polars, frame, place, cells, made, holes):
 
 
 def _in_range(values, dtype):
-    """Values that a column of few bits can hold: draws may lie beyond."""
-    bits = re.fullmatch(r"(float|u?int)(8|16|32)", dtype.lower())
-    if not bits:
+    """Values that a column of so many bits can hold: draws may lie beyond."""
+    bits = re.fullmatch(r"(float|u?int)(8|16|32|64)", dtype.lower())
+    if not bits or bits[0] == "float64":
         return values
     limits = np.finfo(bits[0]) if bits[1] == "float" else np.iinfo(bits[0])
-    return np.clip(values, limits.min, limits.max)
+    most = float(limits.max) if float(limits.max) <= limits.max else np.nextafter(float(limits.max), 0)
+    return np.clip(values, float(limits.min), most)
 
 
 def _pandas_series(pandas, column, values, dtype=None):
@@ -215,4 +242,8 @@ def _polars_dates(polars, series, dtype):
 
 
 _PUT = {"pandas": _put_in_pandas, "polars": _put_in_polars}
+_USUAL = {  # dtypes of columns that another container had
+    "pandas": {"numeric": "float64", "categorical": "object", "date": "datetime64[ms]"},
+    "polars": {"numeric": "Float64", "categorical": "String", "date": "Datetime(time_unit='ms')"},
+}
 _SERIES = {"pandas": _pandas_series, "polars": _polars_series}

@@ -58,12 +58,13 @@ def _is_date(dtype):
 
 
 @contextmanager
-def advice(X):
-    """Within this context an error for values that are no numbers names their columns and what to do."""
+def advice(X, taken=()):
+    """Within this context an error for values that are no numbers names their columns and what to do, but not the
+    columns that are `taken` for something else."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        columns = _not_numbers(X)
+        columns = [name for name in _not_numbers(X) if name not in taken]
         if not columns:
             raise
         kind = ValueError if hasattr(X, "columns") else type(error)

@@ -5,6 +5,8 @@ a numeric one goes by its marginal: normal scores, levels in their order, or a f
 beside the scores of the rest.
 """
 
+import copy
+import warnings
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -33,6 +35,7 @@ _ORDINAL_SHARE = 0.1  # of the rows: fewer distinct numbers than that are levels
 _SPIKE_SHARE = 0.05  # of the rows: a number that more of them share is flagged
 _MAX_CONDITIONS = 2_500
 _NUMBERS = ("int", "uint", "float", "double", "decimal", "null", "sparse")
+_TEXTS = ("category", "categorical", "enum", "string", "bool", "object", "large_string")
 _CATEGORIES = (str, bool, np.bool_, int, float, np.number)
 
 
@@ -95,11 +98,16 @@ class Column:
             self.marginal = "categorical"
             return
         if len(seen):
-            self.low, self.high = float(seen.min()), float(seen.max())
-            self.whole = bool((seen == np.round(seen)).all())
+            self.low, self.high, self.whole = np.inf, -np.inf, True
+            self.widen(seen)
         self.marginal = "standardize" if self.likelihood is not None or self.given or len(seen) < 2 else marginal
         if self.marginal == "quantile":
             self._choose(seen)
+
+    def widen(self, seen):
+        """Take these values into the range."""
+        self.low, self.high = min(self.low, float(seen.min())), max(self.high, float(seen.max()))
+        self.whole = self.whole and bool((seen == np.round(seen)).all())
 
     def _choose(self, seen):
         levels, counts = np.unique(seen, return_counts=True)
@@ -112,13 +120,14 @@ class Column:
         self.knots, self.scores = fit_knots(seen)
 
     def encode(self, values):
-        """Features of the column's values, and the logarithm of the map's slope: (n_samples, n_features) and
-        (n_samples,) or 0."""
+        """Features of the column's values, and the nats that they gain by the map, the logarithm of its slope or what
+        a number between or beyond the levels loses: (n_samples, n_features) and (n_samples,) or 0."""
         if self.marginal == "standardize":
             return values[:, None], 0.0
         holes = np.isnan(values)
         if self.marginal == "ordinal":
-            return np.where(holes, np.nan, _nearest(self.levels, values))[:, None], 0.0
+            places = _nearest(self.levels, values)
+            return np.where(holes, np.nan, places)[:, None], -_loss(self.levels, places, values)
         if self.marginal == "categorical":
             features = np.eye(len(self.levels))[np.where(holes, 0, values).astype(int)]
             features[holes] = np.nan
@@ -167,6 +176,15 @@ def _nearest(levels, values):
     return place - (values - levels[place - 1] <= levels[place] - values)
 
 
+def _loss(levels, places, values):
+    """Nats that values lose for their distance to the levels they are taken for: ``log(1 + steps)``, as many as the
+    least distance of levels fits into it, and what a normal distribution as wide as the levels would lose."""
+    levels = np.asarray(levels)
+    distance = np.abs(np.nan_to_num(values - levels[places.astype(int)]))
+    step, width = (np.diff(levels).min(), levels.std()) if len(levels) > 1 else (1.0, 1.0)
+    return np.log1p(distance / step) + 0.5 * (distance / width) ** 2
+
+
 @dataclass(eq=False)
 class Table:
     """Columns, and what holds them.
@@ -193,6 +211,7 @@ class Table:
         """The table that a frame is, or an array with text, before its values are looked at."""
         container = container_of(X)
         columns = [Column(name, *_kind(cells)) for name, cells in cells_of(X)]
+        _check_names([column.name for column in columns])
         if strange := [column.name for column in columns if column.kind == "unknown"]:
             raise ValueError(
                 words("X has cells that are neither numbers, text nor dates with a time zone or none", strange)
@@ -207,9 +226,9 @@ class Table:
                 raise ValueError(f"`likelihood` names column {name!r}, which holds categories: they have their own.")
             column.likelihood = likelihood
             column.kind = "numeric" if column.kind == "categorical" else column.kind
-        for name in conditions:
-            _named(columns, name).given = True
-        if all(column.given for column in columns):
+        for column in _wanted(columns, conditions, "condition_features"):
+            column.given = True
+        if columns and all(column.given for column in columns):
             raise ValueError("condition_features names all columns of X: there is nothing left to model.")
         for column, (_, cells) in zip(columns, cells_of(X), strict=True):
             if column.kind == "categorical":
@@ -237,6 +256,11 @@ class Table:
         )
 
     @property
+    def names_of_no_numbers(self):
+        """Names of the columns that hold categories or dates."""
+        return [column.name for column in self.columns if column.kind != "numeric"]
+
+    @property
     def n_context(self):
         """Number of features that are given."""
         return sum(column.n_features for column in self.columns if column.given)
@@ -255,7 +279,7 @@ class Table:
         """Values of rows of which some columns are given, NaN in the others: (n, n_columns), float64. Messages say
         `whose` cells they are."""
         if isinstance(given, dict):
-            cells = {name: np.atleast_1d(np.asarray(part, dtype=object)) for name, part in given.items()}
+            cells = {name: _given_cells(part) for name, part in given.items()}
         elif is_frame(given):
             cells = dict(cells_of(given))
         else:
@@ -274,10 +298,11 @@ class Table:
         if modelled := [name for name in names if not _named(self.columns, name).given]:
             raise ValueError(f"`conditions` names column {modelled[0]!r}, which is not among condition_features.")
 
-    def look_at(self, values, marginal):
-        """Choose each column's marginal; "auto" is "standardize" in a table of numbers, and "quantile" in others."""
+    def look_at(self, values, marginal, as_they_are=False):
+        """Choose each column's marginal; "auto" is "standardize" in a table of numbers, or where numbers are to stay
+        `as_they_are`, and "quantile" in others."""
         if marginal == "auto":
-            marginal = "standardize" if self._is_of_numbers else "quantile"
+            marginal = "standardize" if self._is_of_numbers or as_they_are else "quantile"
         if self.gives_floats and marginal == "standardize":
             return  # nothing of it would be used
         if isinstance(values, RowSource):
@@ -293,6 +318,30 @@ class Table:
         for column, *column_range in zip(self.columns, low, high, strict=True):
             column.low, column.high = map(float, column_range)
             column.whole, column.marginal = True, "standardize"
+
+    def widened(self, features):
+        """The table with the ranges of these rows in those of its numbers that go by no knots or levels."""
+        if self.gives_floats or isinstance(features, RowSource):
+            return self
+        table = copy.deepcopy(self)
+        for column, part in zip(table.columns, self._parts(features), strict=True):
+            if column.marginal == "standardize" and not np.isnan(part).all():
+                column.widen(part[~np.isnan(part)])
+        return table
+
+    def warn_of_unknown(self, X):
+        """Warn of categories that came after the first rows."""
+        if not any(column.kind == "categorical" for column in self.columns):
+            return
+        for column, (_, cells) in zip(self.columns, cells_of(X), strict=True):
+            if column.kind == "categorical" and (unknown := _unknown(cells, _numbers(column, cells))):
+                names = sorted(set(unknown), key=str)
+                warnings.warn(
+                    f"Found unknown categories {names} in column {column.name!r} after the first rows: they count as "
+                    "missing. Let the first rows name all, as a pandas categorical dtype does.",
+                    UserWarning,
+                    stacklevel=7,
+                )
 
     def keep_conditions(self, features):
         """Keep what is given in some of the rows, to draw from."""
@@ -374,7 +423,7 @@ class Table:
         are."""
         missing = np.isnan(own)
         if is_frame(X):
-            return filled_frame(X, self.columns, values, missing)
+            return filled_frame(X, self.columns, values, missing, self.container)
         if all(column.kind == "numeric" for column in self.columns):
             return self._array(np.where(missing, values, own))
         return np.where(missing, self._array(values), X if hasattr(X, "dtype") else np.array(X, dtype=object))
@@ -385,6 +434,13 @@ class Table:
         cells = [column.cells(part) for column, part in zip(self.columns, values.T, strict=True)]
         is_text = any(isinstance(level, str) for column in self.columns for level in column.levels or ())
         return np.array(list(zip(*cells, strict=True)), dtype=object if is_text else self.dtype)
+
+
+def _check_names(names):
+    """Refuse names of which a column has no one of its own."""
+    seen = set()
+    if twice := [name for name in names if name in seen or seen.add(name)]:
+        raise ValueError(f"X has several columns of the name {twice[0]!r}. Give each a name of its own.")
 
 
 def _share(kind, column):
@@ -398,7 +454,7 @@ def _kind(cells):
     """Return the dtype and the kind of a column."""
     name = str(cells.dtype)
     lower = name.lower()
-    if lower.startswith(("category", "categorical", "enum", "str", "bool", "object", "large_string")):
+    if lower == "str" or lower.startswith(_TEXTS):
         return name, _kind_of_objects(cells) if lower == "object" else "categorical"
     if lower.startswith("date"):
         return name, "date"
@@ -419,17 +475,21 @@ def _mark(columns, wanted, X):
             for column in columns:
                 column.kind = "numeric"
         return
-    wanted = [] if wanted is None else np.asarray(wanted)
-    if len(wanted) and wanted.dtype == bool:
-        if len(wanted) != len(columns):
-            raise ValueError(
-                f"categorical_features set as a boolean mask should have shape (n_features,), got: {wanted.shape}"
-            )
-        wanted = np.flatnonzero(wanted)
+    marked = _wanted(columns, [] if wanted is None else wanted, "categorical_features")
     for column in columns:
         column.kind = "numeric" if column.kind == "categorical" else column.kind
-    for name in wanted:
-        _named(columns, name).kind = "categorical"
+    for column in marked:
+        column.kind = "categorical"
+
+
+def _wanted(columns, names, what):
+    """The columns of these names or places, or of a mask."""
+    names = list(names)
+    if not names or not all(isinstance(name, (bool, np.bool_)) for name in names):
+        return [_named(columns, name) for name in names]
+    if len(names) != len(columns):
+        raise ValueError(f"{what} set as a boolean mask should have shape (n_features,), got: {(len(names),)}")
+    return [column for column, is_wanted in zip(columns, names, strict=True) if is_wanted]
 
 
 def _named(columns, name):
@@ -476,12 +536,24 @@ def _numbers(column, cells):
     return np.array(cells, dtype=float)
 
 
+def _given_cells(part):
+    """A column that is given as an array, or its only cell: NumPy makes numbers of its own dates, as objects."""
+    return np.atleast_1d(part if kind_of(part) == "M" else np.asarray(part, dtype=object))
+
+
+def _unknown(cells, values):
+    """The cells that hold something of which there is no number."""
+    missing = [cell for cell, value in zip(objects_of(cells), values, strict=True) if np.isnan(value)]
+    return [cell for cell in missing if not is_missing(cell)]
+
+
 def _known(column, cells, whose):
     """A column that is given as float64, whose categories must be known."""
-    values = _numbers(column, cells)
-    unknown = [cell for cell, value in zip(objects_of(cells), values, strict=True) if np.isnan(value)]
-    unknown = [cell for cell in unknown if not is_missing(cell)]
-    if unknown:
+    try:
+        values = _numbers(column, cells)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"`{whose}` has no {column.kind} cells in column {column.name!r}: {error}.") from error
+    if unknown := _unknown(cells, values):
         raise ValueError(
             f"`{whose}` has the category {unknown[0]!r} in column {column.name!r}, which fit has not seen."
         )

@@ -1,10 +1,11 @@
 """Rows that a fitted model makes of latent points and of rows with holes: means, draws and imputations."""
 
+from numbers import Integral
 from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
@@ -101,6 +102,7 @@ class GenerationMixin:
             If `given` has columns or categories that `fit` has not seen, or another number of rows.
         """
         check_is_fitted(self)
+        n_samples = int(check_scalar(n_samples, "n_samples", Integral))
         if n_samples < 1:
             raise ValueError(f"Invalid value for 'n_samples': {n_samples}. The sampling requires at least one sample.")
         if latents not in ("prior", "aggregate"):
@@ -165,7 +167,7 @@ class GenerationMixin:
         >>> vae.impute(X, sample=True, n_draws=5, random_state=0).shape
         (5, 150, 4)
         """
-        if n_draws is not None and (not sample or n_draws < 1):
+        if n_draws is not None and (not sample or not isinstance(n_draws, Integral) or n_draws < 1):
             raise ValueError(f"n_draws is the number of draws with sample=True, at least 1. Got {n_draws!r} instead.")
         rng = _stream(random_state) if sample else None
         filled = self._filled(X, (n_draws or 1) if sample else None, rng)

@@ -12,10 +12,10 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import InvalidParameterError
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _get_feature_names, check_is_fitted, validate_data
 
 from .._data.blocks import ScaledRows, location_scale, scaled
-from .._data.containers import is_frame
+from .._data.containers import has_own_numbers, is_frame
 from .._data.input import advice, plain
 from .._data.rows import DTYPES, ChunkRows, RowSource, check_parts, dtype_of, gathered, parts_of
 from .._data.split import Split, batches_of, folds, hold_out, whole
@@ -42,7 +42,7 @@ from .._system.random import subsample
 from .._training.checkpoint import open_checkpoint
 from .._training.checks import check_batches, check_callbacks, check_monitors, check_optimizer
 from .._training.made_with import check_unchanged, has_changed, made_with
-from .._training.net import MAP_DIM, build_net, train
+from .._training.net import MAP_DIM, build_net, train, unchanged_if_refused
 from .._training.processes import Shards, is_first, n_processes, of_first, together
 from .._training.schedule import CROSS_FIT_ROWS, N_FOLDS, Schedule
 from ..callbacks import REPORT_ROWS, Report
@@ -95,12 +95,13 @@ class TrainingMixin:
         if not one_epoch:  # which starts from the rows of all chunks so far, as long as there are few
             start = taken.values if fresh else None
         checkpoint = self._open_checkpoint(taken, former, one_epoch)
-        net, split = self._net_for(taken, start, former, stream, one_epoch)
-        schedule = schedule_of(self, *taken.values.shape, one_epoch)
-        fitted = (net, taken.likelihood, X, taken.table)
-        with self._sklearn_callbacks(fitted, schedule.n_epochs, y) as callbacks:
-            report = [Report()] if self.verbose and is_first() else []
-            train(net, split, schedule, [*callbacks, *report, *([checkpoint] if checkpoint else [])])
+        with unchanged_if_refused(former):
+            net, split = self._net_for(taken, start, former, stream, one_epoch)
+            schedule = schedule_of(self, *taken.values.shape, one_epoch)
+            fitted = (net, taken.likelihood, X, taken.table)
+            with self._sklearn_callbacks(fitted, schedule.n_epochs, y) as callbacks:
+                report = [Report()] if self.verbose and is_first() else []
+                train(net, split, schedule, [*callbacks, *report, *([checkpoint] if checkpoint else [])])
         self._set_fitted(*fitted)
         self._made_with = taken.asked
         self._report(taken.values if start is None else start, stream, fresh=start is not None)
@@ -127,7 +128,8 @@ class TrainingMixin:
         whose = "partial_fit" if one_epoch else "warm_start"
         check_unchanged(self._made_with, asked, whose, self.device, self.net_.device)
         values, loss = self._check_rows(X)
-        return Taken(values, -loss, self.likelihood_, self._table, asked, self.net_.seed)
+        self._table.warn_of_unknown(X)
+        return Taken(values, -loss, self.likelihood_, self._table.widened(values), asked, self.net_.seed)
 
     def _open_checkpoint(self, taken, former, one_epoch):
         """The checkpoint, if there is to be one, whose seed is that of the run it goes on from."""
@@ -169,7 +171,8 @@ class TrainingMixin:
         is_new = not hasattr(self, "net_") or net is not self.net_
         validate_data(self, X, reset=is_new, skip_check_array=True)
         if is_new:
-            self._table, self._spread = table, 1.0
+            self._spread = 1.0
+        self._table = table
         self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
 
     def _calibrate(self, split):
@@ -229,11 +232,18 @@ class TrainingMixin:
         """Return validated features of X, the nats that log-likelihoods gain by them, the likelihood that the parameter
         stands for, and the table. Nothing is set on self, so that a refusal loses nothing."""
         table = self._table_of(X)
-        with advice(X):
-            values = self._check_values_of(X if table is None or table.is_plain else table.values(X))
+        with advice(X, [] if table is None else table.names_of_no_numbers):
+            _get_feature_names(X)  # refuses some
+            values = self._check_values_of(X if table is None or is_read(X, table) else table.values(X))
         table = Table.of_numbers(values, dtype_of(X)) if table is None else table
-        table.look_at(values, self.marginal)
         likelihood = self.likelihood
+        has_support = not (self._is_guessed or isinstance(likelihood, dict)) and not takes_any_number(likelihood)
+        if has_support and self.marginal == "quantile":
+            raise ValueError(
+                f"marginal='quantile' makes normal scores of numbers, which likelihood={likelihood!r} does not take. "
+                "Set marginal='auto', or likelihood='auto'."
+            )
+        table.look_at(values, self.marginal, as_they_are=has_support)
         if self._is_guessed and table.groups.keys() <= {"gaussian", "context"}:
             likelihood = guess_likelihood(X, None if in_chunks else table.modelled(values))
         if not table.is_identity:
@@ -272,12 +282,12 @@ class TrainingMixin:
         that, (n_samples,) or 0."""
         check_is_fitted(self)
         X, table = plain(X), self._table
-        with advice(X):
-            if table.is_plain and not isinstance(X, RowSource):
+        with advice(X, table.names_of_no_numbers):
+            if is_read(X, table) and not isinstance(X, RowSource):
                 values = validate_data(self, X, **_OPTIONS, reset=False)
             else:
                 validate_data(self, X, skip_check_array=True, reset=False)
-                values = self._check_values_of(X if table.is_plain else table.values(X))
+                values = self._check_values_of(X if is_read(X, table) else table.values(X))
         features, gain = table.features(values)
         nearest = self._check_values(features, self.likelihood_, table.n_context)
         if isinstance(nearest, RowSource):
@@ -319,6 +329,21 @@ def _check_by_column(likelihoods):
                 f"{likelihood!r} divides a row's sum among the columns, and as the likelihood of column {column!r} it "
                 "sees that one alone. Set size_factor=None there, or take it for all columns."
             )
+
+
+def is_read(X, table):
+    """Tell whether scikit-learn's checks read X as the numbers that it holds."""
+    return table.is_plain and not has_own_numbers(X)
+
+
+def takes_any_number(likelihood):
+    """Tell whether a likelihood, or the one of that name, has all numbers in its support."""
+    likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
+    try:
+        likelihood.check(np.array([[-1.5, 0.5]]), "")
+    except ValueError:
+        return False
+    return True
 
 
 # The steps, as functions of an estimator and X

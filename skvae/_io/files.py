@@ -122,8 +122,8 @@ class FileMixin:
         part : {"encoder", "decoder"}, default="encoder"
             "encoder" computes `transform`: its input "X" (n_samples, n_features) is in the units of the training data,
             its output "Z" (n_samples, z_dim) the posterior mean. "decoder" computes `inverse_transform`, from "Z" to
-            "X". Both agree with the methods up to rounding, where no value has to be moved into the likelihood's
-            support.
+            "X". Both agree with the methods up to rounding, where no cell is missing and no value has to be moved into
+            the likelihood's support.
 
         Raises
         ------

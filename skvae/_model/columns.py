@@ -217,7 +217,7 @@ class Columns(Likelihood):
 
     def check(self, X: np.ndarray, whom: str) -> None:
         for part, some in self.split():
-            part.check(X[:, some], whom)
+            part.check(X[:, some], whom.replace("Columns", type(part).__name__))
 
     def nearest(self, X: np.ndarray) -> np.ndarray:
         parts = [part.nearest(X[:, some]) for part, some in self.split()]

@@ -6,22 +6,27 @@ import torch
 def resolve_device(device: str | torch.device) -> str:
     if str(device) == "auto":
         return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    try:
-        torch.zeros((), device=device).item()  # which "meta" refuses too
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    if not _exists(device) or torch.device(device).type == "meta":  # which holds no values
         raise ValueError(
             f"The 'device' parameter of VAETransformer names a device that torch cannot use here: {str(device)!r}. "
             "device='auto' takes an accelerator where there is one."
-        ) from error
+        )
     return str(device)
 
 
 def device_here(device: str | torch.device) -> str:
     """The device that a fitted model was on, or the CPU if there is no such device here."""
-    try:
+    if str(device) == "auto":
         return resolve_device(device)
-    except ValueError:
-        return "cpu"
+    return str(device) if _exists(device) else "cpu"
+
+
+def _exists(device: str | torch.device) -> bool:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return False
+    return True
 
 
 def widest(x: torch.Tensor) -> torch.Tensor:

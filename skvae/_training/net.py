@@ -311,7 +311,7 @@ class Net(NeuralNet):
         rng = generator(self.seed, VALIDATION_STREAM)
         for start in range(0, len(split), _BLOCK):
             x, _ = split[slice(start, start + _BLOCK)]
-            eps = torch.randn(len(x), self.z_dim, generator=rng).to(x.device)
+            eps = torch.randn(len(x), self.z_dim, generator=rng).to(x)
             fields = Rows(x, self.module_).take(torch.arange(len(x)))
             yield Batch(**fields | {"x": self.module_.likelihood.draw(fields["x"], rng)}, eps=eps)
 
@@ -560,6 +560,27 @@ class Net(NeuralNet):
         row.update({name: loss, f"{name}_best": loss < lowest, f"{prefix}_bound": bound, f"{prefix}_kl": kl})
         if prefix == "valid":  # where skorch's functions look for it
             row["batches"][-1][name] = loss
+
+
+@contextmanager
+def unchanged_if_refused(net: Net | None) -> Iterator[None]:
+    """Within this context an error leaves a net that is trained on, if there is one, as it was; a Ctrl-C is none."""
+    if net is None:
+        yield
+        return
+    own, recipe, history, frozen = vars(net).copy(), net.recipe_.copy(), list(net.history), net.frozen
+    parts: list[Any] = [net.module_, net.average_, net.optimizer_]
+    states = [copy.deepcopy(part.state_dict()) for part in parts]
+    try:
+        yield
+    except Exception:
+        net.__dict__.clear()
+        net.__dict__.update(own, recipe_=recipe)
+        net.history[:] = history
+        for part, state in zip(parts, states, strict=True):
+            part.load_state_dict(state)
+        net.freeze(frozen)
+        raise
 
 
 def _bounded(weight_decay: float, lr: float) -> float:

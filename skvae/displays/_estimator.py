@@ -13,6 +13,8 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._data.containers import is_frame
+from .._data.input import plain
+from .._data.rows import RowSource
 from .._system.program import own_settings
 from ..priors import StandardNormal
 
@@ -31,7 +33,7 @@ def split(estimator):
 def select(estimator, image_shape, features):
     """Columns of X to show and their names: all and None for images, those of `features` for a table."""
     check_is_fitted(estimator)
-    n_features = estimator.n_features_in_
+    n_features = _n_features_of(estimator)
     if image_shape is not None:
         _check_image_shape(image_shape, n_features)
         return slice(None), None
@@ -43,6 +45,13 @@ def select(estimator, image_shape, features):
             "fewer in `features`, or give `image_shape` if rows are images."
         )
     return list(columns), [names[column] for column in columns]
+
+
+def _n_features_of(estimator):
+    """The number of features that a pipeline takes, whose own property asks the first step, which may pass them on."""
+    if isinstance(estimator, Pipeline):
+        estimator = next(step for _, step in estimator.steps if step not in ("passthrough", None))
+    return estimator.n_features_in_
 
 
 def _check_image_shape(image_shape, n_features):
@@ -82,6 +91,9 @@ def validated(estimator, X):
     if is_frame(X):
         validate_data(estimator, X, reset=False, skip_check_array=True)
         return as_numbers(estimator, X)
+    X = plain(X)
+    if isinstance(X, RowSource):
+        raise ValueError("A display holds all rows: pass some of them, as X[:1000].")
     return validate_data(estimator, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")
 
 
