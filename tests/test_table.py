@@ -730,6 +730,8 @@ def test_objects_and_sparse_columns_hold_numbers():
     of_sparse = VAETransformer(**SMALL).fit(sparse)
     np.testing.assert_array_equal(of_sparse.transform(sparse), VAETransformer(**SMALL).fit_transform(usual.fillna(0)))
     assert of_sparse.feature_names_in_.tolist() == ["a", "b"]
+    holes = sparse.assign(a=pd.arrays.SparseArray(np.where(np.arange(100) < 5, np.nan, numbers), fill_value=0.0))
+    assert of_sparse.impute(holes)["a"].dtype == of_sparse.sample(2)["a"].dtype == float
 
 
 def test_holes_of_one_container_are_filled_by_the_model_of_another():

@@ -59,11 +59,16 @@ def holds_words(X):
 
 def has_own_numbers(X):
     """Tell whether X is a DataFrame with columns that NumPy has no numbers for as they stand: of objects, or sparse."""
-    return is_frame(X) and any(kind_of(cells) == "O" or _is_sparse(cells) for _, cells in cells_of(X))
+    return is_frame(X) and any(getattr(dtype, "kind", "") == "O" or _is_sparse(dtype) for dtype in set(X.dtypes))
 
 
-def _is_sparse(cells):
-    return str(cells.dtype).startswith("Sparse")
+def _is_sparse(dtype):
+    return str(dtype).startswith("Sparse")
+
+
+def dense(dtype):
+    """The name of a dtype, or of what a sparse one holds."""
+    return str(dtype.subtype if _is_sparse(dtype) else dtype)
 
 
 def missing_cells(X):
@@ -141,7 +146,7 @@ def filled_frame(X, columns, values, missing, fitted):
         if (holes := missing[:, place]).any():
             says_nothing = holes.all() or kind_of(cells) == "O"
             known = columns[place].dtype if container == fitted else _USUAL[container][columns[place].kind]
-            dtype = known if says_nothing or _is_sparse(cells) else str(cells.dtype)
+            dtype = known if says_nothing else dense(cells.dtype)
             made = make(library, columns[place], values[:, place], dtype)
             filled = put(library, filled, place, cells, made, holes)
     return filled

@@ -18,6 +18,7 @@ from .containers import (
     cells_of,
     container_of,
     days_of,
+    dense,
     filled_frame,
     frame_of,
     is_bool,
@@ -451,8 +452,8 @@ def _share(kind, column):
 
 
 def _kind(cells):
-    """Return the dtype and the kind of a column."""
-    name = str(cells.dtype)
+    """Return the dtype and the kind of a column; a sparse one comes back dense."""
+    name = dense(cells.dtype)
     lower = name.lower()
     if lower == "str" or lower.startswith(_TEXTS):
         return name, _kind_of_objects(cells) if lower == "object" else "categorical"
