@@ -169,3 +169,11 @@ def test_options_of_an_optimizer_are_told_apart_by_what_they_mean(way, table, tm
     was = re.escape("optimizer=functools.partial(torch.optim.AdamW, betas=(0.8, 0.9), eps=1e-07), now ")
     with pytest.raises(ValueError, match=was + re.escape("functools.partial(torch.optim.AdamW, eps=0.5)")):
         vae.set_params(optimizer=partial(torch.optim.AdamW, eps=0.5)).fit(X)
+
+
+def test_a_model_of_a_stream_goes_on_from_its_file(table, tmp_path):
+    X = table()
+    vae = VAETransformer(2, **SMALL | {"random_state": np.random.RandomState(0)}).fit(X)
+    with pytest.warns(UserWarning, match="random_state"):
+        vae.save(tmp_path / "vae")
+    np.testing.assert_array_equal(load(tmp_path / "vae").partial_fit(X).transform(X), vae.partial_fit(X).transform(X))

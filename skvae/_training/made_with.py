@@ -30,6 +30,9 @@ _FIXED = (
 )
 
 
+_STREAM = "a stream"  # of a `random_state` that moves on when it is used
+
+
 def made_with(params, likelihood, prior):
     """A fingerprint and a text of each parameter that training goes by; `likelihood` and `prior` stand for "auto".
 
@@ -43,7 +46,7 @@ def made_with(params, likelihood, prior):
         meant["hidden_layer_sizes"] = layer_sizes(meant["hidden_layer_sizes"], 0)
     meant["device"] = str(meant["device"])
     if not isinstance(meant["random_state"], Integral | None):
-        meant["random_state"] = "a stream"  # which moves on when it is used
+        meant["random_state"] = _STREAM
     shown = {name: _short(value) for name, value in meant.items()}
     if not isinstance(meant["optimizer"], str):
         shown["optimizer"] = optimizer_shown(meant["optimizer"])
@@ -96,6 +99,8 @@ def check_unchanged(then, now, whose, device, net_device):
     changed = [name for name in _FIXED if has_changed(name, then, now)]
     if "device" in changed and device_here(device) == str(net_device):
         changed.remove("device")
+    if "random_state" in changed and (then["random_state"][0], now["random_state"][0]) == (repr(_STREAM), repr(None)):
+        changed.remove("random_state")  # a file keeps none
     if changed:
         names = " and ".join(f"`{name}`" for name in changed)
         values = ", ".join(f"{name}={then[name][1]}, now {now[name][1]}" for name in changed)
