@@ -41,8 +41,9 @@ from .._system.program import threads_for
 from .._system.random import subsample
 from .._training.checkpoint import open_checkpoint
 from .._training.checks import check_batches, check_callbacks, check_monitors, check_optimizer
+from .._training.guard import MAP_DIM, unchanged_if_refused
 from .._training.made_with import check_unchanged, has_changed, made_with
-from .._training.net import MAP_DIM, build_net, train, unchanged_if_refused
+from .._training.net import build_net, train
 from .._training.processes import Shards, is_first, n_processes, of_first, together
 from .._training.schedule import CROSS_FIT_ROWS, N_FOLDS, Schedule
 from ..callbacks import REPORT_ROWS, Report

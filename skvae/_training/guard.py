@@ -1,9 +1,12 @@
 """The watch over training: it judges states, keeps the good ones, owns the learning rate and says when to stop."""
 
+import copy
 import dis
 import math
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sklearn.exceptions import ConvergenceWarning
@@ -19,6 +22,8 @@ from .schedule import Schedule
 if TYPE_CHECKING:
     from .net import Net
 
+MAP_DIM = 2  # up to which the latent space is a map of the rows
+_PLACING = 4  # the rows of a map that are few find their places in this part of the steps
 WARMUP = 50  # steps over which the learning rate rises
 _USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
 _USUAL_FEATURES = 2000  # at most; a step on more moves each sum over them further
@@ -175,9 +180,15 @@ class Guard:
         return self.turn == math.inf
 
     @property
+    def is_placing(self) -> bool:
+        """True while the rows of a map that are too few to be balanced find their places: in the first quarter."""
+        is_map = self.net.z_dim <= MAP_DIM and self.net.module_.likelihood.n_raw > 1 and not self.net.balanced
+        return is_map and self.in_first_phase and _PLACING * self.n_steps < self.budget
+
+    @property
     def is_settling(self) -> bool:
         """True while no phase may end: the objective warms up, or the rows of a map find their places."""
-        return self.net.criterion_.warming or self.net.is_placing
+        return self.net.criterion_.warming or self.is_placing
 
     def state(self) -> dict:
         """Return what a checkpoint keeps."""
@@ -297,3 +308,24 @@ class Guard:
             fields = Rows(x, module).take(torch.arange(len(x)))
             terms = torch.cat(module(Batch(**fields, eps=eps.to(x.device))))
         return not bool(self.split.total((~terms.isfinite()).sum().float()))
+
+
+@contextmanager
+def unchanged_if_refused(net: "Net | None") -> Iterator[None]:
+    """Within this context an error leaves a net that is trained on, if there is one, as it was; a Ctrl-C is none."""
+    if net is None:
+        yield
+        return
+    own, recipe, history, frozen = vars(net).copy(), net.recipe_.copy(), list(net.history), net.frozen
+    parts: list[Any] = [net.module_, net.average_, net.optimizer_]
+    states = [copy.deepcopy(part.state_dict()) for part in parts]
+    try:
+        yield
+    except Exception:
+        net.__dict__.clear()
+        net.__dict__.update(own, recipe_=recipe)
+        net.history[:] = history
+        for part, state in zip(parts, states, strict=True):
+            part.load_state_dict(state)
+        net.freeze(frozen)
+        raise

@@ -30,7 +30,7 @@ from .._system.program import multiplications, own_settings, threads_for
 from .._system.random import EPOCH_STREAM, VALIDATION_STREAM, generator
 from ..objectives import Objective
 from .checks import check_batches
-from .guard import Diverged, Guard, StopTraining, is_raised
+from .guard import MAP_DIM, Diverged, Guard, StopTraining, is_raised
 from .processes import add_up
 from .schedule import Schedule
 from .stack import Stack
@@ -41,8 +41,6 @@ _FLUSH_EVERY = 150  # training steps, in which Adam's first moment does not deca
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
 _WEIGHT_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")  # where a callback may set weights
 _BLOCK = 2048  # rows that `forward` takes at once
-MAP_DIM = 2  # up to which the latent space is a map of the rows
-_PLACING = 4  # the rows of a map that are few find their places in this part of the steps
 
 
 class Net(NeuralNet):
@@ -192,15 +190,10 @@ class Net(NeuralNet):
         return self.is_judged and self.guard_.in_first_phase
 
     @property
-    def is_placing(self) -> bool:
-        """True while the rows of a map that are too few to be balanced find their places: in the first quarter."""
-        early = self.in_first_phase and _PLACING * self.guard_.n_steps < self.guard_.budget
-        return early and self.z_dim <= MAP_DIM and self.module_.likelihood.n_raw > 1 and not self.balanced
-
-    @property
     def phase(self) -> dict[str, bool]:
         """Fields of a batch that depend on the phase of training; a map whose gradients are balanced is one in both."""
-        for_map = self.is_placing or (self.balanced and self.is_judged and self.z_dim <= MAP_DIM)
+        is_map = self.is_judged and self.z_dim <= MAP_DIM
+        for_map = is_map and (self.balanced or self.guard_.is_placing)
         return {"balanced": self.balanced and (for_map or self.in_first_phase), "for_map": for_map}
 
     def units(self, n: int | None) -> tuple[float | np.ndarray, float | np.ndarray]:
@@ -560,27 +553,6 @@ class Net(NeuralNet):
         row.update({name: loss, f"{name}_best": loss < lowest, f"{prefix}_bound": bound, f"{prefix}_kl": kl})
         if prefix == "valid":  # where skorch's functions look for it
             row["batches"][-1][name] = loss
-
-
-@contextmanager
-def unchanged_if_refused(net: Net | None) -> Iterator[None]:
-    """Within this context an error leaves a net that is trained on, if there is one, as it was; a Ctrl-C is none."""
-    if net is None:
-        yield
-        return
-    own, recipe, history, frozen = vars(net).copy(), net.recipe_.copy(), list(net.history), net.frozen
-    parts: list[Any] = [net.module_, net.average_, net.optimizer_]
-    states = [copy.deepcopy(part.state_dict()) for part in parts]
-    try:
-        yield
-    except Exception:
-        net.__dict__.clear()
-        net.__dict__.update(own, recipe_=recipe)
-        net.history[:] = history
-        for part, state in zip(parts, states, strict=True):
-            part.load_state_dict(state)
-        net.freeze(frozen)
-        raise
 
 
 def _bounded(weight_decay: float, lr: float) -> float:
