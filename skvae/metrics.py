@@ -297,7 +297,8 @@ def column_gains(estimator, X, *, n_draws=10, random_state=0):
     estimator : VAETransformer
         A fitted model.
     X : array-like of shape (n_samples, n_features)
-        Rows, as a rule the training or test data.
+        Rows, as a rule the training or test data. Of a table that is not held, 2^24 values, of rows
+        drawn at random.
     n_draws : int, default=10
         Posterior draws per row.
     random_state : int, RandomState instance or None, default=0
