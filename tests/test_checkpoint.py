@@ -227,11 +227,11 @@ from skvae._training import checkpoint as _checkpoint
 _checkpoint._SECONDS, _checkpoint._SHARE = 0, float("inf")
 rng, folder = numpy.random.default_rng(), pathlib.Path(sys.argv[1])
 X = numpy.random.default_rng(0).normal(size=(60, 6)) @ numpy.random.default_rng(1).normal(size=(6, 6))
-params = dict(hidden_layer_sizes=(8,), batch_size=32, n_iter_no_change=100, early_stopping=True, random_state=0)
+params = dict(hidden_layer_sizes=(8,), batch_size=32, n_iter_no_change=1000, early_stopping=True, random_state=0)
 
 def bits(checkpoint):
-    vae = VAETransformer(3, max_iter=100, checkpoint=checkpoint, **params).fit(X)
-    assert vae.n_iter_ == 100
+    vae = VAETransformer(3, max_iter=1000, checkpoint=checkpoint, **params).fit(X)  # more than a second
+    assert vae.n_iter_ == 1000
     return joblib.hash([vae.transform(X), vae.score_samples(X), vae.loss_curve_, vae.kl_curve_])
 
 def wait(condition):
