@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.metrics import mean_squared_error
-from sklearn.utils import check_array, check_random_state, check_scalar
+from sklearn.utils import check_array, check_scalar
 
 from ._data.batch import Batch
 from ._data.blocks import chunk_sizes, scaled
@@ -20,7 +20,7 @@ from ._data.holes import without_holes
 from ._data.input import plain
 from ._data.rows import MAX_HELD, RowSource, parts_of
 from ._data.split import Rows
-from ._estimator.generation import reconstructed
+from ._estimator.generation import as_numbers, reconstructed, stream_of
 from ._model.module import MODERATE
 from ._model.refine import Refined
 from ._system.device import widest
@@ -379,9 +379,8 @@ def reconstruction_error(estimator, X):
             "`column_gains` tells how well each column is modelled."
         )
     reconstruction, modelled = reconstructed(estimator, X)
-    X = X if is_frame(X) else plain(X)
-    numbers = np.asarray if table is None or not is_frame(X) else table.values
-    X, reconstruction = (np.asarray(numbers(part), dtype=np.float64)[:, modelled] for part in (X, reconstruction))
+    rows = X if is_frame(X) else plain(X), reconstruction
+    X, reconstruction = (as_numbers(estimator, part).astype(np.float64)[:, modelled] for part in rows)
     observed = ~np.isnan(X)
     if observed.all():
         return float(mean_squared_error(X, reconstruction))
@@ -391,9 +390,7 @@ def reconstruction_error(estimator, X):
 def _stream(random_state, n_draws):
     """A stream of our own for so many draws, from scikit-learn's `random_state`."""
     check_scalar(n_draws, "n_draws", Integral, min_val=1)
-    if not isinstance(random_state, Integral):
-        random_state = check_random_state(random_state).randint(np.iinfo(np.int32).max)
-    return generator(int(random_state))
+    return generator(int(random_state)) if isinstance(random_state, Integral) else stream_of(random_state)
 
 
 @own_settings()

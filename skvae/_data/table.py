@@ -7,7 +7,7 @@ beside the scores of the rest.
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -324,7 +324,7 @@ class Table:
         """The table with the ranges of these rows in those of its numbers that go by no knots or levels."""
         if self.gives_floats or isinstance(features, RowSource):
             return self
-        table = copy.deepcopy(self)
+        table = replace(self, columns=[copy.copy(column) for column in self.columns])
         for column, part in zip(table.columns, self._parts(features), strict=True):
             if column.marginal == "standardize" and not np.isnan(part).all():
                 column.widen(part[~np.isnan(part)])

@@ -9,7 +9,7 @@ from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from .._data.containers import kind_of
+from .._data.containers import is_frame, kind_of
 from .._data.holes import rows_with_holes
 from .._data.input import advice, plain
 from .._data.rows import RowSource
@@ -28,7 +28,7 @@ def _as_many(values, n_wanted, name, n_samples=None):
     return np.repeat(values, n_wanted, axis=0) if len(values) < n_wanted else values
 
 
-def _stream(random_state):
+def stream_of(random_state):
     """An own stream, from scikit-learn's."""
     return generator(int(check_random_state(random_state).randint(np.iinfo(np.int32).max)))
 
@@ -108,7 +108,7 @@ class GenerationMixin:
         if latents not in ("prior", "aggregate"):
             raise ValueError(f"latents must be 'prior' or 'aggregate'. Got {latents!r} instead.")
         random_state = check_random_state(random_state)
-        rng, model = _stream(random_state), self._fitted
+        rng, model = stream_of(random_state), self._fitted
         if given is not None:
             return self._sample_given(given, n_samples, rng, random_state)
         if latents == "aggregate":
@@ -169,7 +169,7 @@ class GenerationMixin:
         """
         if n_draws is not None and (not sample or not isinstance(n_draws, Integral) or n_draws < 1):
             raise ValueError(f"n_draws is the number of draws with sample=True, at least 1. Got {n_draws!r} instead.")
-        rng = _stream(random_state) if sample else None
+        rng = stream_of(random_state) if sample else None
         filled = self._filled(X, (n_draws or 1) if sample else None, rng)
         if n_draws is None:
             return filled[0]
@@ -240,6 +240,13 @@ class GenerationMixin:
             filled[:, holes] = np.where(np.isnan(features[holes]), drawn, features[holes])
         own = X if self._table.is_plain and kind_of(X) in set("biuf") else self._table.values(X)
         return [self._table.filled(X, own, self._table.values_of(one, n_draws is not None)) for one in filled]
+
+
+def as_numbers(estimator, X):
+    """Rows as an array: of a frame's categories their places, of its dates days."""
+    if is_frame(X) and hasattr(estimator, "_table"):
+        return estimator._table.values(X)
+    return np.asarray(X, dtype=np.float64 if is_frame(X) else None)
 
 
 def reconstructed(estimator, X):

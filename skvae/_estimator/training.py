@@ -339,9 +339,8 @@ def is_read(X, table):
 
 def takes_any_number(likelihood):
     """Tell whether a likelihood, or the one of that name, has all numbers in its support."""
-    likelihood = LIKELIHOODS[likelihood]() if isinstance(likelihood, str) else likelihood
     try:
-        likelihood.check(np.array([[-1.5, 0.5]]), "")
+        resolve("likelihood", likelihood).check(np.array([[-1.5, 0.5]]), "")
     except ValueError:
         return False
     return True

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from .._data.containers import is_frame
 from .._data.input import plain
 from .._data.rows import RowSource
+from .._estimator.generation import as_numbers
 from .._system.program import own_settings
 from ..priors import StandardNormal
 
@@ -95,15 +96,6 @@ def validated(estimator, X):
     if isinstance(X, RowSource):
         raise ValueError("A display holds all rows: pass some of them, as X[:1000].")
     return validate_data(estimator, X, reset=False, dtype=np.float64, ensure_all_finite="allow-nan")
-
-
-def as_numbers(estimator, X):
-    """Rows as an array: of a frame's categories their places, of its dates days."""
-    if not is_frame(X):
-        return np.asarray(X)
-    if isinstance(estimator, Pipeline):
-        return np.asarray(X, dtype=np.float64)
-    return estimator._table.values(X)
 
 
 def aggregate(vae, X):
