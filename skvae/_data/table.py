@@ -330,12 +330,12 @@ class Table:
                 column.widen(part[~np.isnan(part)])
         return table
 
-    def warn_of_unknown(self, X):
-        """Warn of categories that came after the first rows."""
+    def warn_of_unknown(self, X, features):
+        """Warn of categories that came after the first rows, given the features of X."""
         if not any(column.kind == "categorical" for column in self.columns):
             return
-        for column, (_, cells) in zip(self.columns, cells_of(X), strict=True):
-            if column.kind == "categorical" and (unknown := _unknown(cells, _numbers(column, cells))):
+        for column, part, (_, cells) in zip(self.columns, self._parts(features), cells_of(X), strict=True):
+            if column.kind == "categorical" and (unknown := _unknown(cells, part[:, 0])):
                 names = sorted(set(unknown), key=str)
                 warnings.warn(
                     f"Found unknown categories {names} in column {column.name!r} after the first rows: they count as "

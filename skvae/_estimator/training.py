@@ -129,7 +129,7 @@ class TrainingMixin:
         whose = "partial_fit" if one_epoch else "warm_start"
         check_unchanged(self._made_with, asked, whose, self.device, self.net_.device)
         values, loss = self._check_rows(X)
-        self._table.warn_of_unknown(X)
+        self._table.warn_of_unknown(X, values)
         return Taken(values, -loss, self.likelihood_, self._table.widened(values), asked, self.net_.seed)
 
     def _open_checkpoint(self, taken, former, one_epoch):
