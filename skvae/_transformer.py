@@ -71,8 +71,8 @@ class VAETransformer(
         "auto".
     categorical_features : "from_dtype", array-like of {bool, int, str} or None, default="from_dtype"
         Which columns hold categories, of 255 levels at most. "from_dtype" takes those of a DataFrame (pandas or
-        polars) whose dtype is category, enum, object, string or bool; or give indices, names or a mask. None takes
-        none. An unknown category counts as missing.
+        polars) whose dtype is category, enum, string or bool, or object unless all cells are numbers; or give indices,
+        names or a mask. None takes none. An unknown category counts as missing.
     marginal : {"auto", "standardize", "quantile"}, default="auto"
         How numeric columns become features. "standardize" subtracts the mean and divides by the standard deviation.
         "quantile" goes by each column's distribution: numbers that many rows share are levels in their order

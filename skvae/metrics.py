@@ -1,6 +1,7 @@
 """What a fitted model has learned: functions of a `VAETransformer` and rows of X, in nats per row where not said else.
 
-All are deterministic: those that draw take a `random_state`, 0 by default.
+Of a pipeline that ends in one they tell about its last step, and in the units that this gets X in. All are
+deterministic: those that draw take a `random_state`, 0 by default.
 """
 
 import copy
@@ -21,6 +22,7 @@ from ._data.input import plain
 from ._data.rows import MAX_HELD, RowSource, parts_of
 from ._data.split import Rows
 from ._estimator.generation import as_numbers, reconstructed, stream_of
+from ._estimator.pipelines import last_step
 from ._model.module import MODERATE
 from ._model.refine import Refined
 from ._system.device import widest
@@ -82,8 +84,8 @@ def kl_per_unit(estimator, X):
 
     Parameters
     ----------
-    estimator : VAETransformer
-        A fitted model.
+    estimator : VAETransformer or Pipeline
+        A fitted model, or a pipeline that ends in one.
     X : array-like of shape (n_samples, n_features)
         Rows, as a rule the training or test data.
 
@@ -102,6 +104,7 @@ def kl_per_unit(estimator, X):
     >>> kl_per_unit(vae, X).shape
     (2,)
     """
+    estimator, X = last_step(estimator, X)
     mean, std = map(torch.from_numpy, estimator.posterior(X))
     with torch.no_grad():
         return estimator.module_.prior.kl_per_unit(mean, std.log()).numpy().mean(axis=0)
@@ -113,8 +116,8 @@ def active_units(estimator, X, *, threshold=0.01):
 
     Parameters
     ----------
-    estimator : VAETransformer
-        A fitted model.
+    estimator : VAETransformer or Pipeline
+        A fitted model, or a pipeline that ends in one.
     X : array-like of shape (n_samples, n_features)
         Rows, as a rule the training or test data.
     threshold : float, default=0.01
@@ -139,6 +142,7 @@ def active_units(estimator, X, *, threshold=0.01):
     >>> int(active_units(vae, X).sum())
     2
     """
+    estimator, X = last_step(estimator, X)
     mean, _ = map(torch.from_numpy, estimator.posterior(X))
     with torch.no_grad():
         return estimator.module_.prior.active_units(mean, threshold).numpy()
@@ -154,8 +158,8 @@ def kl_split(estimator, X, *, n_draws=10, random_state=0):
 
     Parameters
     ----------
-    estimator : VAETransformer
-        A fitted model.
+    estimator : VAETransformer or Pipeline
+        A fitted model, or a pipeline that ends in one.
     X : array-like of shape (n_samples, n_features)
         Rows, as a rule some thousand of the training or test data: time grows with their square.
     n_draws : int, default=10
@@ -184,6 +188,7 @@ def kl_split(estimator, X, *, n_draws=10, random_state=0):
     >>> 0 < split.marginal_kl < split.mutual_information < split.kl
     True
     """
+    estimator, X = last_step(estimator, X)
     mean, std = (torch.from_numpy(part).double() for part in estimator.posterior(X))
     rng, n_rows = _stream(random_state, n_draws), len(mean)
     model = estimator._fitted
@@ -211,8 +216,8 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
 
     Parameters
     ----------
-    estimator : VAETransformer
-        A fitted model.
+    estimator : VAETransformer or Pipeline
+        A fitted model, or a pipeline that ends in one.
     X : array-like of shape (n_samples, n_features)
         Rows to score.
     n_draws : int, default=1000
@@ -242,6 +247,7 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
     """
     if n_draws < 2:
         raise ValueError(f"Invalid value for 'n_draws': {n_draws}. A standard error takes at least two draws.")
+    estimator, X = last_step(estimator, X)
     X, excess = estimator._check_rows(X)
     model, rng = estimator._fitted, _stream(random_state, n_draws)
     found, gains = [], []
@@ -294,8 +300,8 @@ def column_gains(estimator, X, *, n_draws=10, random_state=0):
 
     Parameters
     ----------
-    estimator : VAETransformer
-        A fitted model.
+    estimator : VAETransformer or Pipeline
+        A fitted model, or a pipeline that ends in one.
     X : array-like of shape (n_samples, n_features)
         Rows, as a rule the training or test data. Of a table that is not held, 2^24 values, of rows
         drawn at random.
@@ -321,6 +327,7 @@ def column_gains(estimator, X, *, n_draws=10, random_state=0):
     True
     """
     rng = _stream(random_state, n_draws)
+    estimator, X = last_step(estimator, X)
     features, model = estimator._check_X(X), estimator._fitted
     if isinstance(features, RowSource):
         features = features[subsample(len(features), max(1, MAX_HELD // features.shape[1]), 0)]

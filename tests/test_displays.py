@@ -160,6 +160,13 @@ def test_latent_colours_names(flowers):
     assert [scatter.get_label() for scatter in display.scatters_] == ["setosa", "versicolor", "virginica"]
 
 
+@pytest.mark.parametrize(("labels", "names"), [([None, "b"], {"None", "b"}), ([2, "b"], {"2", "b"})], ids=str)
+def test_latent_display_takes_labels_that_have_no_order(labels, names, flowers):
+    y = np.array(labels * 75, dtype=object)
+    display = LatentDisplay.from_estimator(flowers, IRIS.data, y)
+    assert {scatter.get_label() for scatter in display.scatters_} == names
+
+
 def test_latent_colours_a_continuous_target(plane):
     y = DIGITS.mean(axis=1)
     display = LatentDisplay.from_estimator(plane, DIGITS, y)

@@ -22,6 +22,7 @@ LAYERS = [
         "_fast.products",
         "_data.rows",
         "_training.schedule",
+        "_estimator.pipelines",
     ],
     [
         "_fast.replay",

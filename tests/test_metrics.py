@@ -9,9 +9,12 @@ import torch
 from scipy.linalg import sqrtm
 from scipy.sparse import csr_array
 from scipy.stats import multivariate_normal
+from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import mean_squared_error
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skvae import VAETransformer, metrics
 from skvae._data import rows as _rows
@@ -121,8 +124,10 @@ def test_kl_split_adds_up_and_its_sum_is_the_kl(prior, table):
         assert split.kl == pytest.approx(vae.kl_per_unit_.sum(), abs=5 * math.sqrt(2 / 10_000))
 
 
-class Fixed:
+class Fixed(BaseEstimator):
     """Stands in for a fitted estimator: given posteriors under the standard normal prior."""
+
+    fit = None
 
     def __init__(self, mean, std):
         self.mean, self.std = np.float32(mean), np.float32(std)
@@ -250,3 +255,24 @@ def test_gains_of_tables_that_are_not_held(monkeypatch):
     found = column_gains(vae, csr_array(X))
     assert (found != held).all()
     assert np.allclose(found, held, atol=0.3)  # of 200 rows in the place of 300
+
+
+OF_MODELS = [kl_per_unit, active_units, kl_split, log_likelihood, column_gains]
+
+
+@pytest.mark.parametrize("metric", OF_MODELS, ids=lambda metric: metric.__name__)
+def test_metrics_of_a_pipeline_are_those_of_its_last_step(metric, table):
+    X = table(n_rows=60)
+    pipeline = make_pipeline(StandardScaler(), VAETransformer(2, **SMALL)).fit(X)
+    expected = metric(pipeline[-1], pipeline[0].transform(X))
+    np.testing.assert_array_equal(metric(pipeline, X), expected)
+    np.testing.assert_array_equal(metric(make_pipeline(pipeline[-1]), pipeline[0].transform(X)), expected)
+
+
+@pytest.mark.parametrize("metric", OF_MODELS, ids=lambda metric: metric.__name__)
+def test_metrics_of_models_refuse_others(metric, table):
+    X = table(n_rows=60)
+    with pytest.raises(TypeError, match=r"Expected a VAETransformer, or a Pipeline that ends in one\. Got PCA\("):
+        metric(PCA(2).fit(X), X)
+    with pytest.raises(NotFittedError):
+        metric(make_pipeline(StandardScaler(), VAETransformer(2)), X)

@@ -717,6 +717,15 @@ def test_arrays_and_lists_of_text_are_taken(rows):
     np.testing.assert_array_equal(vae.transform(rows), expected.transform(np.array(rows, dtype=object)))
 
 
+@pytest.mark.parametrize("dtype", [object, "string", "category"])
+def test_text_of_digits_is_a_category_unless_it_is_said_to_be_none(dtype):
+    codes = np.array(["01234", "02139", "94110"], dtype=object)[np.arange(90) % 3]
+    frame = pd.DataFrame({"code": pd.Series(codes, dtype=dtype), "x": np.arange(90.0)})
+    assert set(VAETransformer(**SMALL).fit(frame).sample(50, random_state=0)["code"]) <= set(codes)
+    numbers = VAETransformer(**SMALL, categorical_features=None).fit(frame.astype({"code": object}))
+    assert numbers._table.columns[0].kind == "numeric"
+
+
 def test_objects_and_sparse_columns_hold_numbers():
     numbers = np.where(np.arange(100) % 4, np.arange(100) % 4, np.nan)
     usual = pd.DataFrame({"a": numbers, "b": np.arange(100.0)})

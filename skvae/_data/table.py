@@ -464,7 +464,7 @@ def _kind(cells):
 
 def _kind_of_objects(cells):
     cells = [cell for cell in objects_of(cells) if not is_missing(cell)]
-    if all(is_number(cell) and not isinstance(cell, bool) for cell in cells):
+    if all(is_number(cell) and not isinstance(cell, (bool, str)) for cell in cells):  # "01234" is a code
         return "numeric"
     return "categorical" if all(isinstance(cell, _CATEGORIES) for cell in cells) else "unknown"
 
@@ -512,7 +512,7 @@ def _levels(cells, column):
         raise ValueError(
             f"Categorical feature {column.name!r} is expected to have a cardinality <= {MAX_LEVELS} but actually has a "
             f"cardinality of {len(levels)}. Group rare categories before, as OrdinalEncoder(max_categories=...) does, "
-            "or drop the column if it only names its rows."
+            "make it a numeric column if it holds numbers as text, or drop it if it only names its rows."
         )
     return [_plain(level) for level in levels], bool(getattr(cells.dtype, "ordered", False))
 

@@ -9,7 +9,6 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._data.containers import is_frame
@@ -21,14 +20,6 @@ from ..priors import StandardNormal
 
 _MAX_PANELS = 64
 _PRIOR_DRAWS = 100_000
-
-
-def split(estimator):
-    """Return the steps before the VAE, and the VAE: of a pipeline its last step, else the estimator itself."""
-    check_is_fitted(estimator)
-    if isinstance(estimator, Pipeline) and len(estimator) > 1:
-        return estimator[:-1], estimator[-1]
-    return FunctionTransformer(), estimator[-1] if isinstance(estimator, Pipeline) else estimator
 
 
 def select(estimator, image_shape, features):

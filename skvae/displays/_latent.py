@@ -1,11 +1,13 @@
 """Rows in latent space."""
 
 from itertools import combinations, cycle
+from numbers import Number
 
 import numpy as np
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
-from ._estimator import check_units, density_levels, leading_units, prior_density, split
+from .._estimator.pipelines import split
+from ._estimator import check_units, density_levels, leading_units, prior_density
 from ._figure import COLORS, legend, panels
 
 _MARKERS = "os^vD<>PX"
@@ -95,7 +97,7 @@ class LatentDisplay:
             )
         if y is not None:
             check_consistent_length(X, y)
-            y = column_or_1d(y)
+            y = _labels(y)
         Z = np.asarray(estimator.transform(X))[:, units]
         density = prior_density(vae.module_.prior, units)
         return cls(Z=Z, units=units, y=y, prior_density=density).plot(ax, **kwargs)
@@ -161,6 +163,13 @@ class LatentDisplay:
         for text in texts:
             text.set_path_effects([withStroke(linewidth=2, foreground="white")])
         self.contours_.append(contours)
+
+
+def _labels(y):
+    """Labels that NumPy can sort: where some are text or missing, all become text."""
+    y = column_or_1d(y)
+    is_mixed = y.dtype.kind == "O" and not all(isinstance(label, Number) for label in y)
+    return y.astype(str) if is_mixed else y
 
 
 def _cropped(x, y, density, level):

@@ -3,7 +3,8 @@
 import numpy as np
 from sklearn.utils import check_consistent_length
 
-from ._estimator import aggregate, check_units, decode, leading_units, prior_quantiles, select, split
+from .._estimator.pipelines import split
+from ._estimator import aggregate, check_units, decode, leading_units, prior_quantiles, select
 from ._figure import image_panel, label_edges, label_images, panels, set_title, show_images, show_lines
 
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from .._estimator.generation import as_numbers, reconstructed
-from ._estimator import select, split, validated
+from .._estimator.pipelines import split
+from ._estimator import select, validated
 from ._figure import COLORS, image_panel, label_edges, label_images, legend, panels, set_title, show_images
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ._estimator import split
+from .._estimator.pipelines import split
 from ._figure import COLORS, panels
 
 _BARS = {"active": {"color": COLORS[0]}, "collapsed": {"color": "white", "edgecolor": COLORS[2], "hatch": "////"}}
