@@ -11,7 +11,7 @@ from sklearn.utils._mask import _get_mask
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
-from ._data.containers import container_of, holds_words, is_frame, missing_cells, with_zeros
+from ._data.containers import container_of, holds_words, is_frame, is_missing, missing_cells, with_zeros
 from ._data.input import advice, plain
 from ._estimator.inference import as_it_was_if_refused
 from ._transformer import VAETransformer
@@ -197,7 +197,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     @property
     def _nan_is_missing(self):
-        return self.missing_values is None or bool(np.isnan(self.missing_values))
+        return bool(is_missing(self.missing_values))
 
     def _check_limits(self):
         """Refuse limits that leave no number."""
@@ -208,13 +208,16 @@ class VAEImputer(TransformerMixin, BaseEstimator):
 
     def _limits(self, name):
         """The limit of each column."""
-        limits = np.asarray(getattr(self, name), dtype=float)
+        try:
+            limits = np.array(getattr(self, name), dtype=float)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"'{name}' should hold numbers. Got {getattr(self, name)!r} instead.") from error
         if limits.ndim and limits.shape != (self.n_features_in_,):
             raise ValueError(
                 f"'{name}' should be of shape ({self.n_features_in_},) when an array-like is provided. Got "
                 f"{limits.shape}, instead."
             )
-        return np.broadcast_to(limits, (self.n_features_in_,))
+        return np.full(self.n_features_in_, limits)
 
     def _limited(self, filled, missing):
         """Numbers that were filled in within their limits, and 0 in columns without any value."""

@@ -295,7 +295,8 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
     def _of_model(self, X):
         """Shortfall of the log-likelihood, in nats, and squared norm of the code: (n_samples, 2)."""
         nats = -self.estimator_.score_samples(X) - self._best
-        return np.column_stack([nats, np.square(self.estimator_.transform(X).astype(np.float64)).sum(axis=1)])
+        codes = np.asarray(self.estimator_.transform(X), dtype=np.float64)
+        return np.column_stack([nats, np.square(codes).sum(axis=1)])
 
     def _parts(self, X):
         """All four shortfalls of each row, in units of their own: (n_samples, 4)."""
@@ -307,7 +308,8 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        model = get_tags(VAETransformer() if self.estimator is None else self.estimator).input_tags
+        is_model = isinstance(self.estimator, VAETransformer)  # a repr asks too, before `fit` refuses others
+        model = get_tags(self.estimator if is_model else VAETransformer()).input_tags
         tags.input_tags.allow_nan = model.allow_nan
         tags.input_tags.sparse = model.sparse
         tags.input_tags.positive_only = model.positive_only

@@ -498,7 +498,8 @@ class VAETransformer(
 
     def __getstate__(self):
         parts = {kind: getattr(self, kind) for kind in REGISTRIES if isinstance(getattr(self, kind), torch.nn.Module)}
-        return super().__getstate__() | {kind: portable(part) for kind, part in parts.items() if part.state_dict()}
+        state = super().__getstate__() | {kind: portable(part) for kind, part in parts.items() if part.state_dict()}
+        return state | {"_aggregate": {}} if "_aggregate" in state else state  # equal models, whoever looked at them
 
     def __copy__(self):
         copied = type(self).__new__(type(self))

@@ -2,17 +2,22 @@
 
 import math
 import time
+from numbers import Integral
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
+from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 from skorch.callbacks import Callback
 
 from ._data.split import Rows
+from ._model.component import COUNT, Counts
 from ._system.random import subsample
 
 __all__ = ["SampleGrid"]
 
+_PAIR = Counts(range(2, 3), "a pair of ints > 0")
 REPORT_ROWS = 10_000  # what the activity of latent units is told from
 
 
@@ -111,6 +116,14 @@ class SampleGrid(Callback):
     iteration 0, loss ...
     """
 
+    _parameter_constraints: ClassVar[dict[str, list]] = {
+        "every": [COUNT],
+        "grid": [StrOptions({"prior", "reconstruction", "both"})],
+        "image_shape": [_PAIR, None],
+        "shape": [_PAIR],
+        "seed": [Integral],
+    }
+
     def __init__(self, out="out", every=1000, grid="prior", image_shape=None, shape=(4, 4), seed=0):
         self.out = out
         self.every = every
@@ -120,10 +133,19 @@ class SampleGrid(Callback):
         self.seed = seed
 
     def initialize(self):
-        if self.grid not in ("prior", "reconstruction", "both"):
-            raise ValueError(f"grid must be 'prior', 'reconstruction' or 'both'. Got {self.grid!r} instead.")
+        validate_parameter_constraints(self._parameter_constraints, vars(self), type(self).__name__)
         self.n_steps_, self.paths_ = 0, []
         return self
+
+    def on_train_begin(self, net, **kwargs):
+        if math.prod(self._shape_of(net.n_features)) != net.n_features:
+            raise ValueError(
+                f"image_shape={self.image_shape} of SampleGrid does not fit {net.n_features} features. Set it to the "
+                "height and width of a row as an image."
+            )
+
+    def _shape_of(self, n_features):
+        return (math.isqrt(n_features),) * 2 if self.image_shape is None else self.image_shape
 
     def on_batch_end(self, net, batch=None, training=False, loss=None, **kwargs):
         if not training:
@@ -137,7 +159,7 @@ class SampleGrid(Callback):
     def _write(self, net, module, batch):
         name = f"{self.n_steps_ // self.every:03d}"
         if self.grid != "reconstruction":
-            draws = module.prior.sample(math.prod(self.shape), torch.Generator().manual_seed(self.seed))
+            draws = module.prior.sample(math.prod(self.shape), torch.Generator().manual_seed(int(self.seed)))
             draws = draws.to(batch.x.device)
             self._save(net, module, draws, draws.new_zeros(1, module.n_context), name)
         if self.grid != "prior":
@@ -154,8 +176,7 @@ class SampleGrid(Callback):
         mean = module.likelihood.mean(raw).cpu().numpy()
         offset, scale = net.units(mean.shape[1])
         flat = mean * scale + offset
-        side = math.isqrt(flat.shape[1])
-        height, width = self.image_shape or (side, side)
+        height, width = self._shape_of(flat.shape[1])
         images = np.zeros((n_rows * n_columns, height, width))  # black where the batch has too few rows
         images[: len(flat)] = flat.reshape(-1, height, width)
         tiled = images.reshape(n_rows, n_columns, height, width).swapaxes(1, 2).reshape(n_rows * height, -1)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from sklearn.metrics import mean_squared_error
-from sklearn.utils import check_array, check_scalar
+from sklearn.utils import check_array, check_random_state, check_scalar
 
 from ._data.batch import Batch
 from ._data.blocks import chunk_sizes, scaled
@@ -143,6 +143,8 @@ def active_units(estimator, X, *, threshold=0.01):
     2
     """
     estimator, X = last_step(estimator, X)
+    if not threshold >= 0:
+        raise ValueError(f"threshold must be a share of the variance, at least 0. Got {threshold!r}.")
     mean, _ = map(torch.from_numpy, estimator.posterior(X))
     with torch.no_grad():
         return estimator.module_.prior.active_units(mean, threshold).numpy()
@@ -245,12 +247,12 @@ def log_likelihood(estimator, X, n_draws=1000, *, random_state=0):
     >>> bool(abs(estimate.value - vae.score(X)) < 0.1)
     True
     """
+    rng = _stream(random_state, n_draws)
     if n_draws < 2:
         raise ValueError(f"Invalid value for 'n_draws': {n_draws}. A standard error takes at least two draws.")
     estimator, X = last_step(estimator, X)
     X, excess = estimator._check_rows(X)
-    model, rng = estimator._fitted, _stream(random_state, n_draws)
-    found, gains = [], []
+    model, found, gains = estimator._fitted, [], []
     for part in parts_of(X):
         found.append(model.by_holes(part, lambda rows, holes: _moments_of(model, rows, holes, n_draws, rng)))
         gains.append(np.broadcast_to(model.log_jacobian(part), len(part)))
@@ -397,6 +399,7 @@ def reconstruction_error(estimator, X):
 def _stream(random_state, n_draws):
     """A stream of our own for so many draws, from scikit-learn's `random_state`."""
     check_scalar(n_draws, "n_draws", Integral, min_val=1)
+    check_random_state(random_state)
     return generator(int(random_state)) if isinstance(random_state, Integral) else stream_of(random_state)
 
 

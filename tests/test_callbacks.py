@@ -1,3 +1,4 @@
+import copy
 import re
 from dataclasses import replace
 from unittest.mock import Mock
@@ -24,6 +25,7 @@ from skorch.callbacks import (
 
 from skvae import VAETransformer
 from skvae._fast.optimizers import AdamW
+from skvae._model.fitted import Model
 from skvae._training.guard import Guard, Judge
 from skvae._training.net import Net
 from skvae.architectures import MLP
@@ -95,10 +97,32 @@ def test_watching_leaves_training_as_it_is(dropout, tmp_path, capsys):
     assert np.array_equal(plain.transform(DIGITS), watched.transform(DIGITS))
 
 
-def test_sample_grid_names_a_bad_grid(tmp_path):
-    with pytest.raises(ValueError, match=r"^grid must be 'prior', 'reconstruction' or 'both'\. Got 'posterior'"):
-        fit_with(SampleGrid(tmp_path, grid="posterior"))
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"grid": "posterior"},
+            r"^The 'grid' parameter of SampleGrid must be a str among .* Got 'posterior' instead\.",
+        ),
+        ({"every": 0}, "^The 'every' parameter of SampleGrid"),
+        ({"every": 2.5}, "^The 'every' parameter of SampleGrid"),
+        ({"shape": (0, 4)}, "^The 'shape' parameter of SampleGrid"),
+        ({"image_shape": (8, 8, 1)}, "^The 'image_shape' parameter of SampleGrid"),
+        ({"image_shape": (3, 3)}, r"^image_shape=\(3, 3\) of SampleGrid does not fit 64 features"),
+        ({"seed": "a"}, "^The 'seed' parameter of SampleGrid"),
+    ],
+    ids=str,
+)
+def test_sample_grid_names_what_is_wrong(params, message, tmp_path, n_steps):
+    with pytest.raises(ValueError, match=message):
+        fit_with(SampleGrid(tmp_path, **params))
+    assert n_steps == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sample_grid_takes_numbers_of_numpy(tmp_path):
+    fit_with(SampleGrid(tmp_path, seed=np.int64(1), shape=np.array([2, 2]), image_shape=np.array([8, 8])), max_iter=1)
+    assert imread(tmp_path / "000.png").shape[:2] == (16, 16)
 
 
 def test_sample_grid_fills_a_small_batch_with_black(tmp_path, capsys):
@@ -552,6 +576,29 @@ def test_rate_stays_lowered_where_a_schedule_goes_by_its_base(table, monkeypatch
     assert [group["lr"] for group in vae.net_.optimizer_.param_groups] == [0.004] * 2
 
 
+@pytest.mark.parametrize("n_times", [1, 2])
+def test_ctrl_c_after_the_last_epoch_leaves_no_mixture(n_times, table, monkeypatch):
+    """One is heard when the estimator is whole; with a second one it stays as it was."""
+    before = VAETransformer(3, max_iter=2, **SMALL).fit(table())
+    expected = VAETransformer(2, max_iter=2, **SMALL).fit(table(n_rows=200))
+    vae, left, encode = copy.copy(before).set_params(z_dim=2), [1] * n_times, Model.encode
+
+    def interrupted(model, X):
+        if left and left.pop():
+            raise KeyboardInterrupt
+        return encode(model, X)
+
+    monkeypatch.setattr(Model, "encode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        vae.fit(table(n_rows=200))
+    monkeypatch.undo()
+    as_it_is = expected if n_times == 1 else before
+    np.testing.assert_array_equal(vae.transform(table()), as_it_is.transform(table()))
+    np.testing.assert_array_equal(vae.kl_per_unit_, as_it_is.kl_per_unit_)
+    assert vae.sample(3, latents="aggregate").shape == (3, 5)
+    assert vae.n_iter_ == 2
+
+
 def test_ctrl_c_while_draws_are_calibrated(table, monkeypatch):
     X = np.tile(table(n_rows=100), (4, 1))
     X[np.random.default_rng(0).random(X.shape) < 0.2] = np.nan
@@ -573,6 +620,6 @@ def test_a_refusal_to_go_on_leaves_the_net_as_it_was(table):
     vae = VAETransformer(2, max_iter=2, **SMALL).fit(X)
     objective, lr = vae.net_.criterion_, vae.net_.lr
     wrong = {"early_stopping": True, "validation_fraction": 0.999, "learning_rate": 1e-5, "objective": "mmd"}
-    with pytest.raises(ValueError, match="validation set is too small"):
+    with pytest.raises(ValueError, match="leaves none to train on"):
         vae.set_params(warm_start=True, callbacks=[Stops()], **wrong).fit(X)
     assert (vae.net_.criterion_, vae.net_.lr, vae.net_.callbacks_) == (objective, lr, [])

@@ -90,7 +90,8 @@ def test_callbacks_of_scikit_learn_have_a_place_of_their_own(table, n_steps):
 
 
 def test_callbacks_refuse_before_the_cross_validation(table, tmp_path, n_steps):
-    refused(table, n_steps, "^grid must be 'prior'", callbacks=[SampleGrid(tmp_path, grid="posterior")])
+    grid = SampleGrid(tmp_path, grid="posterior")
+    refused(table, n_steps, "^The 'grid' parameter of SampleGrid must be", callbacks=[grid])
     refused(table, n_steps, "duplicate", callbacks=[("a", Callback()), ("a", Callback())])
 
 

@@ -160,11 +160,11 @@ def test_latent_colours_names(flowers):
     assert [scatter.get_label() for scatter in display.scatters_] == ["setosa", "versicolor", "virginica"]
 
 
-@pytest.mark.parametrize(("labels", "names"), [([None, "b"], {"None", "b"}), ([2, "b"], {"2", "b"})], ids=str)
+@pytest.mark.parametrize(("labels", "names"), [([None, "b"], ["None", "b"]), ([2, "b"], ["2", "b"])], ids=str)
 def test_latent_display_takes_labels_that_have_no_order(labels, names, flowers):
     y = np.array(labels * 75, dtype=object)
     display = LatentDisplay.from_estimator(flowers, IRIS.data, y)
-    assert {scatter.get_label() for scatter in display.scatters_} == names
+    assert [scatter.get_label() for scatter in display.scatters_] == names
 
 
 def test_latent_colours_a_continuous_target(plane):
@@ -577,3 +577,26 @@ def test_displays_know_masked_cells():
     ]
     assert np.isnan(displays[0].X).any()
     np.testing.assert_array_equal(displays[0].X, displays[1].X)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda vae: ReconstructionDisplay.from_estimator(vae, IRIS.data, n_images=-1), "n_images == -1"),
+        (lambda vae: SampleGridDisplay.from_estimator(vae, noise="False"), "noise must be a bool or 'auto'"),
+        (lambda vae: TraversalDisplay.from_estimator(vae, IRIS.data, n_steps=0), "n_steps == 0"),
+        (lambda vae: InterpolationDisplay.from_estimator(vae, IRIS.data, IRIS.data, n_steps=0), "n_steps == 0"),
+        (lambda vae: ManifoldDisplay.from_estimator(vae, n_steps=0), "n_steps == 0"),
+        (lambda vae: TraversalDisplay.from_estimator(vae, IRIS.data, n_stds=-1), "n_stds == -1"),
+        (lambda vae: TraversalDisplay.from_estimator(vae, IRIS.data, features=[False] * 4), "Got False"),
+    ],
+)
+def test_displays_refuse_numbers_of_nothing(draw, message, flowers):
+    with pytest.raises(ValueError, match=message):
+        draw(flowers)
+    assert plt.get_fignums() == []
+
+
+def test_units_of_any_integer_type(flowers):
+    display = TraversalDisplay.from_estimator(flowers, IRIS.data, units=np.array([1, 0], np.uint8))
+    np.testing.assert_array_equal(display.units, [1, 0])

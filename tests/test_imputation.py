@@ -1,5 +1,8 @@
 """VAEImputer: scikit-learn's checks, the names of IterativeImputer, frames."""
 
+import pickle
+
+import joblib
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -9,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skvae import VAEImputer, VAETransformer
@@ -123,3 +127,22 @@ def test_columns_without_any_value_of_a_frame_are_zero():
 def test_what_stands_for_missing_cells_of_frames_is_theirs():
     with pytest.raises(ValueError, match="missing_values=-1 holds for arrays"):
         VAEImputer(missing_values=-1).fit(pd.DataFrame({"a": [-1.0, 2.0] * 10, "b": [1.0, 2.0] * 10}))
+
+
+@pytest.mark.parametrize("missing_values", ["?", "", pd.NA, 10**30], ids=str)
+def test_every_imputer_can_be_shown(missing_values):
+    imputer = VAEImputer(missing_values=missing_values)
+    assert "VAEImputer" in imputer._repr_html_()
+    get_tags(imputer)
+
+
+@pytest.mark.parametrize("limit", [["a"] * 5, {}], ids=str)
+def test_limits_that_are_no_numbers_are_named(limit, table, n_steps):
+    with pytest.raises(ValueError, match="'min_value'"):
+        VAEImputer(min_value=limit).fit(table())
+    assert n_steps == []
+
+
+def test_imputers_are_equal_after_pickle(table):
+    imputer = VAEImputer(VAETransformer(2, max_iter=1, early_stopping=False), random_state=0).fit(table())
+    assert joblib.hash(pickle.loads(pickle.dumps(imputer))) == joblib.hash(imputer)

@@ -9,6 +9,7 @@ import torch
 from scipy.linalg import sqrtm
 from scipy.sparse import csr_array
 from scipy.stats import multivariate_normal
+from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
@@ -276,3 +277,23 @@ def test_metrics_of_models_refuse_others(metric, table):
         metric(PCA(2).fit(X), X)
     with pytest.raises(NotFittedError):
         metric(make_pipeline(StandardScaler(), VAETransformer(2)), X)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+@pytest.mark.filterwarnings("error")
+def test_metrics_do_not_mind_output_in_frames(kind, table):
+    X = table(n_rows=60)
+    vae = VAETransformer(2, **SMALL).fit(X)
+    expected = kl_per_unit(vae, X)
+    with config_context(transform_output=kind):
+        np.testing.assert_array_equal(kl_per_unit(vae, X), expected)
+
+
+def test_metrics_refuse_what_is_no_number(table):
+    vae = VAETransformer(2, **SMALL).fit(table())
+    with pytest.raises(ValueError, match=r"^threshold must be a share"):
+        active_units(vae, table(), threshold=np.nan)
+    with pytest.raises(TypeError, match="n_draws must be an instance of int"):
+        log_likelihood(vae, table(), n_draws=None)
+    with pytest.raises(ValueError, match="Seed must be between"):
+        kl_split(vae, table(), random_state=-1)

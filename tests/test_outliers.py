@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from sklearn import config_context
+from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import roc_auc_score
@@ -334,3 +336,17 @@ def test_a_missing_or_unknown_category_is_not_strange():
     for kind in (None, "c"):
         assert (detector.predict(frame[250:].assign(kind=kind)) == -1).mean() < 0.2
     assert detector.predict(frame.head(3).assign(rooms=[3, 500, -40])).tolist()[1:] == [-1, -1]
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars"])
+def test_output_in_frames_changes_no_score(kind, table):
+    model = VAETransformer(2, max_iter=1, early_stopping=False, random_state=0)
+    expected = VAEOutlierDetector(model).fit(table()).score_samples(table())
+    detector = VAEOutlierDetector(clone(model).set_output(transform=kind)).fit(table())
+    np.testing.assert_array_equal(detector.score_samples(table()), expected)
+    with config_context(transform_output=kind):
+        np.testing.assert_array_equal(VAEOutlierDetector(model).fit(table()).score_samples(table()), expected)
+
+
+def test_a_detector_of_something_else_can_be_shown():
+    assert "foo" in VAEOutlierDetector("foo")._repr_html_()

@@ -330,3 +330,9 @@ def test_a_source_of_ones_own_needs_shape_and_read(small_memory):
     np.testing.assert_array_equal(
         clone(vae).fit(Doubled(X.shape, X.dtype)).transform(2 * X), clone(vae).fit(2 * X).transform(2 * X)
     )
+
+
+@pytest.mark.parametrize(("n_buffered", "error"), [(0, ValueError), (-1, ValueError), (None, TypeError)])
+def test_chunks_buffer_at_least_one_part(n_buffered, error):
+    with pytest.raises(error, match="n_buffered"):
+        Chunks(range(2), lambda i: np.ones((3, 2)), n_buffered=n_buffered)

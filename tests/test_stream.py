@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from skvae import VAETransformer, load
 from skvae._data.stream import Stream
 from skvae._system.random import subsample
+from skvae.objectives import ELBO
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 10, "random_state": 0}
 silent = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -188,3 +189,13 @@ def test_subsample_is_of_all_rows_in_order_and_the_same_each_time(seed):
     np.testing.assert_array_equal(rows, subsample(1000, 100, seed))
     np.testing.assert_array_equal(subsample(50, 100, seed), np.arange(50))
     assert set(subsample(np.array([7, 3, 9]), 2, seed).tolist()) < {3, 7, 9}
+
+
+@pytest.mark.parametrize(("first", "then"), [("elbo", "mmd"), ("mmd", "elbo"), ("elbo", ELBO(beta=4))], ids=str)
+def test_another_objective_keeps_the_prior_that_was_chosen(first, then, table):
+    X = table(n_rows=150)
+    vae = VAETransformer(2, objective=first, random_state=0).partial_fit(X[:50])
+    prior = repr(vae.module_.prior)
+    vae.set_params(objective=then).partial_fit(X[50:]).partial_fit(X)
+    assert repr(vae.module_.prior) == prior
+    assert vae.set_params(warm_start=True, max_iter=2).fit(X).n_iter_ == 5

@@ -575,7 +575,7 @@ def test_too_few_samples_to_draw(n_samples, table):
 
 def test_too_few_rows_to_hold_some_out(n_steps):
     with pytest.raises(
-        ValueError, match=r"^The validation set is too small: X has 1 sample\(s\)\. Increase 'validation"
+        ValueError, match=r"^validation_fraction=0\.1 of 1 sample\(s\) leaves none to train on\. Lower it"
     ):
         small(early_stopping=True).fit(np.ones((1, 3)))
     assert n_steps == []
@@ -1163,3 +1163,71 @@ def test_numbers_of_draws_are_whole(n_samples, table):
         vae.sample(n_samples)
     with pytest.raises(ValueError, match="n_draws is the number of draws"):
         vae.impute(table(), sample=True, n_draws=1.5)
+
+
+class Quick(VAETransformer):
+    """A subclass with fewer arguments, as scikit-learn's estimators allow."""
+
+    def __init__(self, z_dim=2, random_state=0):
+        super().__init__(z_dim, max_iter=2, early_stopping=False, random_state=random_state)
+
+
+def test_a_subclass_may_have_fewer_arguments(table, tmp_path):
+    X, plain = table(), VAETransformer(2, max_iter=2, early_stopping=False, random_state=0)
+    expected = plain.fit(X).transform(X)
+    quick = Quick().fit(X)
+    np.testing.assert_array_equal(quick.transform(X), expected)
+    assert quick.partial_fit(X).n_iter_ == 3
+    quick.checkpoint = tmp_path
+    np.testing.assert_array_equal(quick.fit(X).transform(X), expected)
+    assert GridSearchCV(Quick(), {"z_dim": [1, 2]}, cv=2).fit(X).best_params_["z_dim"] in (1, 2)
+
+
+def test_models_stay_equal_when_they_are_looked_at(table):
+    vae = VAETransformer(2, max_iter=2, early_stopping=False, random_state=0).fit(table())
+    before, draws = joblib.hash(vae), vae.sample(5, latents="aggregate", random_state=0)
+    vae._repr_html_()
+    assert joblib.hash(vae) == before
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(vae)).sample(5, latents="aggregate", random_state=0), draws)
+
+
+@pytest.mark.parametrize("sizes", [np.array(8), np.array([8]), [8], np.int64(8)], ids=repr)
+def test_layer_sizes_in_any_sequence(sizes, table):
+    expected = VAETransformer(2, hidden_layer_sizes=(8,), max_iter=1, random_state=0).fit(table())
+    vae = VAETransformer(2, hidden_layer_sizes=sizes, max_iter=1, random_state=0).fit(table())
+    np.testing.assert_array_equal(vae.transform(table()), expected.transform(table()))
+
+
+@pytest.mark.parametrize("sizes", [np.array([[8]]), np.array(8.0), [8.0], []], ids=repr)
+def test_no_layer_sizes(sizes, table, n_steps):
+    vae = VAETransformer(2, hidden_layer_sizes=sizes, max_iter=1, random_state=0)
+    if len(np.ravel(sizes)) == 0:
+        vae.fit(table())
+        return
+    with pytest.raises(ValueError, match=r"^The 'hidden_layer_sizes' parameter of VAETransformer must hold ints > 0"):
+        vae.fit(table())
+    assert n_steps == []
+
+
+@pytest.mark.parametrize("name", ["categorical_features", "condition_features"])
+def test_columns_are_a_sequence(name, table, n_steps):
+    for wrong in (np.array(0), np.array([[True, False, False, False, False]])):
+        with pytest.raises(ValueError, match=f"^{name} should be a sequence of names, places or flags"):
+            VAETransformer(2, **{name: wrong}).fit(table())
+    assert n_steps == []
+
+
+def test_columns_mean_the_same_in_any_sequence(table):
+    vae = VAETransformer(2, condition_features=np.array([0, 1]), max_iter=1, warm_start=True, random_state=0)
+    vae.fit(table()).set_params(condition_features=[0, 1]).fit(table())
+    vae.set_params(condition_features=(0, 2))
+    with pytest.raises(ValueError, match="condition_features"):
+        vae.fit(table())
+
+
+@pytest.mark.filterwarnings("ignore:X has feature names")
+def test_a_frame_of_other_dates_is_told_by_its_number_of_features(table):
+    vae = VAETransformer(2, max_iter=1, random_state=0).fit(table())
+    dates = pd.DataFrame({"a": pd.to_datetime(["2020-01-01"] * 3)})
+    with pytest.raises(ValueError, match=r"^X has 1 features, but VAETransformer is expecting 5 features as input\.$"):
+        vae.transform(dates)

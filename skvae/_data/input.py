@@ -65,7 +65,7 @@ def advice(X, taken=()):
         yield
     except (ValueError, TypeError) as error:
         columns = [name for name in _not_numbers(X) if name not in taken]
-        if not columns:
+        if not columns or " features, but " in str(error):  # of other tables
             raise
         kind = ValueError if hasattr(X, "columns") else type(error)
         raise kind(words(error, columns)) from error
@@ -74,7 +74,7 @@ def advice(X, taken=()):
 def words(problem, columns):
     """A message that names the columns and what to do."""
     names = ", ".join(map(repr, columns[:_MAX_NAMES])) + (", ..." if len(columns) > _MAX_NAMES else "")
-    return f"{str(problem).strip()}. Columns of X that are not numbers: {names}. {_TO_NUMBERS}"
+    return f"{str(problem).strip().removesuffix('.')}. Columns of X that are not numbers: {names}. {_TO_NUMBERS}"
 
 
 def _not_numbers(X):

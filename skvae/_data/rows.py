@@ -5,10 +5,12 @@ import mmap
 import os
 from collections import OrderedDict
 from functools import cached_property
+from numbers import Integral
 
 import joblib
 import numpy as np
 from scipy.sparse import issparse
+from sklearn.utils import check_scalar
 
 # X keeps these until its rows are scaled; others become the first.
 DTYPES = (np.float64, np.float32, np.float16, np.uint8)
@@ -209,7 +211,8 @@ class Chunks:
     Raises
     ------
     ValueError
-        If there is no part; when rows are read, if a part has other columns than the first one.
+        If there is no part, or `n_buffered` is less than 1; when rows are read, if a part has other columns than the
+        first one.
 
     Examples
     --------
@@ -223,6 +226,7 @@ class Chunks:
     """
 
     def __init__(self, parts, read=np.asarray, n_buffered=8):
+        check_scalar(n_buffered, "n_buffered", Integral, min_val=1)
         self.rows = ChunkRows(parts, read, n_buffered)
 
     @property

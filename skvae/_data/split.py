@@ -136,8 +136,8 @@ def hold_out(n_rows: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     n_valid = math.ceil(fraction * n_rows)
     if n_valid >= n_rows:
         raise ValueError(
-            f"The validation set is too small: X has {n_rows} sample(s). Increase 'validation_fraction' or the size of "
-            "your dataset, or set early_stopping=False."
+            f"validation_fraction={fraction} of {n_rows} sample(s) leaves none to train on. Lower it, pass more rows, "
+            "or set early_stopping=False."
         )
     order = torch.randperm(n_rows, generator=generator(seed, SPLIT_STREAM))
     return order[n_valid:], order[:n_valid]

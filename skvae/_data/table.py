@@ -485,6 +485,8 @@ def _mark(columns, wanted, X):
 
 def _wanted(columns, names, what):
     """The columns of these names or places, or of a mask."""
+    if getattr(names, "ndim", 1) != 1:
+        raise ValueError(f"{what} should be a sequence of names, places or flags. Got {names!r} instead.")
     names = list(names)
     if not names or not all(isinstance(name, (bool, np.bool_)) for name in names):
         return [_named(columns, name) for name in names]

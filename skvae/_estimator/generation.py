@@ -170,7 +170,7 @@ class GenerationMixin:
         if n_draws is not None and (not sample or not isinstance(n_draws, Integral) or n_draws < 1):
             raise ValueError(f"n_draws is the number of draws with sample=True, at least 1. Got {n_draws!r} instead.")
         rng = stream_of(random_state) if sample else None
-        filled = self._filled(X, (n_draws or 1) if sample else None, rng)
+        filled = self._filled(X, int(n_draws or 1) if sample else None, rng)
         if n_draws is None:
             return filled[0]
         return np.stack(filled) if isinstance(filled[0], np.ndarray) else filled

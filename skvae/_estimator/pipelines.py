@@ -17,7 +17,8 @@ def split(estimator):
     steps = estimator if isinstance(estimator, Pipeline) else [estimator]
     if not hasattr(steps[-1], "posterior"):
         raise TypeError(f"Expected a VAETransformer, or a Pipeline that ends in one. Got {estimator!r} instead.")
-    return (steps[:-1] if len(steps) > 1 else FunctionTransformer()), steps[-1]
+    none = FunctionTransformer().set_output(transform="default")
+    return (steps[:-1] if len(steps) > 1 else none), steps[-1]
 
 
 def last_step(estimator, X):

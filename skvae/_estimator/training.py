@@ -66,8 +66,8 @@ class Taken:
         Validated features.
     gain : float or ndarray of shape (n_samples,)
         What log-likelihoods gain by the way from X to features, in nats.
-    likelihood : str or Likelihood
-        What the parameter stands for.
+    likelihood, prior : str or component
+        What the parameters stand for.
     table : Table
         The columns of X.
     asked : dict
@@ -79,6 +79,7 @@ class Taken:
     values: Any
     gain: Any
     likelihood: Any
+    prior: Any
     table: Any
     asked: dict
     seed: int
@@ -103,11 +104,8 @@ class TrainingMixin:
             with self._sklearn_callbacks(fitted, schedule.n_epochs, y) as callbacks:
                 report = [Report()] if self.verbose and is_first() else []
                 train(net, split, schedule, [*callbacks, *report, *([checkpoint] if checkpoint else [])])
-        self._set_fitted(*fitted)
-        self._made_with = taken.asked
-        self._report(taken.values if start is None else start, stream, fresh=start is not None)
-        calibrated = self._calibrate(split)
-        if net.interrupted_ or not calibrated:
+        is_whole = self._take_over(fitted, taken, start, stream, split)
+        if net.interrupted_ or not is_whole:
             raise KeyboardInterrupt(
                 f"Training was interrupted. The model is fitted as it stands, after {self.n_iter_} epoch(s)."
             )
@@ -121,22 +119,28 @@ class TrainingMixin:
         table.keep_conditions(values)
         seed = of_first(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
         prior = prior_of(self)
-        return Taken(values, gain, likelihood, table, made_with(self.get_params(deep=False), likelihood, prior), seed)
+        return Taken(values, gain, likelihood, prior, table, made_with(self._own_params, likelihood, prior), seed)
 
     def _take_more(self, X, one_epoch):
         """Take X for a fit that goes on, whose parameters must be those that the model was made with."""
-        asked = made_with(self.get_params(deep=False), self.likelihood_, self.net_.recipe_["vae"]["prior"])
+        prior = self.net_.recipe_["vae"]["prior"]
+        asked = made_with(self._own_params, self.likelihood_, prior)
         whose = "partial_fit" if one_epoch else "warm_start"
         check_unchanged(self._made_with, asked, whose, self.device, self.net_.device)
         values, loss = self._check_rows(X)
         self._table.warn_of_unknown(X, values)
-        return Taken(values, -loss, self.likelihood_, self._table.widened(values), asked, self.net_.seed)
+        return Taken(values, -loss, self.likelihood_, prior, self._table.widened(values), asked, self.net_.seed)
+
+    @property
+    def _own_params(self):
+        """Parameters by name, with those that a subclass has no argument for."""
+        return {name: getattr(self, name) for name in [*self._parameter_constraints, *self.get_params(deep=False)]}
 
     def _open_checkpoint(self, taken, former, one_epoch):
         """The checkpoint, if there is to be one, whose seed is that of the run it goes on from."""
         if self.checkpoint is None or one_epoch:
             return None
-        checkpoint = open_checkpoint(self.get_params(deep=False), taken.seed, taken.values, former)
+        checkpoint = open_checkpoint(self._own_params, taken.seed, taken.values, former)
         taken.seed = checkpoint.seed
         return checkpoint
 
@@ -145,7 +149,7 @@ class TrainingMixin:
         if start is None:
             net, split = go_on(self, taken.values, taken.asked, one_epoch)
         else:
-            net, split = begin(self, start, taken.likelihood, taken.seed, one_epoch, taken.table.n_context)
+            net, split = begin(self, start, taken, one_epoch)
             net.gain_ = mean_gain(net, taken.values, taken.gain)
         if start is not None and former is not None:
             net.carry_on(former)
@@ -167,6 +171,22 @@ class TrainingMixin:
         model._set_fitted(*fitted)
         yield [SklearnCallbacks(context, vars(model), **data)]
         context.call_on_fit_task_end(**data, reconstruction_attributes=vars(model))
+
+    def _take_over(self, fitted, taken, start, stream, split):
+        """Become the estimator that training has made, in one step: a Ctrl-C comes before it, or after it. Returns
+        whether there was none."""
+        done, is_whole = copy.copy(self), True
+        rows = taken.values if start is None else start
+        done._set_fitted(*fitted)
+        done._made_with = taken.asked
+        try:
+            done._report(rows, stream, fresh=start is not None)
+        except KeyboardInterrupt:  # the training is worth another try, which ends in a moment
+            done._report(rows, stream, fresh=start is not None)
+            is_whole = False
+        is_whole = is_whole and done._calibrate(split)
+        self.__dict__ = vars(done)
+        return is_whole
 
     def _set_fitted(self, net, likelihood, X, table):
         is_new = not hasattr(self, "net_") or net is not self.net_
@@ -211,7 +231,7 @@ class TrainingMixin:
                 "No latent unit is active: E[z | x] has at most 0.01 of the prior's variance (posterior collapse). The "
                 "features may be independent of each other; otherwise set objective='elbo' or init='linear'.",
                 ConvergenceWarning,
-                stacklevel=6,
+                stacklevel=7,
             )
 
     # Checks of parameters and of X
@@ -444,14 +464,13 @@ def go_on(estimator, X, asked, one_epoch):
     return _net_to_go_on(estimator, asked), split
 
 
-def begin(estimator, X, likelihood, seed, one_epoch, n_context=0):
-    """A net at its start, and X in its units."""
+def begin(estimator, X, taken, one_epoch):
+    """A net at its start from the rows X of what was taken, and X in its units."""
     device, objective = resolve_device(estimator.device), resolve("objective", estimator.objective)
-    likelihood = resolve("likelihood", likelihood)
-    offset, scale = _units(likelihood, X, n_context)
+    recipe = recipe_of(estimator, X, taken)
+    seed, (offset, scale) = taken.seed, _units(recipe["likelihood"], X, recipe["n_context"])
     x = scaled(X, offset, scale)
     split = split_of(estimator, x, seed, True, one_epoch)
-    recipe = recipe_of(estimator, X, likelihood, seed, n_context)
     with threads_for(len(x) * X.shape[1] ** 2):
         model, *others = started_models(recipe, *_rows_to_start_from(x, split.train, seed), objective.kl_weight)
         noise = input_noise(model, x, objective.kl_weight, few=len(x) < CROSS_FIT_ROWS)
@@ -531,18 +550,18 @@ def weight_decay_of(init, n_rows):
     return (auto if init.weight_decay == "auto" else init.weight_decay) / n_rows
 
 
-def recipe_of(estimator, X, likelihood, seed, n_context):
+def recipe_of(estimator, X, taken):
     """Return the arguments of `build_vae`."""
     return {
-        "n_features": X.shape[1] - n_context,
-        "n_context": n_context,
+        "n_features": X.shape[1] - taken.table.n_context,
+        "n_context": taken.table.n_context,
         "z_dim": int(estimator.z_dim),
         "hidden_layer_sizes": layer_sizes(estimator.hidden_layer_sizes, len(X)),
-        "likelihood": likelihood,
-        "prior": resolve("prior", prior_of(estimator)),
+        "likelihood": resolve("likelihood", taken.likelihood),
+        "prior": resolve("prior", taken.prior),
         "architecture": resolve("architecture", estimator.architecture),
         "init": resolve("init", estimator.init),
-        "seed": seed,
+        "seed": taken.seed,
     }
 
 

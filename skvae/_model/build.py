@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -175,7 +175,8 @@ def layer_sizes(sizes, n_rows):
     """Widths of the hidden layers; "auto" is one layer for few rows and two for more."""
     if isinstance(sizes, str):
         return (128,) if n_rows < _MANY_ROWS else (128, 64)
-    sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
+    sizes = sizes.tolist() if isinstance(sizes, np.ndarray) else sizes
+    sizes = list(sizes) if isinstance(sizes, Iterable) else [sizes]
     if not all(isinstance(size, Integral) and size > 0 for size in sizes):
         raise ValueError(
             f"The 'hidden_layer_sizes' parameter of VAETransformer must hold ints > 0. Got {sizes} instead."

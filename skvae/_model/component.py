@@ -29,8 +29,9 @@ class Counts(HasMethods):
         self.shown = shown
 
     def is_satisfied_by(self, val: Any) -> bool:
-        counts = list(val) if super().is_satisfied_by(val) else []
-        fits = super().is_satisfied_by(val) and len(counts) in self.lengths
+        is_sequence = super().is_satisfied_by(val) and getattr(val, "ndim", 1) == 1
+        counts = list(val) if is_sequence else []
+        fits = is_sequence and len(counts) in self.lengths
         return fits and all(isinstance(count, Integral) and int(count) > 0 for count in counts)
 
     def __str__(self) -> str:

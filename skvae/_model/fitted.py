@@ -54,7 +54,7 @@ class Model:
 
     def draws(self, n_draws: int) -> Tensor:
         """Return the draws of a posterior, (n_draws, 1, z_dim), that all rows and calls share."""
-        return torch.randn(n_draws, 1, self.vae.prior.z_dim, generator=generator(self.seed, SCORE_STREAM))
+        return torch.randn(int(n_draws), 1, self.vae.prior.z_dim, generator=generator(self.seed, SCORE_STREAM))
 
     def is_far(self, X: np.ndarray) -> np.ndarray:
         """Find the rows so far from the training rows that float32 does not score them: bool (n_samples,)."""

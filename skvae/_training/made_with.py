@@ -8,6 +8,8 @@ import textwrap
 from functools import lru_cache
 from numbers import Integral, Real
 
+import numpy as np
+
 from .._fast.optimizers import optimizer_of
 from .._fast.optimizers import shown as optimizer_shown
 from .._model.build import REGISTRIES, layer_sizes, resolve
@@ -44,6 +46,8 @@ def made_with(params, likelihood, prior):
             meant[name] = value
     if not isinstance(meant["hidden_layer_sizes"], str):
         meant["hidden_layer_sizes"] = layer_sizes(meant["hidden_layer_sizes"], 0)
+    for name in ("categorical_features", "condition_features"):
+        meant[name] = _names_of(meant[name])
     meant["device"] = str(meant["device"])
     if not isinstance(meant["random_state"], Integral | None):
         meant["random_state"] = _STREAM
@@ -64,6 +68,13 @@ def _fingerprint(name, value):
     if isinstance(value, Real):
         return repr(float(value))  # 300 is 300.0
     return repr(value) if value is None or isinstance(value, (str, tuple)) else recognisable(value)
+
+
+def _names_of(columns):
+    """Columns as any sequence of their names, places or flags means them: none where that is empty."""
+    if columns is None or isinstance(columns, str):
+        return columns
+    return tuple(column.item() if isinstance(column, np.generic) else column for column in columns) or None
 
 
 def _alike(value):

@@ -9,6 +9,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 from sklearn.pipeline import Pipeline
+from sklearn.utils import check_scalar
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._data.containers import is_frame
@@ -39,6 +40,11 @@ def select(estimator, image_shape, features):
     return list(columns), [names[column] for column in columns]
 
 
+def check_count(value, name):
+    """Refuse what is no number of things to draw."""
+    check_scalar(value, name, Integral, min_val=1)
+
+
 def _n_features_of(estimator):
     """The number of features that a pipeline takes, whose own property asks the first step, which may pass them on."""
     if isinstance(estimator, Pipeline):
@@ -60,7 +66,7 @@ def _check_image_shape(image_shape, n_features):
 def _column(feature, names):
     if feature in names:
         return names.index(feature)
-    if isinstance(feature, Integral) and 0 <= feature < len(names):
+    if isinstance(feature, Integral) and not isinstance(feature, bool) and 0 <= feature < len(names):
         return int(feature)
     raise ValueError(f"features must hold names of features or numbers below {len(names)}. Got {feature!r}.")
 
@@ -73,7 +79,7 @@ def leading_units(vae, n_units, active_only=False):
 
 def check_units(units, vae):
     units, z_dim = np.asarray(units), len(vae.kl_per_unit_)
-    if units.ndim != 1 or units.dtype.kind != "i" or not np.isin(units, range(z_dim)).all():
+    if units.ndim != 1 or units.dtype.kind not in "iu" or not np.isin(units, range(z_dim)).all():
         raise ValueError(f"units must be a list of int below z_dim={z_dim}. Got {units.tolist()}.")
     return units
 

@@ -3,6 +3,7 @@
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
+from ._estimator import check_count
 from ._figure import COLORS, label_edges, panels
 
 
@@ -73,6 +74,7 @@ class ExplanationDisplay:
             The display.
         """
         check_is_fitted(estimator)
+        check_count(n_features, "n_features")
         names = getattr(estimator, "feature_names_in_", [f"x{i}" for i in range(estimator.n_features_in_)])
         nats, scores = estimator.explain(X), estimator.score_samples(X)
         return cls(nats=nats, feature_names=list(names), scores=scores, n_features=n_features).plot(ax, **kwargs)

@@ -1,10 +1,12 @@
 """Where latent units lead: decoded rows along a unit, between two rows, over the plane."""
 
+from numbers import Real
+
 import numpy as np
-from sklearn.utils import check_consistent_length
+from sklearn.utils import check_consistent_length, check_scalar
 
 from .._estimator.pipelines import split
-from ._estimator import aggregate, check_units, decode, leading_units, prior_quantiles, select
+from ._estimator import aggregate, check_count, check_units, decode, leading_units, prior_quantiles, select
 from ._figure import image_panel, label_edges, label_images, panels, set_title, show_images, show_lines
 
 
@@ -115,6 +117,8 @@ class TraversalDisplay(_PathDisplay):
             If `image_shape` does not fit the number of features, `features` or `units` are not among those of the
             model, or no unit is active.
         """
+        check_count(n_steps, "n_steps")
+        check_scalar(n_stds, "n_stds", Real, min_val=0)
         columns, names = select(estimator, image_shape, features)
         head, vae = split(estimator)
         units = leading_units(vae, 10, active_only=True) if units is None else check_units(units, vae)
@@ -227,6 +231,7 @@ class InterpolationDisplay(_PathDisplay):
             If `X_start` and `X_end` differ in length, `image_shape` does not fit the number of features or `features`
             are not among them.
         """
+        check_count(n_steps, "n_steps")
         columns, names = select(estimator, image_shape, features)
         check_consistent_length(X_start, X_end)
         start, end = (np.asarray(estimator.transform(X))[:, None] for X in (X_start, X_end))
@@ -334,6 +339,7 @@ class ManifoldDisplay:
         ValueError
             If ``z_dim`` is not 2, `image_shape` does not fit the number of features or `features` are not among them.
         """
+        check_count(n_steps, "n_steps")
         columns, names = select(estimator, image_shape, features)
         vae = split(estimator)[1]
         if len(vae.kl_per_unit_) != 2:

@@ -6,7 +6,7 @@ import numpy as np
 
 from .._estimator.generation import as_numbers, reconstructed
 from .._estimator.pipelines import split
-from ._estimator import select, validated
+from ._estimator import check_count, select, validated
 from ._figure import COLORS, image_panel, label_edges, label_images, legend, panels, set_title, show_images
 
 
@@ -101,6 +101,8 @@ class SampleGridDisplay:
         ValueError
             If `image_shape` does not fit the number of features or `features` are not among them.
         """
+        if not (isinstance(noise, (bool, np.bool_)) or noise == "auto"):
+            raise ValueError(f"noise must be a bool or 'auto'. Got {noise!r} instead.")
         columns, names = select(estimator, image_shape, features)
         head, vae = split(estimator)
         is_table = image_shape is None
@@ -228,6 +230,7 @@ class ReconstructionDisplay:
         ValueError
             If `image_shape` does not fit the number of features or `features` are not among them.
         """
+        check_count(n_images, "n_images")
         columns, names = select(estimator, image_shape, features)
         X = X if image_shape is None else X[:n_images]
         reconstruction = as_numbers(estimator, reconstructed(estimator, X)[0])[:, columns]
