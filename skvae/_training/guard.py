@@ -128,7 +128,9 @@ class Guard:
     """Keeps the state with the best score, the start included, and stops when none better comes.
 
     When the score has not risen by `tol` for more than `patience` steps, or half of the steps are done, the first
-    phase ends, unless the objective still warms up or the rows of a map find their places: training goes back to the
+    phase ends, unless the objective still warms up or the rows of a map find their places. Networks that wake up late
+    are worse than the linear start at first: while nothing is better than that, there are twice as many steps from
+    the last look that was better than the one before it. When the phase ends, training goes back to the
     best state and on from there without noise on the encoder's inputs, with the gradient of the bound as it is but for
     a map, while the learning rate falls linearly to zero, within as many steps as the first phase had. Training ends
     with these steps, or where the score again does not rise. Warm-up and the steps between looks go by the schedule's
@@ -157,7 +159,7 @@ class Guard:
         self.turn = self.last = math.inf  # steps after which the second phase begins, and ends
         self.before = self._counts()  # this epoch, which may be undone
         self.seen: tuple[float, float, float] | None = None  # the last look
-        self.best = self.reference = -math.inf
+        self.best = self.reference = self.former = self.first = -math.inf
         self.kept: dict | None = None
         self.start: dict | None = None
         self.latest: dict | None = None
@@ -189,6 +191,11 @@ class Guard:
     def is_settling(self) -> bool:
         """True while no phase may end: the objective warms up, or the rows of a map find their places."""
         return self.net.criterion_.warming or self.is_placing
+
+    @property
+    def is_asleep(self) -> bool:
+        """True in the first phase while no look is better than the first one."""
+        return self.in_first_phase and self.reference <= self.first + self.schedule.tol
 
     def state(self) -> dict:
         """Return what a checkpoint keeps."""
@@ -226,7 +233,8 @@ class Guard:
         looks = is_last or turns or self.n_steps % self.every == 0
         if looks:
             self._look()
-        stale = looks and self.n_steps - self.progress > max(self.schedule.patience, self.every)
+        patience = max(self.schedule.patience, self.every) * (2 if self.is_asleep else 1)
+        stale = looks and self.n_steps - self.progress > patience
         if is_last or turns or (stale and not self.is_settling):
             self._end_phase()
 
@@ -240,9 +248,11 @@ class Guard:
             score = -math.inf
         if first or score > self.best:
             self.best, self.kept = score, self.net.stack_.state()
-        if score > self.reference + self.schedule.tol or self.is_settling:
+        self.first = score if first else self.first
+        least = min(self.reference, self.former) if self.is_asleep else self.reference
+        if score > least + self.schedule.tol or self.is_settling:
             self.progress = self.n_steps
-        self.reference = max(self.reference, score)
+        self.reference, self.former = max(self.reference, score), score
 
     def _end_phase(self) -> None:
         if not self.in_first_phase:
