@@ -9,6 +9,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.model_selection import GridSearchCV
@@ -783,3 +784,30 @@ def test_nanoseconds_are_given():
     vae = VAETransformer(**SMALL).fit(pd.DataFrame({"day": days, "x": np.arange(100.0)}))
     drawn = vae.sample(3, given={"day": days.to_numpy()[:3]}, random_state=0)
     assert (drawn["day"] == days[:3]).all()
+
+
+@pytest.mark.parametrize("far", [1e6, 1e8, 1e17])
+def test_a_far_value_leaves_the_others_where_they_are(far):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"kind": rng.choice(["a", "b"], 2000), "x": np.append(rng.normal(size=1999), far)})
+    vae = VAETransformer(random_state=0).fit(frame)
+    places = [0.05, 0.25, 0.5, 0.75, 0.95]
+    drawn = vae.sample(4000, noise=True, random_state=0)["x"]
+    np.testing.assert_allclose(np.quantile(drawn, places), np.quantile(frame["x"], places), atol=0.25)  # six errors
+    assert vae.score(frame[:-1]) > norm.logpdf(frame["x"][:-1]).mean() + np.log(0.5) - 0.1
+
+
+def test_a_long_tail_is_drawn_as_it_is():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"kind": rng.choice(["a", "b"], 2000), "x": np.exp(5 * rng.normal(size=2000))})
+    drawn = VAETransformer(random_state=0).fit(frame).sample(4000, noise=True, random_state=0)["x"]
+    places = [0.25, 0.5, 0.75]
+    np.testing.assert_allclose(*(np.log(np.quantile(x, places)) / 5 for x in (drawn, frame["x"])), atol=0.2)
+
+
+@pytest.mark.parametrize("n_values", [4, 15])
+def test_no_value_of_a_few_different_ones_is_flagged(n_values):
+    rng = np.random.default_rng(0)
+    x = np.where(np.arange(300) < n_values, rng.normal(size=300), np.nan)
+    vae = VAETransformer(random_state=0, max_iter=2).fit(pd.DataFrame({"kind": rng.choice(["a", "b"], 300), "x": x}))
+    assert vae._table.columns[1].marginal == "quantile"

@@ -4,7 +4,8 @@ import numpy as np
 from scipy.stats import norm
 
 _MAX_KNOTS, _ROWS_PER_KNOT = 400, 10
-_LEAST_SLOPE = 1e-6  # of a score, in units of the range for each unit of the score: ties are no singularity
+_LEAST_SLOPE = 5e-6  # interquartile ranges for each unit of the score, at least: ties are no singularity
+_WIDTHS = (0.25, 0.75), (0.05, 0.95), (0, 1)  # quantiles between which there may be one
 
 
 def fit_knots(values):
@@ -14,8 +15,19 @@ def fit_knots(values):
     scores = np.linspace(*norm.ppf([0.5 / n, 1 - 0.5 / n]), n_knots)
     knots = np.quantile(values, norm.cdf(scores))
     knots[[0, -1]] = values.min(), values.max()
-    span = max(knots[-1] - knots[0], np.finfo(float).tiny)
-    return knots + _LEAST_SLOPE * span * (scores - scores[0]), scores
+    return _apart(knots, _LEAST_SLOPE * _width(values) * np.diff(scores)), scores
+
+
+def _width(values):
+    """The interquartile range, or where half of the values are tied a wider one; a far value has no say in it."""
+    widths = np.diff(np.quantile(values, _WIDTHS))[:, 0]
+    return next((width for width in widths if width > 0), np.finfo(float).tiny)
+
+
+def _apart(knots, steps):
+    """The knots, moved up where they are less than `steps`, or a few roundings, apart."""
+    least = np.concatenate([[0.0], np.cumsum(np.maximum(steps, 4 * np.spacing(np.abs(knots[1:]))))])
+    return np.maximum.accumulate(knots - least) + least
 
 
 def to_scores(values, knots, scores):

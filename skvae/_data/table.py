@@ -33,7 +33,7 @@ from .rows import RowSource, gathered, row_blocks
 
 MAX_LEVELS = 255  # of a category, as in HistGradientBoosting
 _ORDINAL_SHARE = 0.1  # of the rows: fewer distinct numbers than that are levels
-_SPIKE_SHARE = 0.05  # of the rows: a number that more of them share is flagged
+_SPIKE_SHARE, _LEAST_SPIKE = 0.05, 2  # of the rows, and rows: a number that more of them share is flagged
 _MAX_CONDITIONS = 2_500
 _NUMBERS = ("int", "uint", "float", "double", "decimal", "null", "sparse")
 _TEXTS = ("category", "categorical", "enum", "string", "bool", "object", "large_string")
@@ -115,7 +115,7 @@ class Column:
         if len(levels) <= max(2, min(MAX_LEVELS, _ORDINAL_SHARE * len(seen))):
             self.marginal, self.levels = "ordinal", levels.tolist()
             return
-        if counts.max() > _SPIKE_SHARE * len(seen):
+        if counts.max() > max(_LEAST_SPIKE, _SPIKE_SHARE * len(seen)):
             self.marginal, self.spike = "spike", float(levels[counts.argmax()])
             seen = seen[seen != self.spike]
         self.knots, self.scores = fit_knots(seen)
