@@ -24,7 +24,7 @@ from ._data.split import Rows
 from ._estimator.generation import as_numbers, reconstructed, stream_of
 from ._estimator.pipelines import last_step
 from ._model.module import MODERATE
-from ._model.refine import Refined
+from ._model.refine import Refined, draws_with
 from ._system.device import widest
 from ._system.program import own_settings
 from ._system.random import generator, subsample
@@ -273,14 +273,14 @@ def _moments_of(model, X, holes, n_draws, rng):
         eps = (torch.randn(n, len(x), vae.prior.z_dim, generator=rng).to(x) for n in _parts(n_draws, n_parts))
         if holes:
             refined = Refined(vae, vae.complete(x))
-            weights = torch.cat([refined.draw(part)[2] for part in eps])
+            weights = torch.cat([refined.draw(draws_with(vae.prior, part, rng))[1] for part in eps])
         else:
             weights = widest(torch.cat([vae.log_weights(x, part, MODERATE) for part in eps]))
-        log_mean = weights.logsumexp(0) - math.log(n_draws)
+        log_mean = weights.logsumexp(0) - math.log(len(weights))
         mixed = refined.mixed(weights) if holes else vae.mixed(log_mean, x)
         slope = (log_mean + math.log1p(-vae.share) - mixed).exp()  # the model's share of the mixture at the row
         spread = slope.square() * (weights - log_mean).exp().var(0)
-        return torch.stack([mixed, spread / n_draws], dim=1)
+        return torch.stack([mixed, spread / len(weights)], dim=1)
 
     return model.apply(moments, model.blocks(X, n_rows), len(X), size=n_rows * n_draws // n_parts)
 

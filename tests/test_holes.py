@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.integrate import trapezoid
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from sklearn.datasets import load_breast_cancer, load_wine
@@ -202,3 +203,47 @@ def test_holes_pass_through_a_pipeline():
     X = holed(load_wine().data, 0.2)
     pipeline = make_pipeline(StandardScaler(), VAETransformer(2, **SMALL)).fit(X)
     assert np.isfinite(pipeline.score(X))
+
+
+CENTRES = np.array([[-6, 0, 0], [6, 0, 5], [0, 8, -5]])
+SHARES = np.array([0.5, 0.3, 0.2])
+
+
+@pytest.fixture(scope="module")
+def clustered():
+    """A model of three clusters with a column beside that says nothing about them, and its shares of them."""
+    rng = np.random.default_rng(0)
+    rows = CENTRES[rng.choice(3, 600, p=SHARES)] + rng.normal(size=(600, 3))
+    vae = VAETransformer(random_state=0).fit(np.column_stack([rows, rng.normal(size=600)]))
+    return vae, shares_of(vae.sample(20_000, noise=True, random_state=0))
+
+
+def shares_of(rows):
+    nearest = np.square(rows[:, None, :3] - CENTRES).sum(-1).argmin(1)
+    return np.bincount(nearest, minlength=3) / len(rows)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_that_say_little_are_drawn_one_by_one(seed, clustered):
+    """As the model draws whole rows: 1000 of them have shares with standard deviations of 0.016 at most."""
+    vae, shares = clustered
+    rows = np.column_stack([np.full((1000, 3), np.nan), np.random.default_rng(seed).normal(size=1000)])
+    for drawn in (vae.impute(rows, sample=True, random_state=seed), vae.sample(1000, given=rows, random_state=seed)):
+        np.testing.assert_allclose(shares_of(drawn), shares, atol=4 * 0.016 + 0.02)  # and 100 particles in place of all
+
+
+def test_rows_that_say_little_are_scored_as_with_many_draws(clustered):
+    vae, shares = clustered
+    rows = np.column_stack([np.full((200, 3), np.nan), np.random.default_rng(1).normal(size=200)])
+    many = copy.copy(vae).set_params(n_draws=10_000)
+    assert vae.score(rows) == pytest.approx(many.score(rows), abs=0.1)  # sqrt(1 / 200): weights are p(x | z), at most 2
+    np.testing.assert_allclose(vae.impute(rows)[0, :3], shares @ CENTRES, atol=1.5)  # 4 * sqrt(25 / 200), about
+
+
+def test_draws_of_the_prior_are_part_of_the_weights(clustered):
+    """A density of the observed cells that integrates to one."""
+    vae, _ = clustered
+    grid = np.linspace(-12, 12, 481)
+    rows = np.column_stack([grid, np.full((481, 3), np.nan)])
+    density = np.exp(copy.copy(vae).set_params(n_draws=2000).score_samples(rows))
+    assert trapezoid(density, grid) == pytest.approx(1, abs=0.02)

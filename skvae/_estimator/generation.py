@@ -177,13 +177,8 @@ class GenerationMixin:
 
     def _imputed(self, X, n_draws, rng):
         """Rows with holes, whole and in the units of X: expected (1, n_samples, n_features), or that many draws."""
-        eps = self._fitted.draws(self.n_draws).double() if n_draws is None else self._particles(n_draws, rng)
-        return self._fitted.imputed(X, eps, n_draws, rng)
-
-    def _particles(self, n_draws, rng):
-        """Standard normal draws to choose `n_draws` from for each row: (n_particles, 1, z_dim)."""
-        n = max(self.n_draws, min(_PARTICLES * n_draws, 20_000))
-        return torch.randn(n, 1, self._n_features_out, generator=rng, dtype=torch.float64)
+        n_particles = max(self.n_draws, min(_PARTICLES * (n_draws or 1), 20_000))
+        return self._fitted.imputed(X, self.n_draws if n_draws is None else n_particles, n_draws, rng)
 
     def _conditions(self, conditions, n_samples):
         """Return the conditions of that many rows, in the units of X: (n_samples, n_context), or None."""

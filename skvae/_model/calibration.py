@@ -19,7 +19,7 @@ from .._data.blocks import chunk_sizes, map_blocks, scaled_blocks
 from .._system.program import multiplications
 from .._system.random import CALIBRATION_STREAM, generator, subsample
 from .module import VAE
-from .refine import Refined, antithetic, mean_of_draws, resampled
+from .refine import Refined, antithetic, draws_with, mean_of_draws, resampled
 
 _LEVEL = 0.9
 _N_DRAWS, _LOW, _HIGH = 99, 4, 94  # of so many true draws, the truth is between these two with a chance of 90 %
@@ -69,14 +69,13 @@ def _scores(vae: VAE, x: Tensor, n_passes: int, rng: torch.Generator) -> np.ndar
     hidden = _hidden(x, vae.likelihood.real_valued(x.shape[1] - vae.n_context), n_passes, rng)
     x = x.repeat(n_passes, 1)
     both = torch.cat([torch.where(hidden, math.nan, x), x], -1).numpy()
-    eps = antithetic(torch.randn(_N_PARTICLES, 1, vae.prior.z_dim, generator=rng, dtype=torch.float64))
-    n_rows, _ = chunk_sizes(len(eps), x.shape[1])
+    n_rows, _ = chunk_sizes(_N_PARTICLES, x.shape[1])
 
     def scores(part: Tensor) -> Tensor:
         seen, true = part.double().chunk(2, -1)
-        return _distances(Refined(vae, vae.complete(seen)), true, eps, rng)
+        return _distances(Refined(vae, vae.complete(seen)), true, rng)
 
-    blocks, work = scaled_blocks(both, 0.0, 1.0, "cpu", n_rows), multiplications(vae, n_rows * len(eps), x.shape[1])
+    blocks, work = scaled_blocks(both, 0.0, 1.0, "cpu", n_rows), multiplications(vae, n_rows * _N_PARTICLES, x.shape[1])
     return map_blocks(scores, blocks, len(x), multiplications=work)[hidden[:, : x.shape[1] - vae.n_context].numpy()]
 
 
@@ -87,9 +86,10 @@ def _hidden(x: Tensor, real: Tensor, n_passes: int, rng: torch.Generator) -> Ten
     return F.pad(torch.cat(chosen), (0, x.shape[1] - len(real)))
 
 
-def _distances(refined: Refined, x: Tensor, eps: Tensor, rng: torch.Generator) -> Tensor:
+def _distances(refined: Refined, x: Tensor, rng: torch.Generator) -> Tensor:
     """Distance of cells from their mean over that of the interval's end on their side: (batch, n_features)."""
-    _, raw, log_weights = refined.draw(eps)
+    eps = torch.randn(_N_PARTICLES, *refined.mean.shape, generator=rng, dtype=torch.float64)
+    raw, log_weights = refined.draw(draws_with(refined.vae.prior, antithetic(eps), rng))
     mean = mean_of_draws(refined, raw, log_weights)
     draws = resampled(refined, raw, log_weights, _N_DRAWS, rng).sort(0).values
     x = x[:, : mean.shape[1]]

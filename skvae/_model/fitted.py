@@ -16,7 +16,7 @@ from .._data.table import Table
 from .._system.program import multiplications
 from .._system.random import SCORE_STREAM, generator
 from .module import MODERATE, VAE
-from .refine import Refined, antithetic, drawn, expected, log_mean
+from .refine import Draws, Refined, antithetic, drawn, draws_with, expected, log_mean
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Model:
     def draws(self, n_draws: int) -> Tensor:
         """Return the draws of a posterior, (n_draws, 1, z_dim), that all rows and calls share."""
         return torch.randn(int(n_draws), 1, self.vae.prior.z_dim, generator=generator(self.seed, SCORE_STREAM))
+
+    def draws_of_rows_with_holes(self, n_draws: int) -> Draws:
+        """Return what all of them and all calls share, where nothing is random."""
+        eps = antithetic(self.draws(n_draws).double())
+        return draws_with(self.vae.prior, eps, generator(self.seed, SCORE_STREAM, 1))
 
     def is_far(self, X: np.ndarray) -> np.ndarray:
         """Find the rows so far from the training rows that float32 does not score them: bool (n_samples,)."""
@@ -103,7 +108,7 @@ class Model:
         model = self.exact() if exact or holes else self
         vae = model.vae
         like = next(vae.parameters())
-        eps = self.draws(n_draws).to(like)
+        eps, draws = self.draws(n_draws).to(like), model.draws_of_rows_with_holes(n_draws)
         n_rows, n_parts = chunk_sizes(n_draws, X.shape[1])
 
         def complete(x: Tensor) -> Tensor:
@@ -113,8 +118,7 @@ class Model:
 
         def incomplete(x: Tensor) -> Tensor:
             refined = Refined(vae, vae.complete(x.to(like.dtype)))
-            parts = [refined.draw(part)[2] for part in antithetic(eps).tensor_split(n_parts)]
-            return refined.mixed(torch.cat(parts))
+            return refined.mixed(torch.cat([refined.draw(part)[1] for part in draws.parts(n_parts)]))
 
         size = n_rows * n_draws // n_parts
         return self.apply(incomplete if holes else complete, model.blocks(X, n_rows), len(X), size=size)
@@ -128,19 +132,25 @@ class Model:
                 scores[rows] = self.by_holes(X if rows.all() else X[rows], score)
         return scores + self.log_jacobian(X)
 
-    def imputed(self, X: np.ndarray, eps: Tensor, n_draws: int | None, rng: torch.Generator | None) -> np.ndarray:
-        """Fill the holes of a validated X, by the mean (1, n_samples, n_features) or by that many draws, given standard
-        normal draws `eps` (n_particles, 1, z_dim) to choose from."""
-        model, eps = self.exact(), antithetic(eps)
-        n_rows, _ = chunk_sizes(len(eps), X.shape[1])
+    def imputed(self, X: np.ndarray, n: int, n_draws: int | None, rng: torch.Generator | None) -> np.ndarray:
+        """Fill the holes of a validated X, by the mean (1, n_samples, n_features) of `n` weighted draws, or by
+        `n_draws` of as many that each row has for itself: rows that share them would be alike."""
+        model, prior = self.exact(), self.vae.prior
+        shared = model.draws_of_rows_with_holes(n)
+        n_rows, _ = chunk_sizes(n, X.shape[1])
 
         def impute(x: Tensor) -> Tensor:
             refined = Refined(model.vae, model.vae.complete(x.double()))
-            filled = expected(refined, eps) if rng is None else drawn(refined, eps, n_draws or 1, rng, self.spread)
-            return filled.movedim(0, 1)  # (batch, n_draws, n_features)
+            if rng is None:
+                return expected(refined, shared).movedim(0, 1)  # (batch, n_draws, n_features)
+            eps = torch.randn(n, len(x), prior.z_dim, generator=rng, dtype=torch.float64)
+            own = draws_with(model.vae.prior, antithetic(eps), rng)
+            return drawn(refined, own, n_draws or 1, rng, self.spread).movedim(0, 1)
 
-        size = n_rows * len(eps)
-        filled = self.apply(impute, model.blocks(X, n_rows), len(X), self.in_units_of_X, size=size)
+        blocks, size = model.blocks(X, n_rows), n_rows * n
+        if rng is not None:  # no draws for what only fills up
+            blocks = ((x[:n_own], n_own) for x, n_own in blocks)
+        filled = self.apply(impute, blocks, len(X), self.in_units_of_X, size=size)
         return np.moveaxis(filled, 1, 0)
 
     def log_jacobian(self, X: np.ndarray) -> float | np.ndarray:

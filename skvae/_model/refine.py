@@ -1,23 +1,59 @@
 """The posterior of rows with holes, for inference: a Gauss-Newton step or a few from where the encoder puts them.
 
 The encoder's posterior has no correlations, and an incomplete row's has. Here it is N(mean, (root @ root.T)^-1). That
-is exact where the decoder is linear and the noise does not depend on z, whatever is missing; for other models it is
-what importance sampling draws from.
+is exact where the decoder is linear, the noise does not depend on z and the prior is N(0, I), whatever is missing; for
+other models it is what importance sampling draws from. Under a prior of several modes a row that says little has them
+too: then as many draws come from the prior itself, and weights are those of both together (a defensive mixture;
+Hesterberg, 1995).
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .._data.batch import Cells
-from ..priors import Prior
+from ..priors import Prior, StandardNormal
 from .gaussian import log_scales
 from .module import FARTHEST, MODERATE, VAE
 
 _MAX_STEPS = 3
 _LEAST_STEP = 0.05  # of a difference quotient, in units of z
+
+
+class Draws(NamedTuple):
+    """What importance sampling draws for rows with holes, the same for all or for each its own.
+
+    Parameters
+    ----------
+    eps : Tensor of shape (n_draws, 1 or batch, z_dim)
+        Standard normal draws, for the rows' posteriors.
+    of_prior : Tensor of shape (n_draws, 1 or batch, z_dim) or None
+        As many draws of the prior; None where that is N(0, I).
+    """
+
+    eps: Tensor
+    of_prior: Tensor | None
+
+    def parts(self, n_parts: int) -> list["Draws"]:
+        """The draws in so many parts."""
+        pairs = [[None] * n_parts if part is None else part.tensor_split(n_parts) for part in self]
+        return [Draws(*pair) for pair in zip(*pairs, strict=True)]
+
+
+def draws_with(prior: Prior, eps: Tensor, rng: torch.Generator) -> Draws:
+    """The standard normal draws `eps`, and as many of the prior."""
+    if isinstance(prior, StandardNormal):
+        return Draws(eps, None)
+    return Draws(eps, prior.sample(eps.shape[:-1].numel(), rng).to(eps).view_as(eps))
+
+
+def antithetic(eps: Tensor) -> Tensor:
+    """Draws (n_draws, ...) in pairs of opposite signs, whose mean is 0: what is linear in them is then exact."""
+    half = eps[: -(-len(eps) // 2)]
+    return torch.cat([half, -half])
 
 
 class Refined:
@@ -49,16 +85,22 @@ class Refined:
         """Logarithm of each unit's standard deviation: (batch, z_dim)."""
         return log_scales(self.root)
 
-    def draw(self, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws z (n_draws, batch, z_dim) made of `eps` (n_draws, 1, z_dim), their raw outputs, and the logarithms of
-        their importance weights p(x, z) / q(z | x) (n_draws, batch)."""
-        eps = eps.expand(-1, len(self.mean), -1)
+    def draw(self, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Raw outputs at the draws, of the posteriors first, and the logarithms of their importance weights p(x, z) /
+        q(z | x): (n, batch, n_raw, n_features) and (n, batch)."""
+        eps = draws.eps.expand(-1, len(self.mean), -1)
         moves = torch.linalg.solve_triangular(self.root.mT, eps.permute(1, 2, 0), upper=True)  # (batch, z_dim, n_draws)
         z = self.mean + moves.permute(2, 0, 1)
+        if draws.of_prior is not None:
+            others = draws.of_prior.expand_as(z)
+            z = torch.cat([z, others])
+            eps = torch.cat([eps, torch.einsum("nbi,bij->nbj", others - self.mean, self.root)])
         log_det = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         log_q = log_det - 0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1)
-        raw = self._decode(z)
-        return z, raw, self._log_prob(raw) + self.vae.prior.log_prob(z) - log_q
+        raw, log_prior = self._decode(z), self.vae.prior.log_prob(z)
+        if draws.of_prior is not None:
+            log_q = torch.logaddexp(log_q, log_prior) - math.log(2)
+        return raw, self._log_prob(raw) + log_prior - log_q
 
     def mixed(self, log_weights: Tensor) -> Tensor:
         """Log-likelihood of each row under the mixture with the background, 0 where nothing is observed: (batch,)."""
@@ -107,12 +149,6 @@ def _gradient(prior: Prior, z: Tensor) -> Tensor:
     return gradient
 
 
-def antithetic(eps: Tensor) -> Tensor:
-    """Draws (n_draws, ...) in pairs of opposite signs, whose mean is 0: what is linear in them is then exact."""
-    half = eps[: -(-len(eps) // 2)]
-    return torch.cat([half, -half])
-
-
 def _shares(log_weights: Tensor) -> Tensor:
     """Importance weights (n_draws, batch) that add up to 1 for each row."""
     return F.softmax(log_weights.nan_to_num(nan=-1e30, posinf=0.0, neginf=-1e30), dim=0)
@@ -158,16 +194,16 @@ def resampled(refined: Refined, raw: Tensor, log_weights: Tensor, n_draws: int, 
     return x
 
 
-def expected(refined: Refined, eps: Tensor) -> Tensor:
+def expected(refined: Refined, draws: Draws) -> Tensor:
     """The rows with their holes filled by what is expected there: (1, batch, n_features)."""
-    _, raw, log_weights = refined.draw(eps)
+    raw, log_weights = refined.draw(draws)
     return _whole(refined.cells, mean_of_draws(refined, raw, log_weights)).unsqueeze(0)
 
 
-def drawn(refined: Refined, eps: Tensor, n_draws: int, rng: torch.Generator, spread: float = 1.0) -> Tensor:
+def drawn(refined: Refined, draws: Draws, n_draws: int, rng: torch.Generator, spread: float = 1.0) -> Tensor:
     """The rows with their holes filled by draws, real values `spread` times as far from what is expected: (n_draws,
     batch, n_features)."""
-    _, raw, log_weights = refined.draw(eps)
+    raw, log_weights = refined.draw(draws)
     x = resampled(refined, raw, log_weights, n_draws, rng)
     if spread != 1:
         mean = mean_of_draws(refined, raw, log_weights)
