@@ -148,6 +148,10 @@ class Gaussian(Likelihood):
     def mean(self, raw: Tensor) -> Tensor:
         return raw[..., 0, :]
 
+    def quantile(self, raw: Tensor, level: Tensor) -> Tensor:
+        loc, variance = self._loc_variance(raw)
+        return loc + variance.sqrt() * torch.special.ndtri(level)
+
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         loc, variance = self._loc_variance(raw)
         return loc + variance.sqrt() * normal_like(loc, generator)

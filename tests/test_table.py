@@ -1,5 +1,6 @@
 """Tables of several kinds of columns: what goes in comes out, and probabilities are probabilities."""
 
+import copy
 import datetime
 import itertools
 import pickle
@@ -811,3 +812,74 @@ def test_no_value_of_a_few_different_ones_is_flagged(n_values):
     x = np.where(np.arange(300) < n_values, rng.normal(size=300), np.nan)
     vae = VAETransformer(random_state=0, max_iter=2).fit(pd.DataFrame({"kind": rng.choice(["a", "b"], 300), "x": x}))
     assert vae._table.columns[1].marginal == "quantile"
+
+
+@pytest.fixture(scope="module")
+def skewed():
+    """A table with a long tail, few whole numbers, a value that stands out and a category, and a model of it."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=600)
+    columns = {
+        "x": x,
+        "income": np.exp(1.2 * rng.normal(size=600) + 0.5 * x),
+        "visits": rng.geometric(0.5, size=600) - 1,
+        "rain": np.where(rng.random(600) < 0.3, 0.0, np.exp(rng.normal(size=600) + x)),
+        "kind": rng.choice(["a", "b"], 600),
+    }
+    frame = pd.DataFrame(columns).astype({"visits": float})
+    return frame, VAETransformer(random_state=0, max_iter=10).fit(frame)
+
+
+NUMBERS = ["x", "income", "visits", "rain"]
+
+
+def assert_means_of(means, draws):
+    """Within 5 standard errors of the draws (n_draws, n), and as many of 256 nodes of them."""
+    errors = 5 * draws.std(axis=0) * (1 / np.sqrt(len(draws)) + 1 / np.sqrt(256)) + 1e-9
+    assert (np.abs(means - draws.mean(axis=0)) < errors).all()
+
+
+def test_means_of_latent_points_are_those_of_draws(skewed):
+    _, vae = skewed
+    Z, rng, module = np.random.default_rng(1).normal(size=(4, 10)).astype(np.float32), torch.Generator(), vae.module_
+    means = vae.inverse_transform(Z)
+    draws = [
+        vae._fitted.decode(lambda z: module.likelihood.sample(module.decode(z), rng), Z, None)[NUMBERS].to_numpy()
+        for _ in range(3000)
+    ]
+    for i, name in enumerate(NUMBERS):
+        assert_means_of(means[name].to_numpy(), np.stack(draws)[..., i])
+
+
+def test_means_of_missing_cells_are_those_of_draws(skewed):
+    frame, vae = skewed
+    rows = frame[:4].assign(income=np.nan, visits=np.nan, rain=np.nan)
+    vae = copy.copy(vae).set_params(n_draws=2000)
+    means, draws = vae.impute(rows), vae.impute(rows, sample=True, n_draws=3000, random_state=0)
+    for name in NUMBERS[1:]:
+        assert_means_of(means[name].to_numpy(), np.stack([draw[name] for draw in draws]))
+
+
+def test_means_of_a_row_are_the_same_in_any_table(skewed):
+    frame, vae = skewed
+    holed = frame.mask(np.random.default_rng(0).random(frame.shape) < 0.3)
+    pd.testing.assert_frame_equal(vae.impute(holed[5:8]), vae.impute(holed)[5:8])
+    Z = vae.transform(frame)
+    pd.testing.assert_frame_equal(vae.inverse_transform(Z[5:8]), vae.inverse_transform(Z)[5:8].reset_index(drop=True))
+
+
+def test_numbers_are_guessed_better_than_by_the_mean_of_their_column(skewed):
+    frame, _ = skewed
+    others = pd.concat([frame[300:].assign(visits=np.nan), frame[:300]])
+    guesses = VAETransformer(random_state=0).fit(others).impute(others)["visits"][:300]
+    errors = [np.square(frame["visits"][300:] - guess).mean() for guess in (guesses.to_numpy(), 0.0)]
+    assert errors[0] < 1.1 * frame["visits"].var() < errors[1]  # nothing tells of visits; the median is 0
+
+
+def test_whole_numbers_of_their_own_type_stay_whole(skewed):
+    frame, _ = skewed
+    frame = frame.astype({"visits": "int64"})
+    vae = VAETransformer(random_state=0, max_iter=2).fit(frame)
+    means = vae.inverse_transform(vae.transform(frame))
+    assert means["visits"].dtype == "int64"
+    assert means["visits"].between(0, frame["visits"].max()).all()

@@ -137,8 +137,25 @@ class Column:
         scores, log_slope = to_scores(np.where(flag == 1, np.nan, values), self.knots, self.scores)
         return (np.column_stack([scores, flag]) if self.marginal == "spike" else scores[:, None]), log_slope
 
+    @property
+    def is_curved(self):
+        """True if its values are no straight line of its features, whose mean is then not that of the values."""
+        return self.marginal in ("quantile", "spike", "ordinal") and not self.given
+
+    def mean_of(self, nodes):
+        """Mean values (n_samples,) over nodes of the features, of which a flag is the chance of the spike."""
+        values = [self._values_of(features) for features in nodes]
+        if self.marginal == "spike":
+            chances = [np.clip(features[:, 1], 0, 1) for features in nodes]
+            scores = [from_scores(features[:, 0], self.knots, self.scores) for features in nodes]
+            values = [np.where(p, p * self.spike, 0) + (1 - p) * part for p, part in zip(chances, scores, strict=True)]
+        return self.rounded(np.mean(values, axis=0), drawn=False)
+
     def decode(self, features, drawn):
         """Values (n_samples,) of features, as the model draws or expects them."""
+        return self.rounded(self._values_of(features), drawn)
+
+    def _values_of(self, features):
         if self.marginal == "standardize":
             values = features[:, 0]
         elif self.marginal == "ordinal":
@@ -150,7 +167,7 @@ class Column:
             values = from_scores(features[:, 0], self.knots, self.scores)
             if self.marginal == "spike":
                 values = np.where(features[:, 1] > 0.5, self.spike, values)
-        return self.rounded(values, drawn)
+        return values
 
     def rounded(self, values, drawn):
         """Draws of whole numbers whole and in their range, and what has to be whole; dates to the second."""
@@ -395,6 +412,19 @@ class Table:
         return np.column_stack(
             [c.decode(part, drawn) for c, part in zip(self.columns, self._parts(features), strict=True)]
         )
+
+    @property
+    def is_curved(self):
+        """True if means of some columns are not those of their features."""
+        return any(column.is_curved for column in self.columns)
+
+    def means_of(self, values, nodes):
+        """Values (n_samples, n_columns) with the means over nodes (n_nodes, n_samples, n_features) where these are not
+        those of the features."""
+        n = nodes.shape[-1] - self.n_context
+        parts = [self.by_column(node[:, :n]) for node in nodes]
+        means = {i: c.mean_of([part[i] for part in parts]) for i, c in enumerate(self.columns) if c.is_curved}
+        return np.column_stack([means.get(i, column) for i, column in enumerate(values.T)])
 
     def by_column(self, features):
         """Features of what is modelled, or something of each of them, by column; none for columns that are given."""

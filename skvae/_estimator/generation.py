@@ -67,7 +67,7 @@ class GenerationMixin:
                 f"{self._n_features_out} features as input."
             )
         model = self._fitted
-        return model.decode(model.mean, X, self._conditions(conditions, len(X)))
+        return model.expectation(X, self._conditions(conditions, len(X)))
 
     @own_settings()
     def sample(self, n_samples=1, *, given=None, noise=False, latents="prior", random_state=None):
@@ -118,8 +118,8 @@ class GenerationMixin:
                 z = model.vae.prior.sample(n_samples, rng).cpu().numpy()
         context = self._any_conditions(n_samples, random_state)
         if not noise:
-            return model.decode(model.mean, z, context)
-        return model.decode(lambda z, *given: model.vae.sample(z, rng, *given), z, context, drawn=True)
+            return model.expectation(z, context)
+        return model.decode(lambda z, *given: model.vae.sample(z, rng, *given), z, context)
 
     @own_settings()
     def impute(self, X, *, sample=False, n_draws=None, random_state=None):
@@ -175,10 +175,11 @@ class GenerationMixin:
             return filled[0]
         return np.stack(filled) if isinstance(filled[0], np.ndarray) else filled
 
-    def _imputed(self, X, n_draws, rng):
-        """Rows with holes, whole and in the units of X: expected (1, n_samples, n_features), or that many draws."""
-        n_particles = max(self.n_draws, min(_PARTICLES * (n_draws or 1), 20_000))
-        return self._fitted.imputed(X, self.n_draws if n_draws is None else n_particles, n_draws, rng)
+    def _draws_given(self, features, n_draws, rng):
+        """Draws of rows with holes, whole: (n_draws, n_samples, n_features)."""
+        n_particles = max(int(self.n_draws), min(_PARTICLES * n_draws, 20_000))
+        drawn = self._fitted.draws_given(features, n_particles, n_draws, rng)
+        return np.where(np.isnan(features), drawn, features)
 
     def _conditions(self, conditions, n_samples):
         """Return the conditions of that many rows, in the units of X: (n_samples, n_context), or None."""
@@ -211,9 +212,9 @@ class GenerationMixin:
             own = features[:, -context.shape[1] :]
             own[...] = np.where(np.isnan(own), context, own)
         if len(values) == n_samples:
-            found = self._imputed(features, 1, rng)[0]
+            found = self._draws_given(features, 1, rng)[0]
         else:
-            found = self._imputed(features, n_samples, rng)[:, 0]
+            found = self._draws_given(features, n_samples, rng)[:, 0]
         drawn = self._table.values_of(found, drawn=True)
         return self._table.compose(np.where(np.isnan(values), drawn, values))
 
@@ -227,14 +228,19 @@ class GenerationMixin:
 
     def _filled_part(self, X, n_draws, rng):
         """The same for rows that memory holds."""
-        features = self._check_X(X)
+        features, table = self._check_X(X), self._table
         holes = rows_with_holes(features)
-        filled = np.repeat(features[np.newaxis], n_draws or 1, axis=0)
+        own = X if table.is_plain and kind_of(X) in set("biuf") else table.values(X)
+        versions = np.repeat(table.values_of(features, n_draws is not None)[np.newaxis], n_draws or 1, axis=0)
         if holes.any():
-            drawn = self._imputed(features[holes], n_draws, rng)
-            filled[:, holes] = np.where(np.isnan(features[holes]), drawn, features[holes])
-        own = X if self._table.is_plain and kind_of(X) in set("biuf") else self._table.values(X)
-        return [self._table.filled(X, own, self._table.values_of(one, n_draws is not None)) for one in filled]
+            versions[:, holes] = self._values_given(features[holes], n_draws, rng)
+        return [table.filled(X, own, values) for values in versions]
+
+    def _values_given(self, features, n_draws, rng):
+        """Values of rows with holes: expected ones (n_samples, n_columns), or that many draws of them."""
+        if n_draws is None:
+            return self._fitted.values_given(features, self.n_draws)
+        return [self._table.values_of(one, drawn=True) for one in self._draws_given(features, n_draws, rng)]
 
 
 def as_numbers(estimator, X):

@@ -151,7 +151,7 @@ class Ordinal(Likelihood):
         return slope, curvature
 
     def mean(self, raw: Tensor) -> Tensor:
-        """The median, a level: the mean of levels is none."""
+        """The median, a level: the mean of levels is none. What the table makes of it is the mean of `quantile`."""
         return self._level(raw[..., 0, :])
 
     def _level(self, value: Tensor) -> Tensor:
@@ -159,9 +159,11 @@ class Ordinal(Likelihood):
         return (value.unsqueeze(-1) >= inner).sum(-1).clamp(max=self.scores.shape[-1] - 1).to(value.dtype)
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
-        u = uniform_like(raw[..., 0, :], generator).clamp(_TINY, 1 - _TINY)
+        return self.quantile(raw, uniform_like(raw[..., 0, :], generator).clamp(_TINY, 1 - _TINY))
+
+    def quantile(self, raw: Tensor, level: Tensor) -> Tensor:
         scale = raw[..., 1, :].clamp(_LEAST_LOG_SCALE, _MOST_LOG_SCALE).exp()
-        return self._level(raw[..., 0, :] + scale * u.logit())
+        return self._level(raw[..., 0, :] + scale * level.logit())
 
 
 _END = 40.0  # a cut that no logistic variable passes
@@ -260,6 +262,9 @@ class Columns(Likelihood):
 
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         return self._join(lambda part, own, some: part.sample(own, generator), raw)
+
+    def quantile(self, raw: Tensor, level: Tensor) -> Tensor:
+        return self._join(lambda part, own, some: part.quantile(own, level), raw)
 
     def set_noise(self, variance: Tensor, raw: Tensor) -> None:
         for part, some in self.split():

@@ -16,7 +16,10 @@ from .._data.table import Table
 from .._system.program import multiplications
 from .._system.random import SCORE_STREAM, generator
 from .module import MODERATE, VAE
-from .refine import Draws, Refined, antithetic, drawn, draws_with, expected, log_mean
+from .refine import Draws, Refined, antithetic, drawn, draws_with, expected, levels, log_mean, nodes
+
+_N_LEVELS = 64  # of quantiles of p(x | z), by which means of functions of x are taken
+_NODE_ROWS = 512  # whose nodes are held at once
 
 
 @dataclass(frozen=True)
@@ -132,26 +135,41 @@ class Model:
                 scores[rows] = self.by_holes(X if rows.all() else X[rows], score)
         return scores + self.log_jacobian(X)
 
-    def imputed(self, X: np.ndarray, n: int, n_draws: int | None, rng: torch.Generator | None) -> np.ndarray:
-        """Fill the holes of a validated X, by the mean (1, n_samples, n_features) of `n` weighted draws, or by
-        `n_draws` of as many that each row has for itself: rows that share them would be alike."""
-        model, prior = self.exact(), self.vae.prior
-        shared = model.draws_of_rows_with_holes(n)
-        n_rows, _ = chunk_sizes(n, X.shape[1])
+    def draws_given(self, X: np.ndarray, n: int, n_draws: int, rng: torch.Generator) -> np.ndarray:
+        """Fill the holes of a validated X by `n_draws` of the `n` weighted draws that each row has for itself, as rows
+        that share them are alike: (n_draws, n_samples, n_features)."""
 
-        def impute(x: Tensor) -> Tensor:
-            refined = Refined(model.vae, model.vae.complete(x.double()))
-            if rng is None:
-                return expected(refined, shared).movedim(0, 1)  # (batch, n_draws, n_features)
-            eps = torch.randn(n, len(x), prior.z_dim, generator=rng, dtype=torch.float64)
-            own = draws_with(model.vae.prior, antithetic(eps), rng)
-            return drawn(refined, own, n_draws or 1, rng, self.spread).movedim(0, 1)
+        def draw(refined: Refined, shared: Draws) -> Tensor:
+            eps = torch.randn(n, *refined.mean.shape, generator=rng, dtype=torch.float64)
+            own = draws_with(refined.vae.prior, antithetic(eps), rng)
+            return drawn(refined, own, n_draws, rng, self.spread)
 
-        blocks, size = model.blocks(X, n_rows), n_rows * n
-        if rng is not None:  # no draws for what only fills up
+        return self._filled(X, draw, n, pad=False)
+
+    def _filled(self, X: np.ndarray, function: Callable, n: int, pad: bool = True) -> np.ndarray:
+        """Several versions of a validated X (n_versions, n_samples, n_features), which `function` makes of refined rows
+        and of the `n` draws that they share; what is random needs no `pad`."""
+        model, (n_rows, _) = self.exact(), chunk_sizes(n, X.shape[1])
+        draws, blocks = model.draws_of_rows_with_holes(n), model.blocks(X, n_rows)
+
+        def fill(x: Tensor) -> Tensor:
+            return function(Refined(model.vae, model.vae.complete(x.double())), draws).movedim(0, 1)
+
+        if not pad:
             blocks = ((x[:n_own], n_own) for x, n_own in blocks)
-        filled = self.apply(impute, blocks, len(X), self.in_units_of_X, size=size)
-        return np.moveaxis(filled, 1, 0)
+        return np.moveaxis(self.apply(fill, blocks, len(X), self.in_units_of_X, size=n_rows * n), 1, 0)
+
+    def values_given(self, X: np.ndarray, n: int) -> np.ndarray:
+        """Expected values of a validated X with holes, by `n` weighted draws: (n_samples, n_columns)."""
+        values = self.table.values_of(self._filled(X, expected, n)[0], drawn=False)
+        return self._with_means(values, lambda rows: self._filled(X[rows], nodes, n))
+
+    def _with_means(self, values: np.ndarray, nodes_of: Callable) -> np.ndarray:
+        """Values with means in the columns that are no straight lines of their features, over nodes of some rows."""
+        for start in range(0, len(values) if self.table.is_curved else 0, _NODE_ROWS):
+            rows = slice(start, start + _NODE_ROWS)
+            values[rows] = self.table.means_of(values[rows], nodes_of(rows))
+        return values
 
     def log_jacobian(self, X: np.ndarray) -> float | np.ndarray:
         """Return the nats that log-likelihoods gain from the model's units to those of the features: a number, or
@@ -172,19 +190,35 @@ class Model:
         """E[x | z], in the model's units: (n, z_dim) -> (n, n_features)."""
         return self.vae.likelihood.mean(self.vae.decode(z, context))
 
-    def decode(self, function: Callable, z: np.ndarray, context: np.ndarray | None, drawn: bool = False) -> Any:
-        """Apply `function` to latent coordinates and what is given, if anything; returns rows in the container of X."""
+    def _nodes(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Quantiles of p(x | z), in the model's units: (n, n_nodes, n_features)."""
+        raw = self.vae.decode(z, context)
+        return self.vae.likelihood.quantile(raw, levels(_N_LEVELS).to(raw)).movedim(0, 1)
+
+    def expectation(self, z: np.ndarray, context: np.ndarray | None) -> Any:
+        """E[x | z] in the container of X, of latent coordinates and what is given, if anything."""
+
+        def nodes_of(rows: slice) -> np.ndarray:
+            given = None if context is None else context[rows]
+            return np.moveaxis(self._features_of(self._nodes, z[rows], given), 1, 0)
+
+        values = self.table.values_of(self._features_of(self.mean, z, context), drawn=False)
+        return self.table.compose(self._with_means(values, nodes_of))
+
+    def decode(self, function: Callable, z: np.ndarray, context: np.ndarray | None) -> Any:
+        """Draws that `function` makes of latent coordinates and what is given, if anything, in the container of X."""
+        return self.table.compose(self.table.values_of(self._features_of(function, z, context), drawn=True))
+
+    def _features_of(self, function: Callable, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
+        """What `function` makes of latent coordinates and of what is given, and that: (n, ..., n_features)."""
         if context is None:
-            return self.given_back(self._decoded(function, z), drawn)
+            return self._decoded(function, z)
         n, (offset, scale) = context.shape[1], (np.asarray(self.offset), np.asarray(self.scale))
         given = (context - offset[-n:]) / scale[-n:]
         both = np.hstack([z, given]).astype(np.float32)
         features = self._decoded(lambda rows: function(rows[:, :-n], rows[:, -n:]), both)
-        return self.given_back(np.hstack([features, context]), drawn)
+        beside = context if features.ndim == 2 else np.repeat(context[:, None], features.shape[1], axis=1)
+        return np.concatenate([features, beside], axis=-1)
 
     def _decoded(self, function: Callable, z: np.ndarray) -> np.ndarray:
         return self.apply(function, scaled_blocks(z, 0.0, 1.0, self.device), len(z), self.in_units_of_X)
-
-    def given_back(self, features: np.ndarray, drawn: bool = False) -> Any:
-        """Return features in the units of X, in its container."""
-        return self.table.compose(self.table.values_of(features, drawn))

@@ -141,6 +141,12 @@ class Likelihood(Component, ABC):
     def mean(self, raw: Tensor) -> Tensor:
         """E[x | z]: (..., n_features)."""
 
+    def quantile(self, raw: Tensor, level: Tensor) -> Tensor:
+        """Quantiles of p(x | z) at levels that broadcast to (..., n_features), by which means of functions of x are
+        taken; by default the mean at all levels."""
+        mean = self.mean(raw)
+        return mean.expand(torch.broadcast_shapes(mean.shape, level.shape))
+
     @abstractmethod
     def sample(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         """Draw x from p(x | z): (..., n_features)."""

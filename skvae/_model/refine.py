@@ -21,6 +21,7 @@ from .module import FARTHEST, MODERATE, VAE
 
 _MAX_STEPS = 3
 _LEAST_STEP = 0.05  # of a difference quotient, in units of z
+_N_NODES, _STRIDES = 256, (159, 101)  # coprime
 
 
 class Draws(NamedTuple):
@@ -192,6 +193,27 @@ def resampled(refined: Refined, raw: Tensor, log_weights: Tensor, n_draws: int, 
         other = vae.background.sample_given(cells.x - shift, cells.observed, n_draws, rng) + shift
         x = torch.where(strange, other, x)
     return x
+
+
+def levels(n: int, stride: int = 1) -> Tensor:
+    """Levels of quantiles over which means are taken, (n, 1, 1); those of other strides go together by chance."""
+    return ((stride * torch.arange(n) % n + 0.5) / n).view(-1, 1, 1)
+
+
+def nodes(refined: Refined, draws: Draws) -> Tensor:
+    """The rows with their holes filled by quantiles of draws, which systematic resampling chooses: means of functions
+    of a cell are those over its nodes (n, batch, n_features)."""
+    vae, cells = refined.vae, refined.cells
+    raw, log_weights = refined.draw(draws)
+    ends = _shares(log_weights).cumsum(0).T.contiguous()
+    chosen = torch.searchsorted(ends, levels(_N_NODES).flatten().to(ends).expand(len(ends), -1).contiguous())
+    own = raw[chosen.T.clamp(max=len(raw) - 1), torch.arange(len(ends))]  # (n, batch, n_raw, n_features)
+    x = vae.likelihood.quantile(own, levels(_N_NODES, _STRIDES[0]).to(own))
+    if vae.background is not None:
+        shift = vae.background_shift(cells.context)
+        other = vae.background.expected_given(cells.x - shift, cells.observed) + shift
+        x = torch.where(levels(_N_NODES, _STRIDES[1]).to(own) < _chance_of_background(refined, log_weights), other, x)
+    return _whole(cells, x)
 
 
 def expected(refined: Refined, draws: Draws) -> Tensor:
