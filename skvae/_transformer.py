@@ -132,7 +132,8 @@ class VAETransformer(
         if not told otherwise, for runs of some hundred steps. A moving average of the weights over some 30 steps is
         what is judged and used.
     n_draws : int, default=100
-        Posterior draws per row in `score_samples`.
+        Posterior draws per row in `score_samples`, and in `impute` where it draws nothing itself; rows with missing
+        cells take as many of the prior beside them.
     device : str or torch.device, default="auto"
         Where to train; "auto" takes an accelerator where there is one.
     callbacks : list, default=None

@@ -418,10 +418,10 @@ class Table:
         """True if means of some columns are not those of their features."""
         return any(column.is_curved for column in self.columns)
 
-    def means_of(self, values, nodes):
-        """Values (n_samples, n_columns) with the means over nodes (n_nodes, n_samples, n_features) where these are not
-        those of the features."""
-        n = nodes.shape[-1] - self.n_context
+    def means_of(self, features, nodes):
+        """Values (n_samples, n_columns) of expected features, or means over nodes of them (n_nodes, n_samples,
+        n_features) where these are not the same."""
+        values, n = self.values_of(features, drawn=False), nodes.shape[-1] - self.n_context
         parts = [self.by_column(node[:, :n]) for node in nodes]
         means = {i: c.mean_of([part[i] for part in parts]) for i, c in enumerate(self.columns) if c.is_curved}
         return np.column_stack([means.get(i, column) for i, column in enumerate(values.T)])

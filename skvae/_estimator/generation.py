@@ -126,7 +126,8 @@ class GenerationMixin:
         """Fill missing cells by what the model makes of the observed ones.
 
         The posterior of z given the observed cells is explored with `n_draws` importance-weighted draws (the
-        estimator's parameter), as in `score_samples` [1]_.
+        estimator's parameter), and as many of the prior, as in `score_samples` [1]_. Where a row is to be drawn, its
+        draws of z are its own.
 
         Draws of real values are calibrated [2]_ where `fit` judged by rows with missing cells: their distances from the
         mean are multiplied by the factor with which 90 % intervals cover 90 % of further cells hidden in these rows.

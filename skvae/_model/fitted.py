@@ -16,9 +16,9 @@ from .._data.table import Table
 from .._system.program import multiplications
 from .._system.random import SCORE_STREAM, generator
 from .module import MODERATE, VAE
-from .refine import Draws, Refined, antithetic, drawn, draws_with, expected, levels, log_mean, nodes
+from .refine import Draws, Refined, antithetic, drawn, draws_with, expected, levels, log_mean
 
-_N_LEVELS = 64  # of quantiles of p(x | z), by which means of functions of x are taken
+_N_LEVELS, _N_NODES = 64, 256  # of p(x | z), and of p(missing | observed), by which means of functions are taken
 _NODE_ROWS = 512  # whose nodes are held at once
 
 
@@ -161,15 +161,15 @@ class Model:
 
     def values_given(self, X: np.ndarray, n: int) -> np.ndarray:
         """Expected values of a validated X with holes, by `n` weighted draws: (n_samples, n_columns)."""
-        values = self.table.values_of(self._filled(X, expected, n)[0], drawn=False)
-        return self._with_means(values, lambda rows: self._filled(X[rows], nodes, n))
+        if not self.table.is_curved:
+            return self.table.values_of(self._filled(X, expected, n)[0], drawn=False)
+        with_nodes = partial(expected, n_nodes=_N_NODES)
+        return self._means(len(X), lambda rows: self._filled(X[rows], with_nodes, n))
 
-    def _with_means(self, values: np.ndarray, nodes_of: Callable) -> np.ndarray:
-        """Values with means in the columns that are no straight lines of their features, over nodes of some rows."""
-        for start in range(0, len(values) if self.table.is_curved else 0, _NODE_ROWS):
-            rows = slice(start, start + _NODE_ROWS)
-            values[rows] = self.table.means_of(values[rows], nodes_of(rows))
-        return values
+    def _means(self, n: int, found_of: Callable) -> np.ndarray:
+        """Values of `n` rows, of what is expected of some and of nodes of that: (1 + n_nodes, rows, n_features)."""
+        parts = (found_of(slice(start, start + _NODE_ROWS)) for start in range(0, n, _NODE_ROWS))
+        return np.concatenate([self.table.means_of(found[0], found[1:]) for found in parts])
 
     def log_jacobian(self, X: np.ndarray) -> float | np.ndarray:
         """Return the nats that log-likelihoods gain from the model's units to those of the features: a number, or
@@ -190,20 +190,23 @@ class Model:
         """E[x | z], in the model's units: (n, z_dim) -> (n, n_features)."""
         return self.vae.likelihood.mean(self.vae.decode(z, context))
 
-    def _nodes(self, z: Tensor, context: Tensor | None = None) -> Tensor:
-        """Quantiles of p(x | z), in the model's units: (n, n_nodes, n_features)."""
-        raw = self.vae.decode(z, context)
-        return self.vae.likelihood.quantile(raw, levels(_N_LEVELS).to(raw)).movedim(0, 1)
+    def _mean_and_nodes(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """E[x | z] and quantiles of p(x | z), in the model's units: (n, 1 + n_levels, n_features)."""
+        raw, likelihood = self.vae.decode(z, context), self.vae.likelihood
+        nodes = likelihood.quantile(raw, levels(_N_LEVELS).to(raw))
+        return torch.cat([likelihood.mean(raw).unsqueeze(0), nodes]).movedim(0, 1)
 
     def expectation(self, z: np.ndarray, context: np.ndarray | None) -> Any:
         """E[x | z] in the container of X, of latent coordinates and what is given, if anything."""
+        if not self.table.is_curved:
+            features = self._features_of(self.mean, z, context)
+            return self.table.compose(self.table.values_of(features, drawn=False))
 
-        def nodes_of(rows: slice) -> np.ndarray:
+        def found_of(rows: slice) -> np.ndarray:
             given = None if context is None else context[rows]
-            return np.moveaxis(self._features_of(self._nodes, z[rows], given), 1, 0)
+            return np.moveaxis(self._features_of(self._mean_and_nodes, z[rows], given), 1, 0)
 
-        values = self.table.values_of(self._features_of(self.mean, z, context), drawn=False)
-        return self.table.compose(self._with_means(values, nodes_of))
+        return self.table.compose(self._means(len(z), found_of))
 
     def decode(self, function: Callable, z: np.ndarray, context: np.ndarray | None) -> Any:
         """Draws that `function` makes of latent coordinates and what is given, if anything, in the container of X."""

@@ -21,7 +21,7 @@ from .module import FARTHEST, MODERATE, VAE
 
 _MAX_STEPS = 3
 _LEAST_STEP = 0.05  # of a difference quotient, in units of z
-_N_NODES, _STRIDES = 256, (159, 101)  # coprime
+_STRIDES = 159, 101  # of levels that go together by chance; coprime to their number
 
 
 class Draws(NamedTuple):
@@ -200,26 +200,28 @@ def levels(n: int, stride: int = 1) -> Tensor:
     return ((stride * torch.arange(n) % n + 0.5) / n).view(-1, 1, 1)
 
 
-def nodes(refined: Refined, draws: Draws) -> Tensor:
-    """The rows with their holes filled by quantiles of draws, which systematic resampling chooses: means of functions
-    of a cell are those over its nodes (n, batch, n_features)."""
+def nodes_of_draws(refined: Refined, raw: Tensor, log_weights: Tensor, n_nodes: int) -> Tensor:
+    """Quantiles of p(x | z) at draws that systematic resampling chooses: means of functions of a cell are those over
+    its nodes (n_nodes, batch, n_features)."""
     vae, cells = refined.vae, refined.cells
-    raw, log_weights = refined.draw(draws)
     ends = _shares(log_weights).cumsum(0).T.contiguous()
-    chosen = torch.searchsorted(ends, levels(_N_NODES).flatten().to(ends).expand(len(ends), -1).contiguous())
-    own = raw[chosen.T.clamp(max=len(raw) - 1), torch.arange(len(ends))]  # (n, batch, n_raw, n_features)
-    x = vae.likelihood.quantile(own, levels(_N_NODES, _STRIDES[0]).to(own))
+    chosen = torch.searchsorted(ends, levels(n_nodes).flatten().to(ends).expand(len(ends), -1).contiguous())
+    own = raw[chosen.T.clamp(max=len(raw) - 1), torch.arange(len(ends))]  # (n_nodes, batch, n_raw, n_features)
+    x = vae.likelihood.quantile(own, levels(n_nodes, _STRIDES[0]).to(own))
     if vae.background is not None:
         shift = vae.background_shift(cells.context)
         other = vae.background.expected_given(cells.x - shift, cells.observed) + shift
-        x = torch.where(levels(_N_NODES, _STRIDES[1]).to(own) < _chance_of_background(refined, log_weights), other, x)
-    return _whole(cells, x)
+        x = torch.where(levels(n_nodes, _STRIDES[1]).to(own) < _chance_of_background(refined, log_weights), other, x)
+    return x
 
 
-def expected(refined: Refined, draws: Draws) -> Tensor:
-    """The rows with their holes filled by what is expected there: (1, batch, n_features)."""
+def expected(refined: Refined, draws: Draws, n_nodes: int = 0) -> Tensor:
+    """The rows with holes filled by what is expected there, and by nodes of it: (1 + n_nodes, batch, n_features)."""
     raw, log_weights = refined.draw(draws)
-    return _whole(refined.cells, mean_of_draws(refined, raw, log_weights)).unsqueeze(0)
+    found = mean_of_draws(refined, raw, log_weights).unsqueeze(0)
+    if n_nodes:
+        found = torch.cat([found, nodes_of_draws(refined, raw, log_weights, n_nodes)])
+    return _whole(refined.cells, found)
 
 
 def drawn(refined: Refined, draws: Draws, n_draws: int, rng: torch.Generator, spread: float = 1.0) -> Tensor:
