@@ -247,3 +247,23 @@ def test_draws_of_the_prior_are_part_of_the_weights(clustered):
     rows = np.column_stack([grid, np.full((481, 3), np.nan)])
     density = np.exp(copy.copy(vae).set_params(n_draws=2000).score_samples(rows))
     assert trapezoid(density, grid) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("as_frame", [False, True])
+def test_a_column_that_fit_has_not_seen_counts_as_missing(as_frame):
+    X = load_wine().data[:, :4]
+    unseen = np.where(np.arange(4) == 1, np.nan, X)
+    give = (lambda rows: pd.DataFrame(rows, columns=list("abcd")).assign(kind="x")) if as_frame else np.asarray
+    vae = VAETransformer(2, max_iter=5, random_state=0).fit(give(unseen))
+    np.testing.assert_array_equal(vae.score_samples(give(X)), vae.score_samples(give(unseen)))
+    np.testing.assert_array_equal(vae.transform(give(X)), vae.transform(give(unseen)))
+    assert np.array_equal(np.asarray(vae.impute(give(X)))[:, :4].astype(float), X)
+
+
+def test_a_stream_learns_of_a_column_when_it_comes():
+    X = load_wine().data[:, :4]
+    vae = VAETransformer(2, random_state=0).partial_fit(np.where(np.arange(4) == 1, np.nan, X[:60]))
+    assert np.isclose(vae.score(X[:5]), vae.score(np.where(np.arange(4) == 1, np.nan, X[:5])))
+    vae.partial_fit(X[60:])
+    assert not np.isclose(vae.score(X[:5]), vae.score(np.where(np.arange(4) == 1, np.nan, X[:5])))
+    assert vae.score(X) > -30

@@ -29,6 +29,7 @@ LAYERS = [
         "_model.counts",
         "_model.gaussian",
         "_model.likelihood",
+        "_data.column",
         "_data.input",
         "_system.program",
         "_system.random",

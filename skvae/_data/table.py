@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .._system.random import subsample
+from .column import MAX_LEVELS, Column
 from .containers import (
     cells_of,
     container_of,
@@ -28,179 +29,12 @@ from .containers import (
     objects_of,
 )
 from .input import is_number, words
-from .marginals import fit_knots, from_scores, to_scores
 from .rows import RowSource, gathered, row_blocks
 
-MAX_LEVELS = 255  # of a category, as in HistGradientBoosting
-_ORDINAL_SHARE = 0.1  # of the rows: fewer distinct numbers than that are levels
-_SPIKE_SHARE, _LEAST_SPIKE = 0.05, 2  # of the rows, and rows: a number that more of them share is flagged
 _MAX_CONDITIONS = 2_500
 _NUMBERS = ("int", "uint", "float", "double", "decimal", "null", "sparse")
 _TEXTS = ("category", "categorical", "enum", "string", "bool", "object", "large_string")
 _CATEGORIES = (str, bool, np.bool_, int, float, np.number)
-
-
-@dataclass(eq=False)
-class Column:
-    """A column of the table.
-
-    Parameters
-    ----------
-    name : str or int
-        Its name, or its place in an array.
-    dtype : str
-        As the container calls it.
-    kind : {"numeric", "categorical", "date"}
-        What its cells are.
-    levels : list, default=None
-        Categories, or distinct numbers, in order.
-    marginal : {"standardize", "quantile", "ordinal", "spike", "categorical"} or None, default=None
-        How its cells become features.
-    spike : float, default=None
-        The number that is flagged.
-    knots, scores : ndarray, default=None
-        Of the quantile transformation.
-    whole : bool, default=False
-        Whether all numbers seen are whole.
-    low, high : float
-        The range seen.
-    likelihood : str or Likelihood, default=None
-        What the user wants for it.
-    ordered : bool, default=False
-        Whether a pandas category has an order.
-    given : bool, default=False
-        Whether it is given and not modelled.
-    """
-
-    name: Any
-    dtype: str
-    kind: str
-    levels: list | None = None
-    marginal: str | None = None
-    spike: float | None = None
-    knots: Any = None
-    scores: Any = None
-    whole: bool = False
-    low: float = 0.0
-    high: float = 0.0
-    likelihood: Any = None
-    ordered: bool = False
-    given: bool = False
-
-    @property
-    def n_features(self):
-        """Number of the model's features that the column becomes."""
-        return {"categorical": len(self.levels or ()), "spike": 2}.get(self.marginal, 1)
-
-    def look_at(self, values, marginal):
-        """Take note of the range of the column's values (n_samples,), and choose how they become features."""
-        seen = values[~np.isnan(values)]
-        if self.kind == "categorical":
-            self.marginal = "categorical"
-            return
-        if len(seen):
-            self.low, self.high, self.whole = np.inf, -np.inf, True
-            self.widen(seen)
-        self.marginal = "standardize" if self.likelihood is not None or self.given or len(seen) < 2 else marginal
-        if self.marginal == "quantile":
-            self._choose(seen)
-
-    def widen(self, seen):
-        """Take these values into the range."""
-        self.low, self.high = min(self.low, float(seen.min())), max(self.high, float(seen.max()))
-        self.whole = self.whole and bool((seen == np.round(seen)).all())
-
-    def _choose(self, seen):
-        levels, counts = np.unique(seen, return_counts=True)
-        if len(levels) <= max(2, min(MAX_LEVELS, _ORDINAL_SHARE * len(seen))):
-            self.marginal, self.levels = "ordinal", levels.tolist()
-            return
-        if counts.max() > max(_LEAST_SPIKE, _SPIKE_SHARE * len(seen)):
-            self.marginal, self.spike = "spike", float(levels[counts.argmax()])
-            seen = seen[seen != self.spike]
-        self.knots, self.scores = fit_knots(seen)
-
-    def encode(self, values):
-        """Features of the column's values, and the nats that they gain by the map, the logarithm of its slope or what
-        a number between or beyond the levels loses: (n_samples, n_features) and (n_samples,) or 0."""
-        if self.marginal == "standardize":
-            return values[:, None], 0.0
-        holes = np.isnan(values)
-        if self.marginal == "ordinal":
-            places = _nearest(self.levels, values)
-            return np.where(holes, np.nan, places)[:, None], -_loss(self.levels, places, values)
-        if self.marginal == "categorical":
-            features = np.eye(len(self.levels))[np.where(holes, 0, values).astype(int)]
-            features[holes] = np.nan
-            return features, 0.0
-        flag = np.where(holes, np.nan, values == self.spike)
-        scores, log_slope = to_scores(np.where(flag == 1, np.nan, values), self.knots, self.scores)
-        return (np.column_stack([scores, flag]) if self.marginal == "spike" else scores[:, None]), log_slope
-
-    @property
-    def is_curved(self):
-        """True if its values are no straight line of its features, whose mean is then not that of the values."""
-        return self.marginal in ("quantile", "spike", "ordinal") and not self.given
-
-    def mean_of(self, nodes):
-        """Mean values (n_samples,) over nodes of the features, of which a flag is the chance of the spike."""
-        values = [self._values_of(features) for features in nodes]
-        if self.marginal == "spike":
-            chances = [np.clip(features[:, 1], 0, 1) for features in nodes]
-            scores = [from_scores(features[:, 0], self.knots, self.scores) for features in nodes]
-            values = [np.where(p, p * self.spike, 0) + (1 - p) * part for p, part in zip(chances, scores, strict=True)]
-        return self.rounded(np.mean(values, axis=0), drawn=False)
-
-    def decode(self, features, drawn):
-        """Values (n_samples,) of features, as the model draws or expects them."""
-        return self.rounded(self._values_of(features), drawn)
-
-    def _values_of(self, features):
-        if self.marginal == "standardize":
-            values = features[:, 0]
-        elif self.marginal == "ordinal":
-            levels = np.asarray(self.levels)
-            values = np.interp(features[:, 0], np.arange(len(levels)), levels)
-        elif self.marginal == "categorical":
-            values = features.argmax(axis=1).astype(float)
-        else:
-            values = from_scores(features[:, 0], self.knots, self.scores)
-            if self.marginal == "spike":
-                values = np.where(features[:, 1] > 0.5, self.spike, values)
-        return values
-
-    def rounded(self, values, drawn):
-        """Draws of whole numbers whole and in their range, and what has to be whole; dates to the second."""
-        is_whole = self.whole and (drawn or "int" in self.dtype.lower() or self.kind == "date")
-        if self.kind == "categorical" or not (is_whole or self.kind == "date"):
-            return values
-        unit = 1 if is_whole else 86_400
-        values = np.round(values * unit) / unit
-        return values if self.given else np.clip(values, self.low, self.high)
-
-    def cells(self, values):
-        """Return cells: categories, with None for missing ones, or numbers as they are."""
-        if self.kind == "categorical":
-            return [None if np.isnan(value) else self.levels[int(value)] for value in values]
-        return values.tolist()
-
-
-def _nearest(levels, values):
-    """Return the indices of the nearest levels."""
-    levels = np.asarray(levels)
-    place = np.clip(np.searchsorted(levels, np.nan_to_num(values)), 1, max(1, len(levels) - 1))
-    if len(levels) == 1:
-        return np.zeros(len(values))
-    return place - (values - levels[place - 1] <= levels[place] - values)
-
-
-def _loss(levels, places, values):
-    """Nats that values lose for their distance to the levels they are taken for: ``log(1 + steps)``, as many as the
-    least distance of levels fits into it, and what a normal distribution as wide as the levels would lose."""
-    levels = np.asarray(levels)
-    distance = np.abs(np.nan_to_num(values - levels[places.astype(int)]))
-    step, width = (np.diff(levels).min(), levels.std()) if len(levels) > 1 else (1.0, 1.0)
-    return np.log1p(distance / step) + 0.5 * (distance / width) ** 2
 
 
 @dataclass(eq=False)
@@ -339,13 +173,27 @@ class Table:
 
     def widened(self, features):
         """The table with the ranges of these rows in those of its numbers that go by no knots or levels."""
-        if self.gives_floats or isinstance(features, RowSource):
+        has_empty = any(column.is_empty for column in self.columns)
+        if isinstance(features, RowSource) or (self.gives_floats and not has_empty):
             return self
         table = replace(self, columns=[copy.copy(column) for column in self.columns])
         for column, part in zip(table.columns, self._parts(features), strict=True):
-            if column.marginal == "standardize" and not np.isnan(part).all():
-                column.widen(part[~np.isnan(part)])
+            seen = part[~np.isnan(part)]
+            column.is_empty = column.is_empty and not len(seen)
+            if column.marginal == "standardize" and len(seen):
+                column.widen(seen)
         return table
+
+    def note_empty(self, values):
+        """Take note of columns without any value, in a table that memory holds."""
+        if not isinstance(values, RowSource):
+            for column, part in zip(self.columns, values.T, strict=True):
+                column.is_empty = bool(np.isnan(part).all())
+
+    def of_known(self, values):
+        """Values without those of columns that nothing is known of."""
+        is_empty = [column.is_empty for column in self.columns]
+        return np.where(is_empty, np.nan, values) if any(is_empty) and not isinstance(values, RowSource) else values
 
     def warn_of_unknown(self, X, features):
         """Warn of categories that came after the first rows, given the features of X."""

@@ -127,7 +127,7 @@ class TrainingMixin:
         asked = made_with(self._own_params, self.likelihood_, prior)
         whose = "partial_fit" if one_epoch else "warm_start"
         check_unchanged(self._made_with, asked, whose, self.device, self.net_.device)
-        values, loss = self._check_rows(X)
+        values, loss = self._check_rows(X, to_learn=True)
         self._table.warn_of_unknown(X, values)
         return Taken(values, -loss, self.likelihood_, prior, self._table.widened(values), asked, self.net_.seed)
 
@@ -264,6 +264,7 @@ class TrainingMixin:
                 f"marginal='quantile' makes normal scores of numbers, which likelihood={likelihood!r} does not take. "
                 "Set marginal='auto', or likelihood='auto'."
             )
+        table.note_empty(values)
         table.look_at(values, self.marginal, as_they_are=has_support)
         if self._is_guessed and table.groups.keys() <= {"gaussian", "context"}:
             likelihood = guess_likelihood(X, None if in_chunks else table.modelled(values))
@@ -298,9 +299,9 @@ class TrainingMixin:
     def _check_X(self, X):
         return self._check_rows(X)[0]
 
-    def _check_rows(self, X):
+    def _check_rows(self, X, to_learn=False):
         """Return validated features of X as the likelihood takes them, and the nats that each row's score loses by
-        that, (n_samples,) or 0."""
+        that, (n_samples,) or 0. Values of columns that nothing is known of are there `to_learn` from only."""
         check_is_fitted(self)
         X, table = plain(X), self._table
         with advice(X, table.names_of_no_numbers):
@@ -309,7 +310,7 @@ class TrainingMixin:
             else:
                 validate_data(self, X, skip_check_array=True, reset=False)
                 values = self._check_values_of(X if is_read(X, table) else table.values(X))
-        features, gain = table.features(values)
+        features, gain = table.features(values if to_learn else table.of_known(values))
         nearest = self._check_values(features, self.likelihood_, table.n_context)
         if isinstance(nearest, RowSource):
             return nearest, 0.0
