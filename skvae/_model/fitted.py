@@ -111,7 +111,8 @@ class Model:
         model = self.exact() if exact or holes else self
         vae = model.vae
         like = next(vae.parameters())
-        eps, draws = self.draws(n_draws).to(like), model.draws_of_rows_with_holes(n_draws)
+        eps = self.draws(n_draws).to(like)
+        draws = model.draws_of_rows_with_holes(n_draws) if holes else Draws(eps, None)
         n_rows, n_parts = chunk_sizes(n_draws, X.shape[1])
 
         def complete(x: Tensor) -> Tensor:
