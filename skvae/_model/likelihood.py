@@ -142,8 +142,10 @@ class Likelihood(Component, ABC):
         """E[x | z]: (..., n_features)."""
 
     def quantile(self, raw: Tensor, level: Tensor) -> Tensor:
-        """Quantiles of p(x | z) at levels that broadcast to (..., n_features), by which means of functions of x are
-        taken; by default the mean at all levels."""
+        """Quantiles of p(x | z) at a `level` that broadcasts to (..., n_features).
+
+        Means of functions of x are taken over them. By default the mean stands at all levels.
+        """
         mean = self.mean(raw)
         return mean.expand(torch.broadcast_shapes(mean.shape, level.shape))
 
