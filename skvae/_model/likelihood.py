@@ -142,7 +142,7 @@ class Likelihood(Component, ABC):
         """E[x | z]: (..., n_features)."""
 
     def quantile(self, raw: Tensor, level: Tensor) -> Tensor:
-        """Quantiles of p(x | z) at a `level` that broadcasts to (..., n_features).
+        """Return quantiles of p(x | z) at a `level` that broadcasts to (..., n_features).
 
         Means of functions of x are taken over them. By default the mean stands at all levels.
         """
