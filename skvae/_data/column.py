@@ -119,18 +119,14 @@ class Column:
 
     def mean_of(self, nodes):
         """Mean values (n_samples,) over nodes of the features, of which a flag is the chance of the spike."""
-        values = [self._values_of(features) for features in nodes]
-        if self.marginal == "spike":
-            chances = [np.clip(features[:, 1], 0, 1) for features in nodes]
-            scores = [from_scores(features[:, 0], self.knots, self.scores) for features in nodes]
-            values = [np.where(p, p * self.spike, 0) + (1 - p) * part for p, part in zip(chances, scores, strict=True)]
+        values = [self._values_of(features, with_chances=True) for features in nodes]
         return self.rounded(np.mean(values, axis=0), drawn=False)
 
     def decode(self, features, drawn):
         """Values (n_samples,) of features, as the model draws or expects them."""
         return self.rounded(self._values_of(features), drawn)
 
-    def _values_of(self, features):
+    def _values_of(self, features, with_chances=False):
         if self.marginal == "standardize":
             values = features[:, 0]
         elif self.marginal == "ordinal":
@@ -141,7 +137,9 @@ class Column:
         else:
             values = from_scores(features[:, 0], self.knots, self.scores)
             if self.marginal == "spike":
-                values = np.where(features[:, 1] > 0.5, self.spike, values)
+                flag = np.clip(features[:, 1], 0, 1)
+                mixed = flag * self.spike + (1 - flag) * values
+                values = mixed if with_chances else np.where(flag > 0.5, self.spike, values)
         return values
 
     def rounded(self, values, drawn):

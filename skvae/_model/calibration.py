@@ -19,7 +19,7 @@ from .._data.blocks import chunk_sizes, map_blocks, scaled_blocks
 from .._system.program import multiplications
 from .._system.random import CALIBRATION_STREAM, generator, subsample
 from .module import VAE
-from .refine import Refined, antithetic, draws_with, mean_of_draws, resampled
+from .refine import Refined, mean_of_draws, resampled
 
 _LEVEL = 0.9
 _N_DRAWS, _LOW, _HIGH = 99, 4, 94  # of so many true draws, the truth is between these two with a chance of 90 %
@@ -88,8 +88,7 @@ def _hidden(x: Tensor, real: Tensor, n_passes: int, rng: torch.Generator) -> Ten
 
 def _distances(refined: Refined, x: Tensor, rng: torch.Generator) -> Tensor:
     """Distance of cells from their mean over that of the interval's end on their side: (batch, n_features)."""
-    eps = torch.randn(_N_PARTICLES, *refined.mean.shape, generator=rng, dtype=torch.float64)
-    raw, log_weights = refined.draw(draws_with(refined.vae.prior, antithetic(eps), rng))
+    raw, log_weights = refined.draw(refined.own_draws(_N_PARTICLES, rng))
     mean = mean_of_draws(refined, raw, log_weights)
     draws = resampled(refined, raw, log_weights, _N_DRAWS, rng).sort(0).values
     x = x[:, : mean.shape[1]]

@@ -137,24 +137,22 @@ class Model:
         return scores + self.log_jacobian(X)
 
     def draws_given(self, X: np.ndarray, n: int, n_draws: int, rng: torch.Generator) -> np.ndarray:
-        """Fill the holes of a validated X by `n_draws` of the `n` weighted draws that each row has for itself, as rows
-        that share them are alike: (n_draws, n_samples, n_features)."""
+        """Fill the holes of a validated X by `n_draws` of the `n` weighted draws that each row has for itself:
+        (n_draws, n_samples, n_features)."""
 
-        def draw(refined: Refined, shared: Draws) -> Tensor:
-            eps = torch.randn(n, *refined.mean.shape, generator=rng, dtype=torch.float64)
-            own = draws_with(refined.vae.prior, antithetic(eps), rng)
-            return drawn(refined, own, n_draws, rng, self.spread)
+        def draw(refined: Refined) -> Tensor:
+            return drawn(refined, refined.own_draws(n, rng), n_draws, rng, self.spread)
 
         return self._filled(X, draw, n, pad=False)
 
     def _filled(self, X: np.ndarray, function: Callable, n: int, pad: bool = True) -> np.ndarray:
         """Several versions of a validated X (n_versions, n_samples, n_features), which `function` makes of refined rows
-        and of the `n` draws that they share; what is random needs no `pad`."""
+        by `n` draws; what is random needs no `pad`."""
         model, (n_rows, _) = self.exact(), chunk_sizes(n, X.shape[1])
-        draws, blocks = model.draws_of_rows_with_holes(n), model.blocks(X, n_rows)
+        blocks = model.blocks(X, n_rows)
 
         def fill(x: Tensor) -> Tensor:
-            return function(Refined(model.vae, model.vae.complete(x.double())), draws).movedim(0, 1)
+            return function(Refined(model.vae, model.vae.complete(x.double()))).movedim(0, 1)
 
         if not pad:
             blocks = ((x[:n_own], n_own) for x, n_own in blocks)
@@ -162,10 +160,11 @@ class Model:
 
     def values_given(self, X: np.ndarray, n: int) -> np.ndarray:
         """Expected values of a validated X with holes, by `n` weighted draws: (n_samples, n_columns)."""
-        if not self.table.is_curved:
-            return self.table.values_of(self._filled(X, expected, n)[0], drawn=False)
-        with_nodes = partial(expected, n_nodes=_N_NODES)
-        return self._means(len(X), lambda rows: self._filled(X[rows], with_nodes, n))
+        n_nodes = _N_NODES if self.table.is_curved else 0
+        fill = partial(expected, draws=self.exact().draws_of_rows_with_holes(n), n_nodes=n_nodes)
+        if not n_nodes:
+            return self.table.values_of(self._filled(X, fill, n)[0], drawn=False)
+        return self._means(len(X), lambda rows: self._filled(X[rows], fill, n))
 
     def _means(self, n: int, found_of: Callable) -> np.ndarray:
         """Values of `n` rows, of what is expected of some and of nodes of that: (1 + n_nodes, rows, n_features)."""

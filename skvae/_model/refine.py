@@ -103,6 +103,11 @@ class Refined:
             log_q = torch.logaddexp(log_q, log_prior) - math.log(2)
         return raw, self._log_prob(raw) + log_prior - log_q
 
+    def own_draws(self, n: int, rng: torch.Generator) -> Draws:
+        """As many draws for each row: rows that share them are alike."""
+        eps = torch.randn(n, *self.mean.shape, generator=rng, dtype=torch.float64)
+        return draws_with(self.vae.prior, antithetic(eps), rng)
+
     def mixed(self, log_weights: Tensor) -> Tensor:
         """Log-likelihood of each row under the mixture with the background, 0 where nothing is observed: (batch,)."""
         cells = self.cells
@@ -162,6 +167,14 @@ def _chance_of_background(refined: Refined, log_weights: Tensor) -> Tensor:
     return (background - refined.mixed(log_weights)).exp().unsqueeze(-1)
 
 
+def _mean_of_background(refined: Refined) -> Tensor:
+    """What the background of the mixture expects of the rows, given their observed cells: (batch, n_features)."""
+    background, cells = refined.vae.background, refined.cells
+    assert background is not None
+    shift = refined.vae.background_shift(cells.context)
+    return background.expected_given(cells.x - shift, cells.observed) + shift
+
+
 def _whole(cells: Cells, x: Tensor) -> Tensor:
     """Rows whose holes are filled by `x`, with what is given at their end."""
     filled = torch.where(cells.observed, cells.x, x)
@@ -171,11 +184,10 @@ def _whole(cells: Cells, x: Tensor) -> Tensor:
 def mean_of_draws(refined: Refined, raw: Tensor, log_weights: Tensor) -> Tensor:
     """Expectation of each cell, E[x | observed], as a mean over weighted draws (Mattei & Frellsen, 2019, equation
     12): (batch, n_features)."""
-    vae, cells = refined.vae, refined.cells
+    vae = refined.vae
     mean = (_shares(log_weights).unsqueeze(-1) * vae.likelihood.mean(raw)).sum(0)
     if vae.background is not None:
-        shift = vae.background_shift(cells.context)
-        other = vae.background.expected_given(cells.x - shift, cells.observed) + shift
+        other = _mean_of_background(refined)
         mean = mean + _chance_of_background(refined, log_weights) * (other - mean)
     return mean
 
@@ -203,14 +215,13 @@ def levels(n: int, stride: int = 1) -> Tensor:
 def nodes_of_draws(refined: Refined, raw: Tensor, log_weights: Tensor, n_nodes: int) -> Tensor:
     """Quantiles of p(x | z) at draws that systematic resampling chooses: means of functions of a cell are those over
     its nodes (n_nodes, batch, n_features)."""
-    vae, cells = refined.vae, refined.cells
+    vae = refined.vae
     ends = _shares(log_weights).cumsum(0).T.contiguous()
     chosen = torch.searchsorted(ends, levels(n_nodes).flatten().to(ends).expand(len(ends), -1).contiguous())
     own = raw[chosen.T.clamp(max=len(raw) - 1), torch.arange(len(ends))]  # (n_nodes, batch, n_raw, n_features)
     x = vae.likelihood.quantile(own, levels(n_nodes, _STRIDES[0]).to(own))
     if vae.background is not None:
-        shift = vae.background_shift(cells.context)
-        other = vae.background.expected_given(cells.x - shift, cells.observed) + shift
+        other = _mean_of_background(refined)
         x = torch.where(levels(n_nodes, _STRIDES[1]).to(own) < _chance_of_background(refined, log_weights), other, x)
     return x
 
