@@ -125,7 +125,7 @@ def test_pairs_are_covered_whatever_the_sizes(sizes):
     assert len(cases) < 1.5 * np.prod(sorted(sizes)[-2:])  # no fewer than the pairs of the two largest are needed
 
 
-@parametrize_with_checks([*ESTIMATORS, *PAIRWISE, VAETransformer(likelihood=NegativeBinomial("sum"), **SMALL)])
+@parametrize_with_checks([ESTIMATORS[0], *PAIRWISE, VAETransformer(likelihood=NegativeBinomial("sum"), **SMALL)])
 def test_sklearn_check(estimator, check):
     check(estimator)
 

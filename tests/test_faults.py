@@ -167,7 +167,7 @@ def results(vae, X):
 
 
 @settings(
-    max_examples=N_CASES or 200,
+    max_examples=N_CASES or 100,
     derandomize=not N_CASES,
     database=None,
     deadline=None,

@@ -83,9 +83,13 @@ def test_start_is_the_likeliest_factor_analysis_of_what_is_observed():
     def loss(parameters):
         mean, loadings, log_noise = parameters.reshape(3, 4)
         covariance = np.outer(loadings, loadings) + np.diag(np.exp(log_noise))
-        return -np.mean([conditional(mean, covariance, row)[0] for row in X])
+        parts = zip(patterns, groups, strict=True)
+        scores = [multivariate_normal.logpdf(X[rows][:, o], mean[o], covariance[np.ix_(o, o)]) for o, rows in parts]
+        return -np.mean(np.concatenate([np.atleast_1d(score) for score in scores]))
 
     X = X[~np.isnan(X).all(axis=1)]
+    patterns, which = np.unique(~np.isnan(X), axis=0, return_inverse=True)  # rows with the same holes go together
+    groups = [which.ravel() == i for i in range(len(patterns))]
     start = np.concatenate([np.zeros(4), np.full(4, 0.5), np.full(4, -1.0)])
     best = minimize(loss, start, method="L-BFGS-B", options={"maxiter": 60}).fun
     found = loss_of(vae, X)
@@ -96,7 +100,7 @@ def loss_of(vae, X):
     return -np.mean([conditional(*exact(vae), row)[0] for row in X])
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("share", [0.1, 0.5])
 @pytest.mark.parametrize("load", [load_wine, load_breast_cancer])
 def test_never_below_factor_analysis_of_what_is_observed(load, share):
     """The promise, under holes: a default fit beside the linear model by EM, on rows that neither has seen."""
@@ -235,7 +239,7 @@ def test_rows_that_say_little_are_drawn_one_by_one(seed, clustered):
 def test_rows_that_say_little_are_scored_as_with_many_draws(clustered):
     vae, shares = clustered
     rows = np.column_stack([np.full((200, 3), np.nan), np.random.default_rng(1).normal(size=200)])
-    many = copy.copy(vae).set_params(n_draws=10_000)
+    many = copy.copy(vae).set_params(n_draws=4000)
     assert vae.score(rows) == pytest.approx(many.score(rows), abs=0.1)  # sqrt(1 / 200): weights are p(x | z), at most 2
     np.testing.assert_allclose(vae.impute(rows)[0, :3], shares @ CENTRES, atol=1.5)  # 4 * sqrt(25 / 200), about
 

@@ -52,25 +52,34 @@ def changed(set_value, value, former):
 
 
 @contextlib.contextmanager
-def float64_on_meta():
-    with changed(torch.set_default_dtype, torch.float64, torch.float32), torch.device("meta"):
+def all_of(*programs):
+    """Several settings at once: each would be seen in the results."""
+    with contextlib.ExitStack() as stack:
+        for program in programs:
+            stack.enter_context(program)
         yield
 
 
 SKLEARN = {"transform_output": "pandas", "assume_finite": True, "array_api_dispatch": True}
 PROGRAMS = {
-    "float64": lambda: changed(torch.set_default_dtype, torch.float64, torch.float32),
-    "bfloat16": lambda: changed(torch.set_default_dtype, torch.bfloat16, torch.float32),
-    "no gradients": torch.no_grad,
+    "float64 and device": lambda: all_of(
+        changed(torch.set_default_dtype, torch.float64, torch.float32), torch.device("meta")
+    ),
+    "bfloat16 and no gradients": lambda: all_of(
+        changed(torch.set_default_dtype, torch.bfloat16, torch.float32), torch.no_grad()
+    ),
     "inference mode": torch.inference_mode,
     "device": lambda: changed(torch.set_default_device, "meta", None),
-    "float64 and device": float64_on_meta,
-    "gradients off": lambda: torch.set_grad_enabled(False),
-    "deterministic": lambda: changed(torch.use_deterministic_algorithms, True, False),
-    "anomalies": lambda: changed(torch.autograd.set_detect_anomaly, True, False),
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "NumPy raises": lambda: np.errstate(all="raise"),
-    "scikit-learn": lambda: sklearn.config_context(**SKLEARN, enable_metadata_routing=True),
+    "gradients off, deterministic, anomalies": lambda: all_of(
+        torch.set_grad_enabled(False),
+        changed(torch.use_deterministic_algorithms, True, False),
+        changed(torch.autograd.set_detect_anomaly, True, False),
+    ),
+    "autocast, NumPy raises, scikit-learn": lambda: all_of(
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        np.errstate(all="raise"),
+        sklearn.config_context(**SKLEARN, enable_metadata_routing=True),
+    ),
 }
 
 
@@ -120,7 +129,7 @@ def test_settings_are_as_before_whatever_happens(table):
 
 
 def test_new_tensors_in_our_settings():
-    with float64_on_meta(), own_settings():
+    with PROGRAMS["float64 and device"](), own_settings():
         made = [torch.zeros(2), torch.ones(2, dtype=None), torch.tensor([0.5]), torch.full((2,), 0.5), torch.eye(2)]
         assert {part.dtype for part in made} == {torch.float32}
         assert {part.device.type for part in [*made, torch.arange(3), torch.as_tensor(made[0])]} == {"cpu"}

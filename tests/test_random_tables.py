@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from skvae import VAETransformer
 
-N_CASES = int(os.environ.get("SKVAE_RANDOM_TABLES", "40"))
+N_CASES = int(os.environ.get("SKVAE_RANDOM_TABLES", "25"))
 
 COLUMNS = {
     "normal": lambda rng, n: pd.Series(rng.normal(size=n)),

@@ -23,7 +23,7 @@ from .refine import Refined, mean_of_draws, resampled
 
 _LEVEL = 0.9
 _N_DRAWS, _LOW, _HIGH = 99, 4, 94  # of so many true draws, the truth is between these two with a chance of 90 %
-_N_PARTICLES = 200
+_N_PARTICLES = 100  # of a row's posterior, and as many of the prior
 _N_PARTS = 10  # of the cells; one part is hidden at a time, so that rows are hardly emptier than those to impute
 _MOST_ROWS, _LEAST_ROWS, _VALUES = 1000, 100, 50_000  # which bound the time; fewer rows come again, other cells hidden
 _LEAST_CELLS = 100  # whose quantile says something
