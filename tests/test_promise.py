@@ -1,14 +1,18 @@
 """What no tuning is asked for: defaults are never worse than the linear model with the same number of units."""
 
+from functools import partial
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine, make_circles
 from sklearn.decomposition import FactorAnalysis
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 
 from skvae import VAETransformer
+from skvae._model.gaussian import LinearGaussian
 from skvae.inits import LinearInit
 from skvae.likelihoods import Gaussian
 
@@ -86,3 +90,72 @@ def test_networks_that_wake_up_late_are_waited_for(seed):
     -6.8, FactorAnalysis -9.6; where training ended before, the start had -8.8."""
     vae = VAETransformer(random_state=seed).fit(three_clusters(300, seed=0))
     assert vae.score(three_clusters(2000, seed=1)) > -7.1
+
+
+def ring(n_rows, rng):
+    angle = rng.uniform(0, 2 * np.pi, n_rows)
+    return np.column_stack([np.cos(angle), np.sin(angle)]) + 0.05 * rng.normal(size=(n_rows, 2))
+
+
+def parity(n_rows, rng):
+    """Two coins, and whether they differ: any two of the three are independent."""
+    coins = rng.integers(0, 2, (n_rows, 2))
+    return np.column_stack([coins, coins[:, 0] ^ coins[:, 1]])
+
+
+def holed(X, rng):
+    return np.where(rng.random(X.shape) < 0.1, np.nan, X)
+
+
+def words(n_rows, rng):
+    first, second, differ = parity(n_rows, rng).T
+    columns = {"x": 4 * first + 0.3 * rng.normal(size=n_rows), "kind": second, "same": differ}
+    return pd.DataFrame(columns).astype({"kind": str, "same": str})
+
+
+# Rows without a linear structure, and least nats per row over the linear model: some four fifths of what there is,
+# 1.89 of a thin ring, and of parities ln 2 for the coin that two others tell, with what columns of two modes have over
+# normal ones. Circles take more steps than 500 rows are given.
+UNSEEN_BY_FACTORS = {
+    "ring": (ring, {}, 1.5),
+    "ring with holes": (lambda n, rng: holed(ring(n, rng), rng), {}, 0.9),
+    "circles": (lambda n, rng: make_circles(n, noise=0.05, factor=0.5, random_state=rng.integers(99))[0], {}, 0.2),
+    "parity": (lambda n, rng: parity(n, rng) + 0.2 * rng.normal(size=(n, 3)), {}, 1.3),
+    "parity of bits": (lambda n, rng: parity(n, rng).astype(float), {}, 0.55),
+    "counts": (lambda n, rng: rng.poisson(1.0 + 12 * parity(n, rng)), {"likelihood": "negative_binomial"}, 1.3),
+    "words": (words, {}, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN_BY_FACTORS)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # factors say nothing
+def test_what_no_factor_tells_is_found(name):
+    make, params, least = UNSEEN_BY_FACTORS[name]
+    rng = np.random.default_rng(len(name))
+    train, test = make(500, rng), make(2000, rng)
+    linear = VAETransformer(3, **params, max_iter=1, learning_rate=1e-12, early_stopping=False).fit(train)
+    assert VAETransformer(3, **params, random_state=0).fit(train).score(test) > linear.score(test) + least
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli", "poisson"])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # features are independent
+def test_where_there_is_nothing_the_linear_model_stays(likelihood):
+    """Units that stand for single features are no worse a start, and the linear one is kept beside it."""
+    rng = np.random.default_rng(0)
+    draw = {"gaussian": rng.normal, "bernoulli": partial(rng.binomial, 1, 0.4), "poisson": partial(rng.poisson, 4)}
+    train, test = (draw[likelihood](size=(n, 5)).astype(float) for n in (400, 2000))
+    start = {"max_iter": 1, "learning_rate": 1e-12, "early_stopping": False}
+    linear, vae = (VAETransformer(2, likelihood=likelihood, random_state=0, **params) for params in (start, {}))
+    assert vae.fit(train).score(test) > linear.fit(train).score(test) - 0.03
+
+
+@pytest.mark.parametrize("columns", [[0, 1, 2, 3, 4, 5], [0, 0, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0]])
+def test_total_correlation_is_that_of_the_covariance_matrix(columns):
+    rng, columns = np.random.default_rng(0), np.array(columns)
+    density, directions = LinearGaussian(6, 3), np.linalg.qr(rng.normal(size=(6, 3)))[0]
+    noise, values = rng.uniform(0.5, 2, 6), np.array([5.0, 3.0, 1.5])
+    density.set_model(*(torch.from_numpy(part) for part in (np.zeros(6), noise, directions, values)))
+    covariance = np.diag(noise) @ (np.eye(6) + directions * (values - 1) @ directions.T) @ np.diag(noise)
+    own = [covariance[np.ix_(columns == i, columns == i)] for i in set(columns)]
+    expected = (sum(np.linalg.slogdet(part)[1] for part in own) - np.linalg.slogdet(covariance)[1]) / 2
+    assert density.total_correlation(torch.from_numpy(columns)) == pytest.approx(expected, abs=1e-6)

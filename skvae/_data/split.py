@@ -1,7 +1,7 @@
 """The rows of a table that each model is trained on and judged by, and the batches of an epoch."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
@@ -40,7 +40,14 @@ class Split(Dataset):
         All members but the first.
     shards : Shards, default=None
         The table of several processes that the indices are of.
+
+    Attributes
+    ----------
+    awake : callable or None
+        Makes all members at another start, for rows of which the linear model says nothing.
     """
+
+    awake: Callable[[], list[VAE]] | None = None
 
     def __init__(
         self,
@@ -223,7 +230,7 @@ class TrainBatches:
             own, at = self.split.own(rows)
             fields = self.rows.take(own)
             fields["x"] = likelihood.draw(fields["x"], rng)
-            if scale is not None and net.in_first_phase:  # which may end in mid-epoch
+            if scale is not None and not self.split.awake and net.in_first_phase:  # which may end in mid-epoch
                 fields["seen"] = torch.addcmul(self.rows.seen(fields), next(blur)[:, at], scale)
             eps = eps[..., at, :].expand(*eps.shape[:-3], n_members, -1, -1)
             yield Batch(**fields | net.phase, eps=eps, weight=weight[:, at]), None

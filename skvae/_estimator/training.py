@@ -35,7 +35,7 @@ from .._model.build import (
 )
 from .._model.calibration import spread_factor
 from .._model.component import check_component
-from .._model.linear import rows_to_start_from
+from .._model.linear import rows_to_start_from, says_nothing
 from .._system.device import resolve_device
 from .._system.program import threads_for
 from .._system.random import subsample
@@ -472,12 +472,13 @@ def begin(estimator, X, taken, one_epoch):
     seed, (offset, scale) = taken.seed, _units(recipe["likelihood"], X, recipe["n_context"])
     x = scaled(X, offset, scale)
     split = split_of(estimator, x, seed, True, one_epoch)
+    rows = _rows_to_start_from(x, split.train, seed)
+    start = partial(started_models, recipe, *rows, objective.kl_weight, alike=isinstance(X, Shards))
     with threads_for(len(x) * X.shape[1] ** 2):
-        model, *others = started_models(recipe, *_rows_to_start_from(x, split.train, seed), objective.kl_weight)
+        model, *others = start()
         noise = input_noise(model, x, objective.kl_weight, few=len(x) < CROSS_FIT_ROWS)
-    if isinstance(X, Shards):  # whose machines may round in other ways
+    if isinstance(X, Shards):
         noise = of_first(noise)
-        model.load_state_dict(of_first(model.state_dict()))
     net = build_net(
         model.to(device),
         objective,
@@ -496,6 +497,8 @@ def begin(estimator, X, taken, one_epoch):
     )
     net.given_callbacks_ = list(estimator.callbacks or ())
     split.others = [other.to(device) for other in others]
+    if says_nothing(model):
+        split.awake = partial(start, awake=True)
     return net, _with_rows(split, X, net, None if isinstance(X, Shards) else x)
 
 
@@ -577,7 +580,11 @@ def prior_of(estimator):
     return "standard_normal" if is_normal else Mixture(_N_COMPONENTS)
 
 
-def started_models(recipe, x, rows, kl_weight):
-    """Models at their start on several sets of rows, of which the first has most of the others'."""
-    first = started_vae(recipe, x, rows[0], kl_weight)
-    return [first, *(started_vae(recipe, x, some, kl_weight, near=first) for some in rows[1:])]
+def started_models(recipe, x, rows, kl_weight, alike=False, awake=False):
+    """Models at their start on several sets of rows, of which the first has most of the others'; `alike` in all
+    processes, whose machines may round in other ways."""
+    start = partial(started_vae, recipe, x, kl_weight=kl_weight, awake=awake)
+    first = start(rows[0])
+    if alike:
+        first.load_state_dict(of_first(first.state_dict()))
+    return [first, *(start(some, near=first) for some in rows[1:])]

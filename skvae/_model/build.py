@@ -136,8 +136,11 @@ def _check_log_prob(likelihood: Likelihood, x: Tensor) -> None:
         )
 
 
-def started_vae(recipe: dict[str, Any], x: Tensor, rows: Tensor, kl_weight: float, near: VAE | None = None) -> VAE:
-    """The VAE that `recipe` builds, at its start on the `rows` of `x`, of which `near` is one on most of them."""
+def started_vae(
+    recipe: dict[str, Any], x: Tensor, rows: Tensor, kl_weight: float, near: VAE | None = None, awake: bool = False
+) -> VAE:
+    """The VAE that `recipe` builds, at its start on the `rows` of `x`, of which `near` is one on most of them; see
+    `linear_start`."""
     vae, seed, filled = build_vae(**recipe), recipe["seed"], without_holes(x)
     with torch.no_grad():
         filled, context = vae.parts(filled)
@@ -150,7 +153,7 @@ def started_vae(recipe: dict[str, Any], x: Tensor, rows: Tensor, kl_weight: floa
         if vae.filler is not None:
             vae.filler.mean.copy_(inputs.mean(0))
     if isinstance(recipe["init"], LinearInit):
-        linear_start(vae, x, raw, beta=kl_weight, seed=seed, rows=rows, near=near)
+        linear_start(vae, x, raw, beta=kl_weight, seed=seed, rows=rows, near=near, awake=awake)
     return vae
 
 

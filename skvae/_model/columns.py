@@ -50,6 +50,9 @@ class Categorical(Likelihood):
         logits = logits - self._of_column(logits.detach(), "amax")
         return logits - self._of_column(logits.exp(), "sum").log()
 
+    def column_of(self, n_features: int) -> Tensor:
+        return self.columns
+
     def start(self, x: Tensor) -> Tensor:
         return ((x.sum(0, keepdim=True) + 0.5) / (len(x) + 1)).log()
 
@@ -212,6 +215,9 @@ class Columns(Likelihood):
 
     def real_valued(self, n_features: int) -> Tensor:
         return torch.cat([part.real_valued(some.stop - some.start) for part, some in self.split()])
+
+    def column_of(self, n_features: int) -> Tensor:
+        return torch.cat([some.start + part.column_of(some.stop - some.start) for part, some in self.split()])
 
     def build(self, n_features: int) -> None:
         for part, some in self.split():

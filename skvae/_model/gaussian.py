@@ -112,6 +112,17 @@ class LinearGaussian(nn.Module):
         log_det = 2 * noise_scale.log().sum() + signal.log1p().sum()
         return -0.5 * (distance + log_det + len(self.mean) * math.log(2 * math.pi))
 
+    def total_correlation(self, columns: Tensor) -> float:
+        """What columns tell of each other, in nats: the divergence from the product of their marginals. `columns`
+        (n_features,) says which features belong together."""
+        loadings = widest(self.directions) * widest(self.signal).sqrt()  # over the noise
+        n_features = torch.bincount(columns)
+        alone = (n_features == 1)[columns]
+        several = [loadings[columns == column] for column in (n_features > 1).nonzero()]
+        entropy = (1 + loadings[alone].square().sum(1)).log().sum()  # twice, up to that of the noise
+        entropy += sum(torch.logdet(torch.eye(len(own)).to(own) + own @ own.T) for own in several)
+        return float(entropy - widest(self.signal).log1p().sum()) / 2
+
     def posterior(self, x: Tensor, observed: Tensor) -> Posterior:
         """Posterior of z given the `observed` cells (batch, n_features) of the rows: a product over them (Tipping &
         Bishop, 1999, equation 6, with the sums over what is observed)."""

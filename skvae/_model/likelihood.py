@@ -54,6 +54,10 @@ class Likelihood(Component, ABC):
         """Tell which of that many features have values that may be shifted and scaled: (n_features,)."""
         return torch.full((n_features,), self.standardize)
 
+    def column_of(self, n_features: int) -> Tensor:
+        """Number of the column that each of that many features belongs to: (n_features,)."""
+        return torch.arange(n_features)
+
     def location_scale(self, X: Any) -> tuple[Any, Any]:
         """Return the location and scale of the model's units: (n_features,), or two numbers that hold for all."""
         return location_scale(X) if self.standardize else (0.0, 1.0)

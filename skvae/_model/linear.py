@@ -30,6 +30,8 @@ from .sums import blocks_of, total
 _MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
 _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not formed
 _ALIVE = 1e-3  # least signal-to-noise ratio of a unit: without any, its gradient would be zero
+_LITTLE = 0.1  # nats per row, of what columns tell of each other
+_PART = 0.9  # of a feature's variance that its unit stands for, where factors are none
 _SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 _SHRINKAGE_ROWS = 1_000
 _MAX_EM, _EM_TOL = 100, 5e-5  # steps; nats per row
@@ -154,6 +156,22 @@ class _LinearModel:
         directions = torch.eye(len(noise), z_dim, dtype=torch.float64)  # for units beyond the rank of y
         directions[:, : len(values)] = vectors
         return cls(factors.y, noise, torch.cat([values, values.new_zeros(z_dim - len(values))]), directions)
+
+    @classmethod
+    def of_single_features(cls, factors: _Factors, nearest_noise: Noise, z_dim: int, columns: Tensor) -> "_LinearModel":
+        """Independent features, some of which have a unit that stands for most of what seemed their noise: those whose
+        values lie least like a normal variable's around their mean, in clusters or on a curve, and of each of the
+        `columns` one before any has two."""
+        variance, n = factors.variance, min(z_dim, len(factors.variance))
+        fourth = total(block.double().pow(4).sum(0) for block in blocks_of(factors.y)) / len(factors.y)
+        order = (fourth / variance.square()).argsort()
+        n_before = [int((columns[order[:i]] == columns[feature]).sum()) for i, feature in enumerate(order)]
+        chosen = order[torch.tensor(n_before).argsort(stable=True)][:n]
+        left, values = torch.ones_like(variance), torch.ones(z_dim, dtype=torch.float64)
+        left[chosen], values[:n] = 1 - _PART, 1 / (1 - _PART)
+        directions = torch.zeros(len(variance), z_dim, dtype=torch.float64)
+        directions[chosen, torch.arange(n)] = 1
+        return cls(factors.y, nearest_noise(variance * left), values, directions)
 
     def describe(self, density: LinearGaussian, mean: Tensor) -> None:
         """Make `density` that of mean + y."""
@@ -304,8 +322,25 @@ def _best_shrinkage(
     return max(_SHRINKAGES, key=bound)
 
 
+def says_nothing(vae: VAE) -> bool:
+    """Tell whether the linear model that `vae` starts at says no more than independent features would: its units are
+    asleep, and where networks find no slope to leave it, is a saddle."""
+    density = vae.filler if vae.filler is not None else vae.background
+    if vae.linear_decoder is None or not isinstance(density, LinearGaussian):
+        return False
+    return density.total_correlation(vae.likelihood.column_of(len(density.mean))) < _LITTLE
+
+
 def linear_start(
-    vae: VAE, x: Tensor, raw: Tensor, *, beta: float, seed: int, rows: Tensor | None = None, near: VAE | None = None
+    vae: VAE,
+    x: Tensor,
+    raw: Tensor,
+    *,
+    beta: float,
+    seed: int,
+    rows: Tensor | None = None,
+    near: VAE | None = None,
+    awake: bool = False,
 ) -> None:
     """Set `vae` to the optimum of the linear model, in place.
 
@@ -325,6 +360,9 @@ def linear_start(
         Indices of the rows to take; None takes all.
     near : VAE, default=None
         A model at its start on similar rows, whose noise is then near.
+    awake : bool, default=False
+        Whether units stand for single features, where factors say nothing: the density is that of independent
+        features, and not a saddle of the networks.
     """
     likelihood, z_dim = vae.likelihood, vae.prior.z_dim
     x, context = vae.parts(_at_most(x, rows_to_start_from(x.shape[1]), seed, rows))
@@ -358,8 +396,11 @@ def linear_start(
             model.describe_inputs(vae.filler, centre, slope)
         if given is not None:
             vae.regression.copy_(torch.where(slope[:, None] == 0, 0, given / slope[:, None]))
+        if awake:
+            model = _LinearModel.of_single_features(factors, nearest_noise, z_dim, likelihood.column_of(len(noise)))
+            likelihood.set_noise(model.noise.to(raw), raw)
         put = partial(model.put_into, vae, (centre, slope), raw, beta, given=given)
-        put(shrinkage=1.0 if exact else _best_shrinkage(put, vae, x, context, beta, seed))
+        put(shrinkage=1.0 if exact or awake else _best_shrinkage(put, vae, x, context, beta, seed))
 
 
 def _means_of_real(likelihood: Likelihood, x: Tensor) -> Tensor:

@@ -127,6 +127,9 @@ class Judge:
 class Guard:
     """Keeps the state with the best score, the start included, and stops when none better comes.
 
+    Where the linear model says nothing of the rows, its start is a saddle: it is judged and kept as any other, and
+    training begins from the split's `awake` start in its place, without noise on the encoder's inputs.
+
     When the score has not risen by `tol` for more than `patience` steps, or half of the steps are done, the first
     phase ends, unless the objective still warms up or the rows of a map find their places. Networks that wake up late
     are worse than the linear start at first: while nothing is better than that, there are twice as many steps from
@@ -212,6 +215,8 @@ class Guard:
         self.before = self._counts()
         if self.judge and self.seen is None:
             self._look()
+            if self.split.awake:
+                self.net.stack_.begin_from(self.split.awake())
         if not self.judge:  # a finite loss of the epoch before does not confirm the state after its last step
             state = self.net.stack_.state()
             self.start = self.start or state
