@@ -27,7 +27,7 @@ class LinearInit(Init):
 
     The networks start at zero output. The paths stay, and so does the linear model, as a small part of the density.
 
-    Where columns tell less than a tenth of a nat of each other in the linear model, that is a saddle, from which
+    Where columns tell less than a quarter of a nat of each other in the linear model, that is a saddle, from which
     networks do not find what else there may be. Training that is judged by held-out rows then begins where each unit
     stands for nine tenths of the variance of one column, and keeps the linear model if nothing better comes.
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine, make_circles
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, load_wine, make_circles, make_moons
 from sklearn.decomposition import FactorAnalysis
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
@@ -120,6 +120,7 @@ UNSEEN_BY_FACTORS = {
     "ring": (ring, {}, 1.5),
     "ring with holes": (lambda n, rng: holed(ring(n, rng), rng), {}, 0.9),
     "circles": (lambda n, rng: make_circles(n, noise=0.05, factor=0.5, random_state=rng.integers(99))[0], {}, 0.2),
+    "moons": (lambda n, rng: make_moons(n, noise=0.05, random_state=rng.integers(99))[0], {}, 0.8),
     "parity": (lambda n, rng: parity(n, rng) + 0.2 * rng.normal(size=(n, 3)), {}, 1.3),
     "parity of bits": (lambda n, rng: parity(n, rng).astype(float), {}, 0.55),
     "counts": (lambda n, rng: rng.poisson(1.0 + 12 * parity(n, rng)), {"likelihood": "negative_binomial"}, 1.3),

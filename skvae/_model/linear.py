@@ -30,7 +30,7 @@ from .sums import blocks_of, total
 _MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
 _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not formed
 _ALIVE = 1e-3  # least signal-to-noise ratio of a unit: without any, its gradient would be zero
-_LITTLE = 0.1  # nats per row, of what columns tell of each other
+_LITTLE = 0.25  # nats per row, of what columns tell of each other
 _PART = 0.9  # of a feature's variance that its unit stands for, where factors are none
 _SHRINKAGES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02)
 _SHRINKAGE_ROWS = 1_000
