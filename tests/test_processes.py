@@ -33,7 +33,7 @@ CASES = {
     "whole numbers": ("whole", "uneven", STEPS),
     "mixture": ("curved", "uneven", STEPS | {"prior": "mixture"}),
     "iwae": ("curved", "uneven", STEPS | {"objective": "iwae"}),
-    "judged": ("curved", "uneven", {"max_iter": 3}),
+    "judged": ("curved", "uneven", {"max_iter": 2}),
     "stopped early": ("curved", "even", {"n_iter_no_change": 2, "max_iter": 60}),
     "few rows": ("few", "few", {"max_iter": 4}),
     "memory map": ("curved", "uneven", STEPS | {"source": "map"}),
