@@ -105,13 +105,12 @@ def loss_of(vae, X):
 def test_never_below_factor_analysis_of_what_is_observed(load, share):
     """The promise, under holes: a default fit beside the linear model by EM, on rows that neither has seen."""
     X = StandardScaler().fit_transform(load().data)  # for the reference's sake
-    for seed in range(2):
-        rows = np.random.default_rng(seed).permutation(len(X))
-        train, test = (holed(X[part], share, seed) for part in (rows[::2], rows[1::2]))
-        start = {"max_iter": 1, "learning_rate": 1e-12, "early_stopping": False}
-        linear = VAETransformer(3, **LINEAR | {"random_state": seed}, **start).fit(train)
-        seen = test[~np.isnan(test).all(axis=1)]
-        assert VAETransformer(3, random_state=seed).fit(train).score(seen) > -loss_of(linear, seen)
+    rows = np.random.default_rng(0).permutation(len(X))
+    train, test = (holed(X[part], share) for part in (rows[::2], rows[1::2]))
+    start = {"max_iter": 1, "learning_rate": 1e-12, "early_stopping": False}
+    linear = VAETransformer(3, **LINEAR, **start).fit(train)
+    seen = test[~np.isnan(test).all(axis=1)]
+    assert VAETransformer(3, random_state=0).fit(train).score(seen) > -loss_of(linear, seen)
 
 
 def test_rows_know_nothing_of_their_neighbours():

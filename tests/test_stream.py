@@ -1,6 +1,7 @@
 """Chunks as one table, in `partial_fit`; and rows that stand for a table."""
 
 import pickle
+from itertools import product
 
 import numpy as np
 import pytest
@@ -22,8 +23,13 @@ def chunks(X, size):
     return (X[start : start + size] for start in range(0, len(X), size))
 
 
-@pytest.mark.parametrize(("size", "seed"), [(1, 0), (2, 1), (10, 0), (10, 1), (50, 1), (100, 0)])
-@pytest.mark.parametrize("data", [load_iris, load_wine, lambda: load_diabetes(scaled=False)])
+@pytest.mark.parametrize(
+    ("data", "size", "seed"),
+    [
+        *product([load_iris, load_wine], [1, 2], [0]),
+        *product([load_iris, load_wine, lambda: load_diabetes(scaled=False)], [10, 50, 100], [1]),
+    ],
+)
 @silent  # the first chunks have one row
 def test_a_table_in_chunks_of_any_size_ends_no_worse_than_the_linear_model(data, size, seed):
     X = data().data
