@@ -120,7 +120,7 @@ class LinearGaussian(nn.Module):
         alone = (n_features == 1)[columns]
         several = [loadings[columns == column] for column in (n_features > 1).nonzero()]
         entropy = (1 + loadings[alone].square().sum(1)).log().sum()  # twice, up to that of the noise
-        entropy += sum(torch.logdet(torch.eye(len(own)).to(own) + own @ own.T) for own in several)
+        entropy += sum(torch.logdet(torch.eye(own.shape[1]).to(own) + own.T @ own) for own in several)
         return float(entropy - widest(self.signal).log1p().sum()) / 2
 
     def posterior(self, x: Tensor, observed: Tensor) -> Posterior:
