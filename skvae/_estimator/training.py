@@ -477,6 +477,7 @@ def begin(estimator, X, taken, one_epoch):
     with threads_for(len(x) * X.shape[1] ** 2):
         model, *others = start()
         noise = input_noise(model, x, objective.kl_weight, few=len(x) < CROSS_FIT_ROWS)
+        split.awake = partial(start, awake=True) if says_nothing(model) else None
     if isinstance(X, Shards):
         noise = of_first(noise)
     net = build_net(
@@ -497,8 +498,6 @@ def begin(estimator, X, taken, one_epoch):
     )
     net.given_callbacks_ = list(estimator.callbacks or ())
     split.others = [other.to(device) for other in others]
-    if says_nothing(model):
-        split.awake = partial(start, awake=True)
     return net, _with_rows(split, X, net, None if isinstance(X, Shards) else x)
 
 
