@@ -51,6 +51,10 @@ def changed(set_value, value, former):
         set_value(former)
 
 
+def default_dtype(dtype):
+    return changed(torch.set_default_dtype, dtype, torch.float32)
+
+
 @contextlib.contextmanager
 def all_of(*programs):
     """Several settings at once: each would be seen in the results."""
@@ -62,12 +66,8 @@ def all_of(*programs):
 
 SKLEARN = {"transform_output": "pandas", "assume_finite": True, "array_api_dispatch": True}
 PROGRAMS = {
-    "float64 and device": lambda: all_of(
-        changed(torch.set_default_dtype, torch.float64, torch.float32), torch.device("meta")
-    ),
-    "bfloat16 and no gradients": lambda: all_of(
-        changed(torch.set_default_dtype, torch.bfloat16, torch.float32), torch.no_grad()
-    ),
+    "float64 and device": lambda: all_of(default_dtype(torch.float64), torch.device("meta")),
+    "bfloat16 and no gradients": lambda: all_of(default_dtype(torch.bfloat16), torch.no_grad()),
     "inference mode": torch.inference_mode,
     "device": lambda: changed(torch.set_default_device, "meta", None),
     "gradients off, deterministic, anomalies": lambda: all_of(
@@ -118,7 +118,7 @@ def test_what_a_program_sets_changes_no_bit(name, table, tmp_path):
 
 
 def test_settings_are_as_before_whatever_happens(table):
-    with changed(torch.set_default_dtype, torch.float64, torch.float32), torch.no_grad(), np.errstate(all="raise"):
+    with default_dtype(torch.float64), torch.no_grad(), np.errstate(all="raise"):
         with pytest.raises(ValueError, match="infinity"):
             VAETransformer(2, **SMALL).fit(np.full((5, 2), np.inf))
         VAETransformer(2, **SMALL).fit(table())

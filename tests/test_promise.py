@@ -16,6 +16,8 @@ from skvae._model.gaussian import LinearGaussian
 from skvae.inits import LinearInit
 from skvae.likelihoods import Gaussian
 
+STILL = {"max_iter": 1, "learning_rate": 1e-12, "early_stopping": False}  # stays at its start
+
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_no_row_is_far_below_the_linear_model(seed):
     X = StandardScaler().fit_transform(load_wine().data)
     far = X[:50] + np.random.default_rng(seed).choice([-30, 0, 0, 30], size=(50, 13))
     vae, alone = (VAETransformer(2, init=LinearInit(share), random_state=seed).fit(X) for share in (0.02, 0))
-    linear = VAETransformer(2, init=LinearInit(0.5), max_iter=1, learning_rate=1e-12, early_stopping=False).fit(X)
+    linear = VAETransformer(2, init=LinearInit(0.5), **STILL).fit(X)
     background = linear.module_.background.log_prob(torch.from_numpy(far - linear.net_.offset).float())
     assert np.all(vae.score_samples(far) >= background.numpy() + np.log(0.02) - 0.1)  # float32 at -1000 nats
     assert np.any(alone.score_samples(far) < background.numpy() + np.log(0.02) - 10)
@@ -134,7 +136,7 @@ def test_what_no_factor_tells_is_found(name):
     make, params, least = UNSEEN_BY_FACTORS[name]
     rng = np.random.default_rng(len(name))
     train, test = make(500, rng), make(2000, rng)
-    linear = VAETransformer(3, **params, max_iter=1, learning_rate=1e-12, early_stopping=False).fit(train)
+    linear = VAETransformer(3, **params, **STILL).fit(train)
     assert VAETransformer(3, **params, random_state=0).fit(train).score(test) > linear.score(test) + least
 
 
@@ -145,8 +147,7 @@ def test_where_there_is_nothing_the_linear_model_stays(likelihood):
     rng = np.random.default_rng(0)
     draw = {"gaussian": rng.normal, "bernoulli": partial(rng.binomial, 1, 0.4), "poisson": partial(rng.poisson, 4)}
     train, test = (draw[likelihood](size=(n, 5)).astype(float) for n in (400, 2000))
-    start = {"max_iter": 1, "learning_rate": 1e-12, "early_stopping": False}
-    linear, vae = (VAETransformer(2, likelihood=likelihood, random_state=0, **params) for params in (start, {}))
+    linear, vae = (VAETransformer(2, likelihood=likelihood, random_state=0, **params) for params in (STILL, {}))
     assert vae.fit(train).score(test) > linear.fit(train).score(test) - 0.03
 
 

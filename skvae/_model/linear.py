@@ -159,12 +159,12 @@ class _LinearModel:
 
     @classmethod
     def of_single_features(cls, factors: _Factors, nearest_noise: Noise, z_dim: int, columns: Tensor) -> "_LinearModel":
-        """Independent features, some of which have a unit that stands for most of what seemed their noise: those whose
-        values lie least like a normal variable's around their mean, in clusters or on a curve, and of each of the
-        `columns` one before any has two."""
+        """Independent features, some of which have a unit that stands for most of what seemed their noise: those of the
+        least kurtosis, as values in clusters or on a curve have it, and of each of the `columns` one before any has
+        two."""
         variance, n = factors.variance, min(z_dim, len(factors.variance))
         fourth = total(block.double().pow(4).sum(0) for block in blocks_of(factors.y)) / len(factors.y)
-        order = (fourth / variance.square()).argsort()
+        order = (fourth / variance.square()).argsort()  # by kurtosis
         n_before = [int((columns[order[:i]] == columns[feature]).sum()) for i, feature in enumerate(order)]
         chosen = order[torch.tensor(n_before).argsort(stable=True)][:n]
         left, values = torch.ones_like(variance), torch.ones(z_dim, dtype=torch.float64)
@@ -323,12 +323,12 @@ def _best_shrinkage(
 
 
 def says_nothing(vae: VAE) -> bool:
-    """Tell whether the linear model that `vae` starts at says no more than independent features would: its units are
-    asleep, and where networks find no slope to leave it, is a saddle."""
-    density = vae.filler if vae.filler is not None else vae.background
-    if vae.linear_decoder is None or not isinstance(density, LinearGaussian):
+    """Tell whether the linear model that `vae` starts at says little more than independent columns would: that start is
+    a saddle of the networks."""
+    if vae.linear_decoder is None:
         return False
-    return density.total_correlation(vae.likelihood.column_of(len(density.mean))) < _LITTLE
+    columns = vae.likelihood.column_of(len(vae.completer.mean))
+    return vae.completer.total_correlation(columns) < _LITTLE
 
 
 def linear_start(

@@ -229,12 +229,9 @@ class Stack:
                 for buffer, value in zip(module.buffers(), values, strict=True):
                     buffer.copy_(value)
 
-    @torch.no_grad()
     def begin_from(self, modules: Sequence[VAE]) -> None:
-        """Go on from the parameters of other modules of the same shape, and average from there."""
-        for flat, average, value in zip(self.wholes, self.average_wholes, self._flat(modules), strict=True):
-            flat.copy_(value)
-            average.copy_(value)
+        """Go on from other modules of the same shape, and average from there."""
+        self.load({"wholes": self._flat(modules), "buffers": [list(module.buffers()) for module in modules]})
 
     def whole_state(self) -> dict[str, list]:
         """Return what training goes on from: parameters, their averages and all buffers, not copied."""
