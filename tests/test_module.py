@@ -47,6 +47,19 @@ def test_log_weights_are_the_importance_weights(name, case, normal):
     torch.testing.assert_close(vae.log_weights(x, eps), expected)
 
 
+def test_scales_beyond_the_prior_grow_linearly(make_vae):
+    """And have no corner: those of rows far out would grow exponentially where networks extrapolate."""
+    vae = make_vae(Gaussian(), n_features=1, z_dim=1).double()
+    nn.init.zeros_(vae.encoder.head.weight)
+    for value, scale, slope in ((-3.0, math.exp(-3), 1.0), (0.0, 1.0, 1.0), (8.0, 9.0, 1 / 9), (1e6, 1e6 + 1, 1e-6)):
+        vae.encoder.head.bias.data[1] = value
+        vae.zero_grad()
+        log_scale = vae.encode(torch.zeros(1, 1, dtype=torch.float64))[1]
+        log_scale.sum().backward()
+        assert log_scale.exp().item() == pytest.approx(scale, rel=1e-12)
+        assert vae.encoder.head.bias.grad[1].item() == pytest.approx(slope, rel=1e-5)
+
+
 def test_log_weights_average_to_the_marginal_likelihood(make_vae, normal):
     """Whatever the encoder says: one feature, one unit, where the marginal is N(bias, weight^2 + noise)."""
     vae = make_vae(Gaussian("feature", noise_floor=1.0), n_features=1, z_dim=1).double()

@@ -200,12 +200,14 @@ class FastELBO:
     def _encode(self, inputs: Tensor, spread: Tensor | None) -> tuple[Tensor, Tensor]:
         networks = self.encoder.forward(inputs.clamp(-MAX_INPUT, MAX_INPUT) if self.has_paths else inputs)
         mean, log_scale = (half.contiguous() for half in networks.chunk(2, dim=-1))  # strided tensors are slow
+        self.excess = log_scale.relu()
+        log_scale.clamp_(max=0).add_(self.excess.log1p())  # `tamed`
         if spread is not None:
             log_scale = log_scale + spread
         return (self.linear_encoder.add(mean, inputs) if self.has_paths else mean), log_scale
 
     def _backward_encoder(self, inputs: Tensor, grad_mean: Tensor, grad_log_scale: Tensor) -> None:
-        self.encoder.backward(torch.cat([grad_mean, grad_log_scale], dim=-1))
+        self.encoder.backward(torch.cat([grad_mean, grad_log_scale.div_(self.excess.add_(1))], dim=-1))
         if self.has_paths:
             self.linear_encoder.backward(inputs, grad_mean)
 

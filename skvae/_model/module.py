@@ -24,13 +24,19 @@ def beside(z: Tensor, context: Tensor | None) -> Tensor:
     return z if context is None else torch.cat([z, context.expand(*z.shape[:-1], -1)], -1)
 
 
+def tamed(log_scale: Tensor) -> Tensor:
+    """Log-scales of posteriors, from the encoder's: a scale beyond 1, the prior's, goes on linearly. Where networks
+    extrapolate, at outliers, each step would multiply it, and a single row's loss would undo the model."""
+    return log_scale.clamp(max=0) + log_scale.relu().log1p()
+
+
 class VAE(nn.Module):
     """Variational autoencoder with a diagonal Gaussian posterior (Kingma & Welling, 2014).
 
     Parameters
     ----------
     encoder : nn.Module
-        (..., n_features) -> (..., 2 * z_dim): mean and log-scale of q(z | x).
+        (..., n_features) -> (..., 2 * z_dim): mean and log-scale of q(z | x), the latter before it is `tamed`.
     decoder : nn.Module
         (..., z_dim) -> (..., n_raw * n_features): the likelihood's raw outputs.
     likelihood, prior : nn.Module
@@ -132,9 +138,9 @@ class VAE(nn.Module):
         """The same for what the encoder sees of x."""
         if self.linear_encoder is None:
             mean, log_scale = self.encoder(inputs).chunk(2, dim=-1)
-            return mean, log_scale
+            return mean, tamed(log_scale)
         mean, log_scale = self.encoder(inputs.clamp(-MAX_INPUT, MAX_INPUT)).chunk(2, dim=-1)
-        return mean + self.linear_encoder(inputs), log_scale
+        return mean + self.linear_encoder(inputs), tamed(log_scale)
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Raw outputs of the likelihood: (..., n_raw, n_features)."""
