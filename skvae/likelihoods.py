@@ -29,6 +29,7 @@ __all__ = [
     "Poisson",
 ]
 
+_OVER_FLOOR = 1.01  # where noise starts at least
 _N_SIZES = 1000  # quantiles of the rows' sizes that are kept
 
 
@@ -47,10 +48,12 @@ class Gaussian(Likelihood):
         Least noise variance, as a fraction of a feature's variance. It keeps constant and duplicated columns from
         being a singularity of the density. Where the variance itself is hardly known, as that of a feature which is
         constant but for a few rows, the floor is the squared relative variance of its estimate,
-        ``((kurtosis - 1) / n_samples) ** 2``, if that is larger.
+        ``((kurtosis - 1) / n_samples) ** 2``, if that is larger; but no more than the noise of the linear model that
+        training starts from, since other features may tell what a feature's own variance does not.
     """
 
     floor: Tensor
+    doubt: Tensor | None = None  # the variance that single features leave unknown, until the floor is settled
 
     _parameter_constraints: ClassVar[dict[str, list]] = {
         "noise": [StrOptions({"row", "feature", "shared"})],
@@ -77,20 +80,26 @@ class Gaussian(Likelihood):
 
     def start(self, x: Tensor) -> Tensor:
         if self.noise != "shared":  # which no single feature determines
-            self._raise_floor(x)
+            self.doubt = self._doubt(x)
         return super().start(x)
 
-    def _raise_floor(self, x: Tensor) -> None:
+    def _doubt(self, x: Tensor) -> Tensor:
         blocks = (block.double().square() for block in blocks_of(x))
         squares = [(square.sum(0), square.square().sum(0)) for square in blocks]
         variance, fourth = (sum(terms) / len(x) for terms in zip(*squares, strict=True))
         relative_variance = (fourth / variance.clamp(min=1e-12).square() - 1) / len(x)
-        self.floor.copy_((variance * relative_variance.square()).clamp(min=self.noise_floor))
+        return variance * relative_variance.square()
+
+    def settle(self, noise: Tensor | None = None) -> None:
+        if self.doubt is not None:
+            doubt = self.doubt if noise is None else torch.minimum(self.doubt, noise / _OVER_FLOOR)
+            self.floor.copy_(doubt.clamp(min=self.noise_floor))
+            self.doubt = None
 
     def nearest_noise(self, variance: Tensor) -> Tensor:
         if self.noise == "shared":
             variance = variance.mean(0, keepdim=True).expand_as(variance)
-        return torch.maximum(variance, 1.01 * self.floor)
+        return torch.maximum(variance, _OVER_FLOOR * self.floor)
 
     def set_noise(self, variance: Tensor, raw: Tensor) -> None:
         log_noise = 0.5 * (self.nearest_noise(variance) - self.floor).log()

@@ -154,6 +154,8 @@ def started_vae(
             vae.filler.mean.copy_(inputs.mean(0))
     if isinstance(recipe["init"], LinearInit):
         linear_start(vae, x, raw, beta=kl_weight, seed=seed, rows=rows, near=near, awake=awake)
+    else:
+        vae.likelihood.settle()
     return vae
 
 

@@ -272,6 +272,10 @@ class Columns(Likelihood):
     def quantile(self, raw: Tensor, level: Tensor) -> Tensor:
         return self._join(lambda part, own, some: part.quantile(own, level), raw)
 
+    def settle(self, noise: Tensor | None = None) -> None:
+        for part, some in self.split():
+            part.settle(None if noise is None else noise[some])
+
     def set_noise(self, variance: Tensor, raw: Tensor) -> None:
         for part, some in self.split():
             part.set_noise(variance[some], raw[: part.n_raw, some])

@@ -390,6 +390,7 @@ def linear_start(
         if observed is not None:
             raw[0] += mean + _means_of_real(likelihood, x)
             centre = centre + torch.where(slope == 0, 0, mean / slope)
+        likelihood.settle(noise.to(raw))
         likelihood.set_noise(noise.to(raw), raw)
         _describe_background(vae, model, (x - shift).mean(0) + mean, raw)
         if vae.filler is not None:
