@@ -163,9 +163,9 @@ class Guard:
         self.before = self._counts()  # this epoch, which may be undone
         self.seen: tuple[float, float, float] | None = None  # the last look
         self.best = self.reference = self.former = self.first = -math.inf
-        self.kept: dict | None = None
-        self.start: dict | None = None
-        self.latest: dict | None = None
+        self.kept: list[Tensor] | None = None
+        self.start: list[Tensor] | None = None
+        self.latest: list[Tensor] | None = None
 
     @property
     def n_all_steps(self) -> int:
@@ -283,7 +283,7 @@ class Guard:
                 "`learning_rate`, or look for outliers in X and scale or clip them."
             )
 
-    def _go_back(self, state: dict | None, reason: str) -> None:
+    def _go_back(self, state: list[Tensor] | None, reason: str) -> None:
         self.n_undone += 1
         factor = 0.5**self.n_undone
         if state is not None:

@@ -247,12 +247,12 @@ class Net(NeuralNet):
 
     def training_state(self) -> dict:
         """Return all that training goes on from; the callbacks keep the rest."""
-        parts = {**self.stack_.whole_state(), "optimizer": self.optimizer_.state_dict()}
+        parts = {"tensors": self.stack_.whole_state(), "optimizer": self.optimizer_.state_dict()}
         scalars = {"lr": self.lr, "n_steps": self.n_steps_, "history": list(self.history), "frozen": self.frozen}
         return {**parts, **scalars, "guard": self.guard_.state()}
 
     def load_training_state(self, state: dict) -> None:
-        self.stack_.load_whole(state)
+        self.stack_.load_whole(state["tensors"])
         self.optimizer_.load_state_dict(state["optimizer"])
         self.lr, self.n_steps_, self.history[:] = state["lr"], state["n_steps"], state["history"]
         self.freeze(state["frozen"])

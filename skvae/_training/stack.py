@@ -29,6 +29,11 @@ def _changing(average: nn.Module, member: nn.Module) -> list[tuple[Any, ...]]:
     return [buffers for pair in others for buffers in zip(*(part.buffers(False) for part in pair), strict=True)]
 
 
+def _tensors(wholes: Sequence[Tensor], modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Flat tensors and the buffers of the modules, whose parameters they are."""
+    return [part.detach() for part in (*wholes, *(buffer for module in modules for buffer in module.buffers()))]
+
+
 class Stack:
     """`members` with their parameters in flat tensors, until they are released.
 
@@ -213,41 +218,26 @@ class Stack:
             for buffer in pair:
                 buffer.copy_(of_first(buffer))
 
-    def state(self) -> dict[str, list]:
+    def state(self) -> list[Tensor]:
         """Return copies of all members' averages and of their buffers."""
-        buffers = [[buffer.clone() for buffer in module.buffers()] for module in self.averages]
-        return {"wholes": [flat.detach().clone() for flat in self.average_wholes], "buffers": buffers}
+        return [part.clone() for part in _tensors(self.average_wholes, self.averages)]
 
-    @torch.no_grad()
-    def load(self, state: dict[str, list]) -> None:
+    def load(self, state: list[Tensor]) -> None:
         """Go on from a `state`, and average from there."""
-        for flats in (self.wholes, self.average_wholes):
-            for flat, value in zip(flats, state["wholes"], strict=True):
-                flat.copy_(value)
-        for modules in (self.members, self.averages):
-            for module, values in zip(modules, state["buffers"], strict=True):
-                for buffer, value in zip(module.buffers(), values, strict=True):
-                    buffer.copy_(value)
+        self.load_whole([*state, *state])
 
     def begin_from(self, modules: Sequence[VAE]) -> None:
         """Go on from other modules of the same shape, and average from there."""
-        self.load({"wholes": self._flat(modules), "buffers": [list(module.buffers()) for module in modules]})
+        self.load(_tensors(self._flat(modules), modules))
 
-    def whole_state(self) -> dict[str, list]:
-        """Return what training goes on from: parameters, their averages and all buffers, not copied."""
-        flats = [part.detach() for part in (*self.wholes, *self.average_wholes)]
-        return {"flats": flats, "buffers": self._all_buffers()}
+    def whole_state(self) -> list[Tensor]:
+        """Return what training goes on from, not copied: parameters and buffers of the members, and of the averages."""
+        return _tensors(self.wholes, self.members) + _tensors(self.average_wholes, self.averages)
 
-    def load_whole(self, state: dict[str, list]) -> None:
+    def load_whole(self, state: list[Tensor]) -> None:
         """Go on from a `whole_state`."""
-        pairs = [*zip((*self.wholes, *self.average_wholes), state["flats"], strict=True)]
-        for own, kept in zip(self._all_buffers(), state["buffers"], strict=True):
-            pairs += zip(own, kept, strict=True)
-        for part, value in pairs:
-            part.data.copy_(value)
-
-    def _all_buffers(self) -> list[list[Tensor]]:
-        return [list(module.buffers()) for module in (*self.members, *self.averages)]
+        for part, value in zip(self.whole_state(), state, strict=True):
+            part.copy_(value)
 
     def used(self, last: int | None) -> dict[str, Tensor]:
         """The parameters that are trained, or the averaged ones of the last members."""
