@@ -162,7 +162,7 @@ class Guard:
         self.turn = self.last = math.inf  # steps after which the second phase begins, and ends
         self.before = self._counts()  # this epoch, which may be undone
         self.seen: tuple[float, float, float] | None = None  # the last look
-        self.best = self.reference = self.former = self.first = -math.inf
+        self.best = self.former = self.first = -math.inf
         self.kept: list[Tensor] | None = None
         self.start: list[Tensor] | None = None
         self.latest: list[Tensor] | None = None
@@ -198,7 +198,7 @@ class Guard:
     @property
     def is_asleep(self) -> bool:
         """True in the first phase while no look is better than the first one."""
-        return self.in_first_phase and self.reference <= self.first + self.schedule.tol
+        return self.in_first_phase and self.best <= self.first + self.schedule.tol
 
     def state(self) -> dict:
         """Return what a checkpoint keeps."""
@@ -251,13 +251,13 @@ class Guard:
             if not first:
                 raise Diverged(f"the validation loss of epoch {len(self.net.history)} is {-score}")
             score = -math.inf
-        if first or score > self.best:
-            self.best, self.kept = score, self.net.stack_.state()
         self.first = score if first else self.first
-        least = min(self.reference, self.former) if self.is_asleep else self.reference
+        least = min(self.best, self.former) if self.is_asleep else self.best
         if score > least + self.schedule.tol or self.is_settling:
             self.progress = self.n_steps
-        self.reference, self.former = max(self.reference, score), score
+        if first or score > self.best:
+            self.best, self.kept = score, self.net.stack_.state()
+        self.former = score
 
     def _end_phase(self) -> None:
         if not self.in_first_phase:
