@@ -160,12 +160,12 @@ class Guard:
         self.narrowness = min(1.0, _USUAL_FEATURES / split.x.shape[1])
         self.n_steps = self.progress = self.n_undone = 0
         self.turn = self.last = math.inf  # steps after which the second phase begins, and ends
-        self.before = self._counts()  # this epoch, which may be undone
+        self.before: dict[str, float] = {}  # this epoch, which may be undone
         self.seen: tuple[float, float, float] | None = None  # the last look
         self.best = self.former = self.first = -math.inf
-        self.kept: list[Tensor] | None = None
-        self.start: list[Tensor] | None = None
-        self.latest: list[Tensor] | None = None
+        self.kept: list[Tensor] = []
+        self.start: list[Tensor] = []
+        self.latest: list[Tensor] = []
 
     @property
     def n_all_steps(self) -> int:
@@ -208,11 +208,8 @@ class Guard:
     def load(self, state: dict) -> None:
         vars(self).update(state)
 
-    def _counts(self) -> dict[str, float]:
-        return {name: getattr(self, name) for name in ("n_steps", "progress", "turn", "last")}
-
     def on_epoch_begin(self) -> None:
-        self.before = self._counts()
+        self.before = {name: getattr(self, name) for name in ("n_steps", "progress", "turn", "last")}
         if self.judge and self.seen is None:
             self._look()
             if self.split.awake:
@@ -262,7 +259,6 @@ class Guard:
     def _end_phase(self) -> None:
         if not self.in_first_phase:
             raise StopTraining
-        assert self.kept
         self.turn = self.progress = self.n_steps
         self.last = self.turn + max(1, min(self.turn, self.budget - self.turn))
         self.net.stack_.load(self.kept)
@@ -275,7 +271,8 @@ class Guard:
         self.net.history.pop()
         vars(self).update(self.before)
         state = self.kept or self.latest
-        self.latest = None if self.judge else state
+        if not self.judge:
+            self.latest = state
         self._go_back(state, str(error))
         if self.n_undone > self.n_tries:
             raise ValueError(
@@ -283,11 +280,10 @@ class Guard:
                 "`learning_rate`, or look for outliers in X and scale or clip them."
             )
 
-    def _go_back(self, state: list[Tensor] | None, reason: str) -> None:
+    def _go_back(self, state: list[Tensor], reason: str) -> None:
         self.n_undone += 1
         factor = 0.5**self.n_undone
-        if state is not None:
-            self.net.stack_.load(state)
+        self.net.stack_.load(state)
         self.net.lr *= factor
         self.net.optimizer_.state.clear()
         for group in self.net.optimizer_.param_groups:
@@ -306,13 +302,12 @@ class Guard:
 
     def finish(self) -> None:
         """Leave the best state, or the last one that is finite."""
-        if self.judge:
-            if self.kept is not None:
-                self.net.stack_.load(self.kept)
-        elif self.latest is not None and not self.is_finite():
+        if self.judge and self.kept:
+            self.net.stack_.load(self.kept)
+        elif self.latest and not self.is_finite():
             self._go_back(self.latest, f"the loss after epoch {len(self.net.history)} is not finite")
             for state in (self.kept or self.start, self.start):  # each row was evaluated at one state only
-                if state and not self.is_finite():
+                if not self.is_finite():
                     self.net.stack_.load(state)
 
     def is_finite(self) -> bool:
