@@ -17,8 +17,10 @@ def check_optimizer(kind: Any, options: dict[str, Any], learning_rate: float) ->
     """Refuse an optimizer that cannot be built, or that does not step, with one number for all parameters."""
     if "lr" in options:
         raise InvalidParameterError("'lr' of the optimizer is the estimator's parameter `learning_rate`: set that.")
+    parameter = nn.Parameter(torch.zeros(1, device="cpu", dtype=torch.float32))
+    parameter.grad = torch.zeros_like(parameter)
     try:
-        BARE.get(kind, kind)([_one_number()], **{"lr": learning_rate, "weight_decay": 0.0} | options).step()
+        BARE.get(kind, kind)([{"params": [parameter]}], **{"lr": learning_rate, "weight_decay": 0.0} | options).step()
     except Exception as error:
         given = ", ".join(["lr", *sorted({"weight_decay"} | options.keys())])
         raise InvalidParameterError(
@@ -26,13 +28,6 @@ def check_optimizer(kind: Any, options: dict[str, Any], learning_rate: float) ->
             f"functools.partial of one with keywords. It takes parameter groups and the keywords {given}, and its "
             f"step() needs no arguments. With {getattr(kind, '__name__', kind)}: {error}"
         ) from error
-
-
-def _one_number() -> dict:
-    """A group of an optimizer."""
-    parameter = torch.nn.Parameter(torch.zeros(1, device="cpu", dtype=torch.float32))
-    parameter.grad = torch.zeros_like(parameter)
-    return {"params": [parameter]}
 
 
 def check_callbacks(callbacks: Any) -> None:

@@ -55,7 +55,7 @@ def made_with(params, likelihood, prior):
     if not isinstance(meant["optimizer"], str):
         shown["optimizer"] = optimizer_shown(meant["optimizer"])
     kind, options = optimizer_of(meant["optimizer"])
-    meant["optimizer"] = [kind, _alike(options)] if options else kind
+    meant["optimizer"] = [kind, options] if options else kind
     meant["objective"] = params["objective"]
     return {name: [_fingerprint(name, value), shown.get(name, "")] for name, value in meant.items()}
 
@@ -75,15 +75,6 @@ def _names_of(columns):
     if columns is None or isinstance(columns, str):
         return columns
     return tuple(column.item() if isinstance(column, np.generic) else column for column in columns) or None
-
-
-def _alike(value):
-    """Options of an optimizer as they are after `save`: numbers are floats, sequences tuples."""
-    if isinstance(value, dict):
-        return {name: _alike(value[name]) for name in sorted(value)}
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_alike, value))
-    return float(value) if isinstance(value, Real) and not isinstance(value, bool) else value
 
 
 @lru_cache
