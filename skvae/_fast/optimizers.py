@@ -16,15 +16,13 @@ class _Bare:
     """Mixin that stands before an optimizer of torch."""
 
     def __init_subclass__(cls) -> None:
-        if not issubclass(cls, torch.optim.Optimizer):
-            return
         for name in _WRAPPED:
             setattr(cls, name, inspect.unwrap(getattr(cls, name)))
-        cls.step = torch.no_grad()(inspect.unwrap(cls.step))  # type: ignore[method-assign]
+        cls.step = torch.no_grad()(inspect.unwrap(cls.step))  # type: ignore[attr-defined]
         cls.step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it for its profiler
 
 
-class Fused(_Bare):
+class Fused:
     """Adam by its fused kernel, without the sorting of parameters by device and type that takes longer than a step."""
 
     _kernel: Any
@@ -60,11 +58,11 @@ class Fused(_Bare):
         return state
 
 
-class Adam(Fused, torch.optim.Adam):  # type: ignore[misc]  # `step` takes no closure
+class Adam(Fused, _Bare, torch.optim.Adam):  # type: ignore[misc]  # `step` takes no closure
     _kernel = torch._fused_adam_
 
 
-class AdamW(Fused, torch.optim.AdamW):  # type: ignore[misc]
+class AdamW(Fused, _Bare, torch.optim.AdamW):  # type: ignore[misc]
     _kernel = torch._fused_adamw_
 
 
@@ -80,14 +78,8 @@ class SGD(_Bare, torch.optim.SGD):
     pass
 
 
-BARE = {cls.__bases__[1]: cls for cls in (Adam, AdamW, NAdam, RMSprop, SGD)}
-OPTIMIZERS = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "nadam": torch.optim.NAdam,
-    "rmsprop": torch.optim.RMSprop,
-    "sgd": torch.optim.SGD,
-}
+BARE = {cls.__bases__[-1]: cls for cls in (Adam, AdamW, NAdam, RMSprop, SGD)}
+OPTIMIZERS = {kind.__name__.lower(): kind for kind in BARE}
 
 
 def optimizer_of(given: Any) -> tuple[Any, dict[str, Any]]:
