@@ -41,6 +41,7 @@ _FLUSH_EVERY = 150  # training steps, in which Adam's first moment does not deca
 _BATCH_HOOKS = ("on_batch_begin", "on_batch_end")
 _WEIGHT_HOOKS = ("on_epoch_begin", "on_epoch_end", "on_train_end")  # where a callback may set weights
 _BLOCK = 2048  # rows that `forward` takes at once
+_IN_TRAINING = ("stack_", "guard_", "fast_", "replay_", "epochal_")  # what there is only while training lasts
 
 
 class Net(NeuralNet):
@@ -97,13 +98,13 @@ class Net(NeuralNet):
         self.gain_ = 0.0  # nats per row that log-likelihoods of the training rows gain by marginals, and by holes
         self.schedule_ = Schedule(n_epochs=1, batch_size=1, patience=0.0, tol=0.0)  # `train` sets it
         self.n_steps_ = 0
-        self._forget_training()
+        self.__dict__.update(dict.fromkeys(_IN_TRAINING))
         self.given_callbacks_: list[Any] = []  # the user's own, of which `callbacks` has copies
 
     def __getstate__(self) -> dict:
         with self.own_optimizer():
             state = vars(self).copy()
-        state |= {"stack_": None, "fast_": None, "replay_": None, "guard_": None, "epochal_": [], "module": None}
+        state |= dict.fromkeys((*_IN_TRAINING, "module"))
         prefixes = (*self.cuda_dependent_attributes_, "callbacks", "criterion", "recipe_", "input_noise")
         names = [name for name in state if name.startswith(prefixes)]
         return state | {"tensors_": to_bytes({name: state.pop(name) for name in names})}
@@ -156,8 +157,7 @@ class Net(NeuralNet):
 
     def load_params(self, f_params: Any = None, *args: Any, checkpoint: Any = None, **kwargs: Any) -> None:
         """skorch's; the averaged weights are those of ``f_params``, unless ``f_average`` is given too."""
-        stacked = self.optimizer_ if self.stack_ is not None else None
-        with self.own_optimizer():
+        with self.own_optimizer() as stacked:
             super().load_params(f_params, *args, checkpoint=checkpoint, **kwargs)
             if stacked is not None and (kwargs.get("f_optimizer") or getattr(checkpoint, "f_optimizer", None)):
                 self.stack_.take_state(stacked)
@@ -333,26 +333,21 @@ class Net(NeuralNet):
         try:
             yield
         finally:
-            self.stack_.give_back(self.optimizer_)
+            self.optimizer_ = self.stack_.give_back(self.optimizer_)
             self.stack_.release()
-            self.optimizer_ = own
-            self._forget_training()
-
-    def _forget_training(self) -> None:
-        """Set what there is only while training lasts."""
-        self.stack_, self.guard_ = None, None  # type: ignore[assignment]
-        self.fast_, self.replay_, self.epochal_ = None, None, []
+            self.__dict__.update(dict.fromkeys(_IN_TRAINING))
 
     @contextmanager
-    def own_optimizer(self) -> Iterator[None]:
-        """Within this context the optimizer is that of the module's own parameters, in training too."""
+    def own_optimizer(self) -> Iterator[torch.optim.Optimizer | None]:
+        """Within this context the optimizer is that of the module's own parameters; yields that of all members, while
+        training lasts."""
         if self.stack_ is None:
-            yield
+            yield None
             return
         stacked = self.optimizer_
         self.optimizer_ = self.stack_.give_back(stacked)
         try:
-            yield
+            yield stacked
         finally:
             self.optimizer_ = stacked
 
