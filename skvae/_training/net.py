@@ -117,20 +117,11 @@ class Net(NeuralNet):
 
     # What skorch documents
 
-    def start(self) -> "Net":
-        """Initialise the net, as skorch's `initialize` does, once."""
-        return super().initialize()
-
     def initialize(self) -> "Net":
         raise SkorchTrainingImpossibleError(
             "The net of a VAETransformer cannot be initialized anew, since its weights start at the estimator's linear "
             "start. Call the estimator's fit to begin anew, or net_.partial_fit to train on."
         )
-
-    def fit(self, X: Any, y: Any = None, **fit_params: Any) -> "Net":
-        if not self.warm_start:
-            self.initialize()
-        return self.partial_fit(X, y, **fit_params)
 
     def set_params(self, **kwargs: Any) -> "Net":
         fixed = [name for name in kwargs if name.split("__")[0] in ("module", "criterion", "average")]
@@ -357,13 +348,13 @@ class Net(NeuralNet):
         return self.optimizer in BARE.values()
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> "Net":
+        self.check_training_readiness()
         split = self.get_dataset(X, y)
         with self._stacked(split):
             super().partial_fit(split, None, **fit_params)
         return self
 
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> "Net":
-        self.check_training_readiness()
         self.interrupted_ = False
         self.guard_.end = len(self.history) + (self.max_epochs if epochs is None else epochs)
         try:
@@ -574,7 +565,8 @@ def build_net(
         params = {"optimizer__fused": True} | params
     optimizer = BARE.get(optimizer, optimizer)
     params = {"use_caching": False} | params  # of outputs, which scoring callbacks would take from sums over batches
-    net = Net(module, criterion=objective, optimizer=optimizer, verbose=0, train_split=None, **params).start()
+    net = Net(module, criterion=objective, optimizer=optimizer, verbose=0, train_split=None, **params)
+    NeuralNet.initialize(net)
     net.recipe_ = {name: value for name, value in recipe.items() if name not in ("callbacks", "device")}
     return net
 
