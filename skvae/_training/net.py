@@ -134,13 +134,8 @@ class Net(NeuralNet):
 
     def set_callbacks(self, callbacks: Any) -> None:
         """Go on with other callbacks."""
-        kept = vars(self).copy()
         self.callbacks = callbacks
-        try:
-            self._initialize_callbacks()
-        except Exception:
-            self.__dict__.update(kept)
-            raise
+        self._initialize_callbacks()
 
     def save_params(self, *args: Any, **kwargs: Any) -> None:
         with self.own_optimizer():
