@@ -440,14 +440,13 @@ class Net(NeuralNet):
         """Return loss and terms of the first member, and leave the gradients of all in the stack. With several
         processes all are shares, to be added up."""
         assert batch.weight is not None
-        if not len(batch):
-            self.stack_.zero_grad()
-            return {"loss": batch.x.new_zeros(()), "y_pred": batch.x.new_zeros(2)}
-        if self.fast_:
+        if self.fast_ and len(batch):
             terms = torch.stack(self.fast_.gradient(batch)) @ batch.weight[0]
             log_prob, kl = terms
             return {"loss": self.fast_.beta * kl - log_prob, "y_pred": terms}
         self.stack_.zero_grad()
+        if not len(batch):
+            return {"loss": batch.x.new_zeros(()), "y_pred": batch.x.new_zeros(2)}
         share = float(batch.weight.sum()) if self.is_shared else 1.0
         rows = [member(batch, i) for i in range(len(self.stack_.members))]  # none in some batches, where all are small
         steps = [self._backward(*pair, share) for pair in zip(self.stack_.members, rows, strict=True) if len(pair[1])]
@@ -478,7 +477,7 @@ class Net(NeuralNet):
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
         """One pass with sums kept on the device; a history row per batch only where a callback listens to batches."""
         if not training:
-            return None if self.guard_.judge else self._validate(iterator or [])
+            return self._validate(iterator or [])
         self.guard_.on_epoch_begin()
         self.stack_.freeze()
         self.listens_ = {hook: self._overridden(hook) for hook in (*_BATCH_HOOKS, "on_grad_computed")}
