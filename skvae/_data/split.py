@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +26,7 @@ _MAX_ELEMENTS = 2**20  # random values that are drawn at once
 _BLOCK = 2048  # rows whose holes are filled at once
 
 
+@dataclass(eq=False)
 class Split(Dataset):
     """Rows `x` in the model's units, and their shares in the training of the members of a stack.
 
@@ -40,24 +42,16 @@ class Split(Dataset):
         All members but the first.
     shards : Shards, default=None
         The table of several processes that the indices are of.
-
-    Attributes
-    ----------
-    awake : callable or None
+    awake : callable, default=None
         Makes all members at another start, for rows of which the linear model says nothing.
     """
 
+    x: Any
+    train: Sequence[Tensor]
+    valid: Sequence[Tensor] = ()
+    others: Sequence[VAE] = ()
+    shards: Shards | None = None
     awake: Callable[[], list[VAE]] | None = None
-
-    def __init__(
-        self,
-        x: Any,
-        train: Sequence[Tensor],
-        valid: Sequence[Tensor] = (),
-        others: Sequence[VAE] = (),
-        shards: Shards | None = None,
-    ) -> None:
-        self.x, self.train, self.valid, self.others, self.shards = x, list(train), list(valid), list(others), shards
 
     def __len__(self) -> int:
         return len(self.train[0])
