@@ -174,15 +174,14 @@ def _draws(shape: Sequence[int], n_steps: int, rng: torch.Generator, device: Any
         yield from torch.randn(min(size, n_steps - start), *shape, generator=rng, device=rng.device).to(device)
 
 
-def batches_of(n_rows: Iterable[int], batch_size: int) -> tuple[int, list[int]]:
+def _batches_of(n_rows: Sequence[int], batch_size: int) -> tuple[int, list[int]]:
     """The most rows that a member has in a batch, and the sizes of all batches of a pass over so many rows of each."""
-    members = list(n_rows)
-    most, fewest = max(members), min(members)
+    most, fewest = max(n_rows), min(n_rows)
     n_batches = 1 if batch_size == -1 else math.ceil(most / batch_size)  # skorch's -1: all rows
     if batch_size != 1:
         n_batches = max(1, min(n_batches, fewest // 2))
     width = math.ceil(most / n_batches)
-    if len(members) > 1:
+    if len(n_rows) > 1:
         return width, [width] * n_batches
     return width, [end - start for start, end in pairwise(i * most // n_batches for i in range(n_batches + 1))]
 
@@ -199,7 +198,7 @@ class TrainBatches:
     def __init__(self, net: "Net", split: Split) -> None:
         self.net, self.split = net, split
         self.n_rows = [len(rows) for rows in split.train]
-        self.width, self.sizes = batches_of(self.n_rows, net.batch_size)
+        self.width, self.sizes = _batches_of(self.n_rows, net.batch_size)
         self.n_batches = len(self.sizes)
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from .._data.blocks import ScaledRows, location_scale, scaled
 from .._data.containers import has_own_numbers, is_frame
 from .._data.input import advice, plain
 from .._data.rows import DTYPES, ChunkRows, RowSource, check_parts, dtype_of, gathered, parts_of
-from .._data.split import Split, batches_of, folds, hold_out, whole
+from .._data.split import Split, folds, hold_out, whole
 from .._data.stream import MAX_KEPT, Stream
 from .._data.table import Table
 from .._fast.optimizers import optimizer_of
@@ -40,7 +40,7 @@ from .._system.device import resolve_device
 from .._system.program import threads_for
 from .._system.random import subsample
 from .._training.checkpoint import open_checkpoint
-from .._training.checks import check_batches, check_callbacks, check_monitors, check_optimizer
+from .._training.checks import check_callbacks, check_monitors, check_optimizer
 from .._training.guard import MAP_DIM, unchanged_if_refused
 from .._training.made_with import check_unchanged, has_changed, made_with
 from .._training.net import build_net, train
@@ -151,9 +151,9 @@ class TrainingMixin:
         else:
             net, split = begin(self, start, taken, one_epoch)
             net.gain_ = mean_gain(net, taken.values, taken.gain)
-        if start is not None and former is not None:
-            net.carry_on(former)
-            split = rows_for(net, taken.values)
+            if former is not None:
+                net.carry_on(former)
+                split = _with_rows(whole(taken.values), taken.values, net)
         if one_epoch:
             net.set_weight_decay(weight_decay_of(net.recipe_["vae"]["init"], stream.n_rows))
         return net, split
@@ -440,9 +440,10 @@ def stream_before(estimator, X, fresh, one_epoch):
     return Stream(**estimator._stream)
 
 
-def _net_to_go_on(estimator, asked):
-    """The fitted net, with what was changed since and may be changed."""
+def go_on(estimator, X, asked, one_epoch):
+    """The fitted net, with what was changed since and may be changed, and X in its units."""
     net, then = estimator.net_, estimator._made_with
+    split = _with_rows(split_of(estimator, X, net.seed, False, one_epoch), X, net)
     given = list(estimator.callbacks or ())
     if [id(callback) for callback in given] != [id(callback) for callback in net.given_callbacks_]:
         net.set_callbacks(shallow_copies(given))
@@ -453,16 +454,7 @@ def _net_to_go_on(estimator, asked):
         net.set_params(lr=estimator.learning_rate)
         for group in net.optimizer_.param_groups:
             group.pop("initial_lr", None)  # of schedules, which begin anew from the other rate
-    return net
-
-
-def go_on(estimator, X, asked, one_epoch):
-    """The fitted net, and X in its units. What may be refused comes before the net is changed."""
-    net = estimator.net_
-    split = _with_rows(split_of(estimator, X, net.seed, False, one_epoch), X, net)
-    batch_size = schedule_of(estimator, *X.shape, one_epoch).batch_size
-    check_batches(net.module_, batches_of(map(len, split.train), batch_size)[1], batch_size)
-    return _net_to_go_on(estimator, asked), split
+    return net, split
 
 
 def begin(estimator, X, taken, one_epoch):
@@ -505,11 +497,6 @@ def _own_options(estimator, split):
     """Options of the optimizer where the length of training is ours too."""
     is_adam = optimizer_of(estimator.optimizer)[0] in (torch.optim.Adam, torch.optim.AdamW)
     return {"optimizer__betas": _BETAS} if is_adam and split.valid else {}
-
-
-def rows_for(net, X):
-    """Return a split in which one model trains on all rows of X, in the units of the net."""
-    return _with_rows(whole(X), X, net)
 
 
 def _with_rows(split, X, net, x=None):
