@@ -82,9 +82,9 @@ class Stack:
 
     def _views(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
         """Stacked parameters by name, (n_members, *shape), as views of the flat tensors."""
+        n = len(self.members)
         views: dict[str, Tensor] = {}
         for names, flat in zip(self.groups, flats, strict=True):
-            n = flat.numel() // sum(math.prod(self.shapes[name]) for name in names)
             pieces = flat.detach().split([n * math.prod(self.shapes[name]) for name in names])
             views |= {name: piece.view(n, *self.shapes[name]) for name, piece in zip(names, pieces, strict=True)}
         return views
@@ -101,10 +101,10 @@ class Stack:
     def optimizer_from(self, own: torch.optim.Optimizer, kind: Any, options: dict[str, Any]) -> torch.optim.Optimizer:
         """Return the optimizer of all members, made by `kind`, which goes on from the first one's `own`."""
         self.own_optimizer = own
-        groups = []
-        for i, (group, flat) in enumerate(zip(own.param_groups, self.wholes, strict=True)):
-            params = [flat] if self.elementwise else [part for parts in self._parts(i) for part in parts]
-            groups.append({**group, "params": params})
+        params = [[whole] for whole in self.wholes]
+        if not self.elementwise:
+            params = [[one.get_parameter(name) for one in self.members for name in names] for names in self.groups]
+        groups = [{**group, "params": parts} for group, parts in zip(own.param_groups, params, strict=True)]
         optimizer = kind(groups, **options)
         self.take_state(optimizer)
         return optimizer
@@ -112,14 +112,13 @@ class Stack:
     def take_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Let the optimizer of all members go on from that of the first one; of several, they go on by themselves."""
         own = self.own_optimizer
-        for group, stacked in zip(own.param_groups, optimizer.param_groups, strict=True):
+        for group, stacked, flat in zip(own.param_groups, optimizer.param_groups, self.wholes, strict=True):
             stacked.update({key: value for key, value in group.items() if key != "params"})
-        for i, (group, flat) in enumerate(zip(own.param_groups, self.wholes, strict=True)):
             states = [own.state.get(part, {}) for part in group["params"]]
             if not all(states) or len(self.members) > 1:  # several members start together
                 continue
             if not self.elementwise:
-                optimizer.state.update(zip(self._parts(i)[0], states, strict=True))
+                optimizer.state.update(zip(group["params"], states, strict=True))
                 continue
             optimizer.state[flat] = {
                 key: torch.cat([state[key].flatten() for state in states]) if value.ndim else value.clone()
@@ -130,23 +129,17 @@ class Stack:
         """Return the first member's own optimizer, which takes over what that of all members has learned of it."""
         own = self.own_optimizer
         own.state.clear()
-        for i, (group, stacked) in enumerate(zip(own.param_groups, optimizer.param_groups, strict=True)):
+        for group, stacked in zip(own.param_groups, optimizer.param_groups, strict=True):
             group.update({key: value for key, value in stacked.items() if key != "params"})
             if not self.elementwise:
-                found: dict[Tensor, dict] = {part: optimizer.state.get(part, {}) for part in self._parts(i)[0]}
-                own.state.update({part: state for part, state in found.items() if state})
+                own.state.update({part: state for part in group["params"] if (state := optimizer.state.get(part))})
             elif state := optimizer.state.get(stacked["params"][0]):
-                own.state.update(self._split_state(i, state))
+                own.state.update(self._split_state(group["params"], state))
         return own
 
-    def _parts(self, group: int) -> list[list[nn.Parameter]]:
-        """The parameters of each member in a group of the optimizer."""
-        named = [dict(module.named_parameters()) for module in self.members]
-        return [[parts[name] for name in self.groups[group]] for parts in named]
-
-    def _split_state(self, group: int, state: dict[str, Tensor]) -> dict[Tensor, dict[str, Tensor]]:
-        """The flat state of a group as that of the first member's parameters."""
-        found: dict[Tensor, dict[str, Tensor]] = {part: {} for part in self._parts(group)[0]}
+    def _split_state(self, parts: Sequence[Tensor], state: dict[str, Tensor]) -> dict[Tensor, dict[str, Tensor]]:
+        """The flat state of a group as that of `parts`, the first member's parameters."""
+        found: dict[Tensor, dict[str, Tensor]] = {part: {} for part in parts}
         for key, value in state.items():
             sizes = [len(self.members) * part.numel() for part in found]
             pieces = value.split(sizes) if value.ndim else [value] * len(sizes)
