@@ -27,12 +27,12 @@ _clamp_backward = torch.ops.aten.hardtanh_backward
 class _Layer:
     """A linear layer of all members: weight (n_members, n_out, n_in) and bias (n_members, 1, n_out), or none."""
 
-    def __init__(self, stack: Stack, name: str, last: int | None, has_bias: bool = True) -> None:
+    def __init__(self, stack: Stack, name: str, last: int | None) -> None:
         values, grads = stack.used(last), stack.gradients
         self.weight, self.weight_grad = values[f"{name}.weight"], grads[f"{name}.weight"]
         self.transposed = self.weight.mT
-        self.bias = values[f"{name}.bias"].unsqueeze(1) if has_bias else None
-        self.bias_grad = grads[f"{name}.bias"].unsqueeze(1) if has_bias else None
+        biases = (part.get(f"{name}.bias") for part in (values, grads))
+        self.bias, self.bias_grad = (None if bias is None else bias.unsqueeze(1) for bias in biases)
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """(n_members, batch, n_in) -> (n_members, batch, n_out)."""
@@ -137,8 +137,8 @@ class FastELBO:
         self.encoder, self.decoder = _Chain(stack, "encoder", last), _Chain(stack, "decoder", last)
         self.has_paths = stack.members[0].linear_encoder is not None
         if self.has_paths:
-            self.linear_encoder = _Layer(stack, "linear_encoder", last, has_bias=False)
-            self.linear_decoder = _Layer(stack, "linear_decoder", last, has_bias=False)
+            self.linear_encoder = _Layer(stack, "linear_encoder", last)
+            self.linear_decoder = _Layer(stack, "linear_decoder", last)
         self.likelihood = stack.joined("likelihood", last)
         members = stack.members if last is None else stack.averages[-last:]
         self.priors = [member.prior for member in members]
