@@ -199,10 +199,9 @@ class TrainBatches:
         self.net, self.split = net, split
         self.n_rows = [len(rows) for rows in split.train]
         self.width, self.sizes = _batches_of(self.n_rows, net.batch_size)
-        self.n_batches = len(self.sizes)
 
     def __len__(self) -> int:
-        return self.n_batches
+        return len(self.sizes)
 
     @cached_property
     def rows(self) -> Rows:
@@ -217,8 +216,8 @@ class TrainBatches:
         scale = net.input_noise
         shape = (1, self.width, net.z_dim) if n_draws == 1 else (n_draws, 1, self.width, net.z_dim)
         steps = self._of_one(_shuffled(x, self.split.train[0], rng)) if n_members == 1 else self._of_several(rng)
-        noise = _draws(shape, self.n_batches, rng, x.device)
-        blur = _draws((1, self.width, x.shape[1]), self.n_batches, rng, x.device)
+        noise = _draws(shape, len(self), rng, x.device)
+        blur = _draws((1, self.width, x.shape[1]), len(self), rng, x.device)
         for (rows, weight), eps in zip(steps, noise, strict=True):
             own, at = self.split.own(rows)
             fields = self.rows.take(own)
@@ -241,7 +240,7 @@ class TrainBatches:
         """The same for several members, (n_members, width): shorter batches are filled up with rows that weigh 0."""
         indices, fills, positions, weight = self._places
         order = uniform_like(indices, rng).masked_fill_(fills, 2.0).argsort(1)
-        rows = indices.gather(1, order.gather(1, positions)).view(len(indices), self.n_batches, self.width)
+        rows = indices.gather(1, order.gather(1, positions)).view(len(indices), len(self), self.width)
         yield from zip(rows.transpose(0, 1), weight, strict=True)
 
     @cached_property
@@ -249,7 +248,7 @@ class TrainBatches:
         """Each member's rows, filled up to one length (n_members, most), which of them only fill up, the positions of
         its batches in their order (n_members, n_batches * width), and weights (n_batches, n_members, width)."""
         indices, row_weight = padded(self.split.train)
-        positions, inside = zip(*(_positions(n, self.n_batches, self.width) for n in self.n_rows), strict=True)
+        positions, inside = zip(*(_positions(n, len(self), self.width) for n in self.n_rows), strict=True)
         counts = torch.stack(inside, 1)
         weight = counts.float() / counts.sum(-1, keepdim=True).clamp(min=1)
         places = (indices, row_weight == 0, torch.stack(positions).flatten(1), weight)
