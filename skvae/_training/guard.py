@@ -163,9 +163,7 @@ class Guard:
         self.before: dict[str, float] = {}  # this epoch, which may be undone
         self.seen: tuple[float, float, float] | None = None  # the last look
         self.best = self.former = self.first = -math.inf
-        self.kept: list[Tensor] = []
-        self.start: list[Tensor] = []
-        self.latest: list[Tensor] = []
+        self.states: list[list[Tensor]] = []  # the best; or the first, the last that is confirmed and the latest one
 
     @property
     def n_all_steps(self) -> int:
@@ -215,9 +213,7 @@ class Guard:
             if self.split.awake:
                 self.net.stack_.begin_from(self.split.awake())
         if not self.judge:  # a finite loss of the epoch before does not confirm the state after its last step
-            state = self.net.stack_.state()
-            self.start = self.start or state
-            self.kept, self.latest = self.latest, state
+            self.states = [*self.states[:1], *self.states[-1:], self.net.stack_.state()]
 
     def on_epoch_end(self) -> None:
         if self.judge and len(self.net.history) == self.end and self.n_steps % self.every:
@@ -253,7 +249,7 @@ class Guard:
         if score > least + self.schedule.tol or self.is_settling:
             self.progress = self.n_steps
         if first or score > self.best:
-            self.best, self.kept = score, self.net.stack_.state()
+            self.best, self.states = score, [self.net.stack_.state()]
         self.former = score
 
     def _end_phase(self) -> None:
@@ -261,7 +257,7 @@ class Guard:
             raise StopTraining
         self.turn = self.progress = self.n_steps
         self.last = self.turn + max(1, min(self.turn, self.budget - self.turn))
-        self.net.stack_.load(self.kept)
+        self.net.stack_.load(self.states[0])
         for state in self.net.optimizer_.state.values():
             if "exp_avg" in state:
                 state["exp_avg"].zero_()
@@ -270,20 +266,19 @@ class Guard:
         """Take back the epoch in which `error` occurred, or raise ValueError if it was the last try."""
         self.net.history.pop()
         vars(self).update(self.before)
-        state = self.kept or self.latest
-        if not self.judge:
-            self.latest = state
-        self._go_back(state, str(error))
+        self.states[-1] = self.states[-2:][0]  # in the first epoch there is one state only
+        self._go_back(str(error))
         if self.n_undone > self.n_tries:
             raise ValueError(
                 f"Training diverged: {error}, at a learning rate of {2**self.n_undone * self.net.lr:.1e} still. Lower "
                 "`learning_rate`, or look for outliers in X and scale or clip them."
             )
 
-    def _go_back(self, state: list[Tensor], reason: str) -> None:
+    def _go_back(self, reason: str) -> None:
+        """Go on from the latest state, at a lower learning rate."""
         self.n_undone += 1
         factor = 0.5**self.n_undone
-        self.net.stack_.load(state)
+        self.net.stack_.load(self.states[-1])
         self.net.lr *= factor
         self.net.optimizer_.state.clear()
         for group in self.net.optimizer_.param_groups:
@@ -302,11 +297,11 @@ class Guard:
 
     def finish(self) -> None:
         """Leave the best state, or the last one that is finite."""
-        if self.judge and self.kept:
-            self.net.stack_.load(self.kept)
-        elif self.latest and not self.is_finite():
-            self._go_back(self.latest, f"the loss after epoch {len(self.net.history)} is not finite")
-            for state in (self.kept or self.start, self.start):  # each row was evaluated at one state only
+        if self.judge and self.states:
+            self.net.stack_.load(self.states[0])
+        elif self.states and not self.is_finite():
+            self._go_back(f"the loss after epoch {len(self.net.history)} is not finite")
+            for state in self.states[-2::-1]:  # each row was evaluated at one state only
                 if not self.is_finite():
                     self.net.stack_.load(state)
 
