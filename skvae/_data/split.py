@@ -95,14 +95,16 @@ class Rows:
         known = [name for name, part in blocks[0].items() if part is not None]
         return {name: torch.cat([block[name] for block in blocks]) for name in known}
 
-    def take(self, rows: Tensor) -> dict[str, Any]:
-        """The fields of a `Batch` that belong to these rows, whose indices may have any shape."""
+    def take(self, rows: Tensor, rng: torch.Generator | None = None) -> dict[str, Any]:
+        """The fields of a `Batch` that belong to these rows, whose indices may have any shape; with `rng`, `x` as the
+        likelihood draws it for a step."""
         flat = rows.to(self.x.device).flatten()
         if self.fields is None:
             found = self._fields(self.x[flat])
         else:
             found = {name: part.index_select(0, flat) for name, part in self.fields.items()}
-        return {name: part.view(*rows.shape, part.shape[-1]) for name, part in found.items()}
+        fields = {name: part.view(*rows.shape, part.shape[-1]) for name, part in found.items()}
+        return fields if rng is None else fields | {"x": self.module.likelihood.draw(fields["x"], rng)}
 
     def seen(self, fields: dict[str, Tensor]) -> Tensor:
         """What the encoder sees of the rows that have these fields."""
@@ -211,7 +213,7 @@ class TrainBatches:
     def __iter__(self) -> Iterator[tuple[Batch, None]]:
         net, x = self.net, self.split.x
         device = x.device if self.split.shards is None else "cpu"  # the same in all processes
-        rng, likelihood = generator(net.seed, len(net.history), device=device), net.module_.likelihood
+        rng = generator(net.seed, len(net.history), device=device)
         n_members, n_draws = len(self.n_rows), net.criterion_.n_draws
         scale = net.input_noise
         shape = (1, self.width, net.z_dim) if n_draws == 1 else (n_draws, 1, self.width, net.z_dim)
@@ -220,8 +222,7 @@ class TrainBatches:
         blur = _draws((1, self.width, x.shape[1]), len(self), rng, x.device)
         for (rows, weight), eps in zip(steps, noise, strict=True):
             own, at = self.split.own(rows)
-            fields = self.rows.take(own)
-            fields["x"] = likelihood.draw(fields["x"], rng)
+            fields = self.rows.take(own, rng)
             if scale is not None and not self.split.awake and net.in_first_phase:  # which may end in mid-epoch
                 fields["seen"] = torch.addcmul(self.rows.seen(fields), next(blur)[:, at], scale)
             eps = eps[..., at, :].expand(*eps.shape[:-3], n_members, -1, -1)

@@ -78,14 +78,11 @@ class Judge:
         eps = torch.randn(shape, generator=rng).to(net.device)
         self.n_rows = indices.shape[1]
         own, at = split.own(indices)
-        weight, eps = weight[:, at], eps[..., at, :]
-        fields = Rows(split.x, net.module_).take(own)
-        fields["x"] = net.module_.likelihood.draw(fields["x"], rng)
-        self.weight, size = weight.to(net.device), min(_BLOCK, _BLOCK_VALUES // n_features)
-        size = max(1, size // (n_draws * self.n_judged))
-        pieces = [[(name, piece) for piece in part.split(size, 1)] for name, part in fields.items()]
-        draws = zip(*pieces, eps.split(size, -2), strict=True)
-        self.parts = [Batch(**dict(named), eps=some) for *named, some in draws]
+        fields = Rows(split.x, net.module_).take(own, rng) | {"eps": eps[..., at, :]}
+        self.weight = weight[:, at].to(net.device)
+        size = max(1, min(_BLOCK, _BLOCK_VALUES // n_features) // (n_draws * self.n_judged))
+        cuts = [slice(start, start + size) for start in range(0, max(1, own.shape[1]), size)]
+        self.parts = [Batch(**{name: part[..., cut, :] for name, part in fields.items()}) for cut in cuts]
         self.background = self._background()
         self.fast = FastELBO(net.stack_, net.fast_.beta, self.n_judged) if net.fast_ else None
 

@@ -291,8 +291,7 @@ class Net(NeuralNet):
         for start in range(0, len(split), _BLOCK):
             x, _ = split[slice(start, start + _BLOCK)]
             eps = torch.randn(len(x), self.z_dim, generator=rng).to(x)
-            fields = Rows(x, self.module_).take(torch.arange(len(x)))
-            yield Batch(**fields | {"x": self.module_.likelihood.draw(fields["x"], rng)}, eps=eps)
+            yield Batch(**Rows(x, self.module_).take(torch.arange(len(x)), rng), eps=eps)
 
     # Training
 
