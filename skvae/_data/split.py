@@ -232,10 +232,8 @@ class TrainBatches:
         """Indices and weights of the rows of each step, (1, size) both, without a copy of a long order."""
         order = order.to(self.split.x.device)[None]
         weights = {size: torch.full((1, size), 1 / size, device=order.device) for size in set(self.sizes)}
-        end = 0
-        for size in self.sizes:
-            start, end = end, end + size
-            yield order[:, start:end], weights[size]
+        for rows in order.split(self.sizes, 1):
+            yield rows, weights[rows.shape[1]]
 
     def _of_several(self, rng: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """The same for several members, (n_members, width): shorter batches are filled up with rows that weigh 0."""
