@@ -104,8 +104,8 @@ class TrainingMixin:
             with self._sklearn_callbacks(fitted, schedule.n_epochs, y) as callbacks:
                 report = [Report()] if self.verbose and is_first() else []
                 train(net, split, schedule, [*callbacks, *report, *([checkpoint] if checkpoint else [])])
-        is_whole = self._take_over(fitted, taken, start, stream, split)
-        if net.interrupted_ or not is_whole:
+        self._take_over(fitted, taken, start, stream, split)
+        if net.interrupted_:
             raise KeyboardInterrupt(
                 f"Training was interrupted. The model is fitted as it stands, after {self.n_iter_} epoch(s)."
             )
@@ -173,9 +173,8 @@ class TrainingMixin:
         context.call_on_fit_task_end(**data, reconstruction_attributes=vars(model))
 
     def _take_over(self, fitted, taken, start, stream, split):
-        """Become the estimator that training has made, in one step: a Ctrl-C comes before it, or after it. Returns
-        whether there was none."""
-        done, is_whole = copy.copy(self), True
+        """Become the estimator that training has made, in one step: a Ctrl-C comes before it, or after it."""
+        done = copy.copy(self)
         rows = taken.values if start is None else start
         done._set_fitted(*fitted)
         done._made_with = taken.asked
@@ -183,10 +182,10 @@ class TrainingMixin:
             done._report(rows, stream, fresh=start is not None)
         except KeyboardInterrupt:  # the training is worth another try, which ends in a moment
             done._report(rows, stream, fresh=start is not None)
-            is_whole = False
-        is_whole = is_whole and done._calibrate(split)
+            done.net_.interrupted_ = True
+        else:
+            done._calibrate(split)
         self.__dict__ = vars(done)
-        return is_whole
 
     def _set_fitted(self, net, likelihood, X, table):
         is_new = not hasattr(self, "net_") or net is not self.net_
@@ -197,15 +196,13 @@ class TrainingMixin:
         self.net_, self.likelihood_, self._n_features_out = net, likelihood, net.z_dim
 
     def _calibrate(self, split):
-        """Learn how wide draws of missing cells have to be, from rows that are held out; of one process. Returns
-        whether nobody has interrupted it."""
+        """Learn how wide draws of missing cells have to be, from rows that are held out; of one process."""
         if not split.valid or split.shards is not None:
-            return True
+            return
         try:
             self._spread = spread_factor(split.others or [self.module_], split.x, split.valid, self.net_.seed)
         except KeyboardInterrupt:  # without it draws are those of the model
-            return False
-        return True
+            self.net_.interrupted_ = True
 
     def _report(self, X, stream, fresh):
         """Set the attributes that tell how training went, and warn where the latent space is empty."""
