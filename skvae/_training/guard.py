@@ -225,12 +225,12 @@ class Guard:
             return
         is_last = self.n_steps == self.last < self.budget  # which ends by itself, with an epoch
         turns = self.in_first_phase and 2 * self.n_steps >= self.budget and not self.is_settling
-        looks = is_last or turns or self.n_steps % self.every == 0
-        if looks:
-            self._look()
+        if not (is_last or turns or self.n_steps % self.every == 0):
+            return
+        self._look()
         patience = max(self.schedule.patience, self.every) * (2 if self.is_asleep else 1)
-        stale = looks and self.n_steps - self.progress > patience
-        if is_last or turns or (stale and not self.is_settling):
+        is_stale = self.n_steps - self.progress > patience and not self.is_settling
+        if is_last or turns or is_stale:
             self._end_phase()
 
     def _look(self) -> None:

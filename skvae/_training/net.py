@@ -353,7 +353,7 @@ class Net(NeuralNet):
         self.guard_.end = len(self.history) + (self.max_epochs if epochs is None else epochs)
         try:
             while len(self.history) < self.guard_.end:
-                self._fit_until(self.guard_.end, X, y, **kwargs)
+                self._fit_on(X, y, **kwargs)
         except StopTraining:
             pass
         except KeyboardInterrupt:
@@ -365,10 +365,10 @@ class Net(NeuralNet):
             self.stack_.share_buffers()
         return self
 
-    def _fit_until(self, end: int, *args: Any, **kwargs: Any) -> None:
-        """skorch's loop, until `end` epochs are in the history or one has diverged and was undone."""
+    def _fit_on(self, *args: Any, **kwargs: Any) -> None:
+        """skorch's loop, until training ends or an epoch has diverged and was undone."""
         try:
-            super().fit_loop(*args, epochs=end - len(self.history), **kwargs)
+            super().fit_loop(*args, epochs=self.guard_.end - len(self.history), **kwargs)
         except Diverged as error:
             self.guard_.undo(error)
             if isinstance(error.__context__, KeyboardInterrupt):  # in the epoch that was undone
@@ -444,12 +444,10 @@ class Net(NeuralNet):
             log_prob, kl = terms
             return {"loss": self.fast_.beta * kl - log_prob, "y_pred": terms}
         self.stack_.zero_grad()
-        if not len(batch):
-            return {"loss": batch.x.new_zeros(()), "y_pred": batch.x.new_zeros(2)}
         share = float(batch.weight.sum()) if self.is_shared else 1.0
         rows = [member(batch, i) for i in range(len(self.stack_.members))]  # none in some batches, where all are small
         steps = [self._backward(*pair, share) for pair in zip(self.stack_.members, rows, strict=True) if len(pair[1])]
-        return steps[0]
+        return steps[0] if steps else {"loss": batch.x.new_zeros(()), "y_pred": batch.x.new_zeros(2)}
 
     def _backward(self, module: VAE, batch: Batch, share: float) -> dict[str, Any]:
         value, log_prob, kl = self.criterion_(module, batch)
