@@ -93,8 +93,7 @@ class Stack:
     def _put(modules: Sequence[nn.Module], values: dict[str, Tensor], grads: dict[str, Tensor] | None = None) -> None:
         for i, module in enumerate(modules):
             for name, part in module.named_parameters():
-                if name in values:
-                    part.data, part.grad = values[name][i], grads[name][i] if grads else None
+                part.data, part.grad = values[name][i], grads[name][i] if grads else None
 
     # The optimizer
 
@@ -173,10 +172,10 @@ class Stack:
         """Copy gradients back into the flat tensors where a callback has put other tensors in their place."""
         for i, member in enumerate(self.members):
             for name, part in member.named_parameters():
-                view = self.gradients.get(name)
-                if view is not None and part.grad is not None and part.grad.data_ptr() != view[i].data_ptr():
-                    view[i].copy_(part.grad)
-                    part.grad = view[i]
+                view = self.gradients[name][i]
+                if part.grad is not None and part.grad.data_ptr() != view.data_ptr():
+                    view.copy_(part.grad)
+                    part.grad = view
 
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer, decay: float, factor: float = 1.0) -> None:
