@@ -387,8 +387,8 @@ def linear_start(
         mean, factors, noise = _complete(y, observed, z_dim, nearest_noise, seed, former)
     model = _LinearModel.fit(factors, noise, z_dim)
     with torch.no_grad():
+        raw[0] += mean + _means_of_real(likelihood, x)  # of these rows: where columns tell each other, it matters
         if observed is not None:
-            raw[0] += mean + _means_of_real(likelihood, x)
             centre = centre + torch.where(slope == 0, 0, mean / slope)
         likelihood.settle(noise.to(raw))
         likelihood.set_noise(noise.to(raw), raw)
