@@ -54,7 +54,8 @@ class Prior(Component, ABC):
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw `n` latent points: (n, z_dim)."""
+        """Draw `n` latent points: (n, z_dim). The parameters are float64 where rows with holes are scored: let what you
+        draw have their dtype, as by ``noise.to(self.weight)``."""
 
     def kl(self, mean: Tensor, log_scale: Tensor, z: Tensor) -> Tensor:
         """Split KL(N(mean, scale^2) || p(z)) into terms to be summed, in nats: (..., n_terms).
@@ -415,8 +416,7 @@ class Flow(Prior):
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         noise = torch.randn(n, self.z_dim, generator=generator, device=generator.device)
-        device = next(self.parameters()).device
-        return self.flow().transform.inv(noise.to(device)).to(generator.device)
+        return self.flow().transform.inv(noise.to(next(self.parameters()))).to(generator.device)
 
 
 def _zuko_flows() -> Any:
