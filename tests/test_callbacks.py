@@ -440,6 +440,19 @@ def test_callback_may_end_training(table):
     assert vae.n_iter_ == 3
 
 
+@pytest.mark.parametrize(("hook", "n_epochs"), [("on_train_begin", 0), ("on_train_end", 5)])
+@pytest.mark.parametrize("early_stopping", [True, False])
+def test_callback_may_end_training_outside_of_epochs(hook, n_epochs, early_stopping, table):
+    def end(self, net, **kwargs):
+        raise KeyboardInterrupt
+
+    stop = type("Stop", (Callback,), {hook: end})()
+    params = SMALL | {"max_iter": 5, "early_stopping": early_stopping}
+    vae = VAETransformer(2, callbacks=[stop], **params).fit(table())
+    assert vae.n_iter_ == n_epochs
+    assert np.isfinite(vae.score(table()))
+
+
 class EndsAfter:
     """A callback of scikit-learn's own kind, handed down to the steps of a meta-estimator, that ends training."""
 

@@ -5,7 +5,7 @@ import math
 import pickle
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -344,7 +344,7 @@ class Net(NeuralNet):
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> "Net":
         self.check_training_readiness()
         split = self.get_dataset(X, y)
-        with self._stacked(split):
+        with self._stacked(split), suppress(StopTraining):  # where a callback raised it before or after all epochs
             super().partial_fit(split, None, **fit_params)
         return self
 
