@@ -175,6 +175,31 @@ def test_latent_colours_a_continuous_target(plane):
     assert display.axes_[0].get_legend() is None
 
 
+@pytest.mark.parametrize(
+    "y",
+    [
+        pd.Series([1, 2, None] * 50, dtype="Int64"),
+        np.array([1.0, 2.0, np.nan] * 50),
+        pd.Series(pd.to_datetime(["2020", "2021", None] * 50)),
+    ],
+    ids=["Int64", "float", "dates"],
+)
+def test_rows_without_a_label_are_drawn(y, flowers):
+    display = LatentDisplay.from_estimator(flowers, IRIS.data, y)
+    Z = flowers.transform(IRIS.data)
+    assert [len(scatter.get_offsets()) for scatter in display.scatters_] == [50, 50, 50]
+    np.testing.assert_array_equal(display.scatters_[2].get_offsets(), Z[2::3])
+
+
+def test_rows_without_a_continuous_target_are_grey(flowers):
+    y = np.where(np.arange(150) % 3, np.arange(150.0), np.nan)
+    known, unknown = LatentDisplay.from_estimator(flowers, IRIS.data, y).scatters_
+    Z = flowers.transform(IRIS.data)
+    np.testing.assert_array_equal(known.get_offsets(), Z[~np.isnan(y)])
+    np.testing.assert_array_equal(unknown.get_offsets(), Z[::3])
+    assert not np.ma.is_masked(known.get_offsets())
+
+
 def test_latent_contours_hold_the_stated_probabilities(plane):
     """Of the unit Gaussian in the plane the share p lies within sqrt(-2 log(1 - p))."""
     display = LatentDisplay.from_estimator(plane, DIGITS)

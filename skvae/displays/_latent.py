@@ -12,6 +12,7 @@ from ._figure import COLORS, legend, panels
 
 _MARKERS = "os^vD<>PX"
 _MAX_CLASSES = 20  # more distinct numbers than this are a continuous target
+_UNKNOWN = "0.7"  # where a row has none
 
 
 class LatentDisplay:
@@ -146,11 +147,14 @@ class LatentDisplay:
         """Rows that look alike, and how they look."""
         if self.y is None:
             return [(slice(None), {"color": COLORS[0]})]
-        y, classes = np.asarray(self.y), np.unique(self.y)
+        y, (classes, places) = np.asarray(self.y), np.unique(self.y, return_inverse=True)  # NaN is a class, once
         if y.dtype.kind in "iuf" and len(classes) > _MAX_CLASSES:
-            return [(slice(None), {"c": y, "cmap": "viridis"})]
+            known = ~np.isnan(y)
+            groups = [(known, {"c": y[known], "cmap": "viridis"}), (~known, {"color": _UNKNOWN})]
+            return groups[: 1 if known.all() else 2]
         looks = zip(cycle(COLORS), cycle(_MARKERS), classes, strict=False)
-        return [(y == label, {"color": color, "marker": marker, "label": label}) for color, marker, label in looks]
+        looks = [{"color": color, "marker": marker, "label": label} for color, marker, label in looks]
+        return [(places == i, look) for i, look in enumerate(looks)]
 
     def _plot_prior(self, ax, density, probabilities, contour_kw):
         from matplotlib.patheffects import withStroke
