@@ -9,6 +9,7 @@ from sklearn.datasets import load_diabetes, load_iris, load_wine
 from sklearn.decomposition import FactorAnalysis
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import Callback
 
 from skvae import VAETransformer, load
 from skvae._data.stream import Stream
@@ -204,3 +205,32 @@ def test_another_objective_keeps_the_prior_that_was_chosen(first, then, table):
     vae.set_params(objective=then).partial_fit(X[50:]).partial_fit(X)
     assert repr(vae.module_.prior) == prior
     assert vae.set_params(warm_start=True, max_iter=2).fit(X).n_iter_ == 5
+
+
+def test_conditions_are_drawn_from_all_rows():
+    rng = np.random.default_rng(0)
+    rows = np.column_stack([rng.normal(size=6000), rng.normal(size=6000), np.repeat(np.arange(6.0), 1000)])
+    vae = VAETransformer(2, **SMALL, condition_features=[2], warm_start=True)
+    for chunk in chunks(rows, 1000):
+        vae.partial_fit(chunk)
+    drawn = vae.sample(6000, random_state=0)[:, 2]
+    np.testing.assert_allclose(np.bincount(drawn.astype(int), minlength=6), 1000, rtol=0.25)
+    before = vae._table.conditions.copy()
+    with pytest.raises(ValueError, match="expecting 3 features"):
+        vae.partial_fit(rows[:, :2])
+    np.testing.assert_array_equal(vae._table.conditions, before)
+    assert set(vae.fit(rows[-50:]).sample(50, random_state=0)[:, 2]) == {5.0}
+
+
+def test_training_that_fails_leaves_the_conditions(table):
+    class Fails(Callback):
+        def on_train_begin(self, net, **kwargs):
+            raise RuntimeError("fails")
+
+    X = table(n_rows=100)
+    vae = VAETransformer(1, **SMALL, condition_features=[0]).partial_fit(X[:50])
+    before = vae._table.conditions.copy()
+    with pytest.raises(RuntimeError, match="fails"):
+        vae.set_params(callbacks=[Fails()]).partial_fit(X[50:])
+    np.testing.assert_array_equal(vae._table.conditions, before)
+    assert len(vae.set_params(callbacks=None).partial_fit(X[50:])._table.conditions) == len(X)

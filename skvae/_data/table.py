@@ -209,10 +209,9 @@ class Table:
                     stacklevel=7,
                 )
 
-    def keep_conditions(self, features):
-        """Keep what is given in some of the rows, to draw from."""
-        if self.n_context:
-            self.conditions = np.array(features[subsample(len(features), _MAX_CONDITIONS, 0), -self.n_context :])
+    def conditions_in(self, features):
+        """What is given in some of the rows, to draw from."""
+        return np.array(features[subsample(len(features), _MAX_CONDITIONS, 0), -self.n_context :])
 
     @property
     def gives_floats(self):

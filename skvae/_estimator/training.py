@@ -96,6 +96,7 @@ class TrainingMixin:
         stream, start = stream_before(self, taken.values, fresh, one_epoch).take(taken.values)
         if not one_epoch:  # which starts from the rows of all chunks so far, as long as there are few
             start = taken.values if fresh else None
+        taken.table = with_conditions(taken.table, taken.values, stream, taken.seed)
         checkpoint = self._open_checkpoint(taken, former, one_epoch)
         with unchanged_if_refused(former):
             net, split = self._net_for(taken, start, former, stream, one_epoch)
@@ -116,7 +117,6 @@ class TrainingMixin:
     def _take_first(self, X, one_epoch):
         """Take X for a fit from nothing."""
         values, gain, likelihood, table = self._check_first(X, in_chunks=one_epoch)
-        table.keep_conditions(values)
         seed = of_first(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
         prior = prior_of(self)
         return Taken(values, gain, likelihood, prior, table, made_with(self._own_params, likelihood, prior), seed)
@@ -435,6 +435,16 @@ def stream_before(estimator, X, fresh, one_epoch):
     if fresh or not one_epoch:
         return Stream(X[:0] if one_epoch else None)
     return Stream(**estimator._stream)
+
+
+def with_conditions(table, X, stream, seed):
+    """The table with what is given in some of all rows so far, of which X are the latest, to draw from."""
+    if not table.n_context:
+        return table
+    found = table.conditions_in(X)
+    if table.conditions is not None:
+        found = stream.mixed(table.conditions, found, len(X), seed)
+    return replace(table, conditions=found)
 
 
 def go_on(estimator, X, asked, one_epoch):
