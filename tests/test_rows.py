@@ -210,8 +210,41 @@ def test_parts_must_be_of_one_table():
     for second in (np.zeros((3, 5)), np.zeros(4)):
         with pytest.raises(ValueError, match=r"part 1 has shape .* and the first one has \(4,\) columns"):
             _ = Chunks([np.zeros((3, 4)), second]).shape
-    with pytest.raises(ValueError, match=r"part 1 has .* dtype float64, .* of dtype uint8"):
-        _ = Chunks([np.zeros((3, 4), np.uint8), np.zeros((3, 4))]).shape
+    one = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0]})
+    for first, second in ((one, one[["y", "x"]]), (pl.DataFrame(one), pl.DataFrame(one[["y", "x"]]))):
+        with pytest.raises(ValueError, match=r"part 1 has 'y' where the first one has 'x'\. Let `read` give all parts"):
+            _ = Chunks([first, second], lambda part: part).shape
+    assert Chunks([one, one.to_numpy()], lambda part: part).shape == (4, 2)
+
+
+def test_parts_may_be_of_several_kinds_of_numbers():
+    whole, holed = (pd.DataFrame({"w": [1, 2, last] * 20}) for last in (3, None))
+    with_na = whole.astype("Int64").mask(whole == 3)
+    bits, text = np.eye(2, dtype=np.uint8), whole.astype(str)
+    tables = {
+        (0, 1): [whole, holed],
+        (1, 0): [holed, whole],
+        (2, 0): [with_na, whole],
+        (3, 0): [text, whole],
+    }
+    of = {0: whole, 1: holed, 2: holed, 3: whole}
+    for kinds, parts in tables.items():
+        rows = Chunks(parts, lambda part: part).rows
+        np.testing.assert_array_equal(rows[:], np.concatenate([of[kind].to_numpy(float) for kind in kinds]))
+    assert Chunks([whole, whole]).rows.dtype == np.int64
+    np.testing.assert_array_equal(Chunks([bits, bits / 3]).rows[:], np.concatenate([bits, bits / 3]))
+    two = [part.assign(twice=2 * part["w"]) for part in (whole, holed)]
+    vae, all_rows = VAETransformer(1, **SMALL), np.concatenate(two)
+    np.testing.assert_array_equal(clone(vae).fit(Chunks(two)).transform(all_rows), vae.fit_transform(all_rows))
+
+
+@pytest.mark.parametrize("cells", [["a", "b"], pd.to_datetime(["2020", None])], ids=["text", "dates"])
+def test_parts_that_are_no_numbers_are_refused_by_column(cells):
+    parts = [pd.DataFrame({"x": [1.0, 2.0]}), pd.DataFrame({"x": [1.0, 2.0], "k": cells})]
+    with pytest.raises(ValueError, match=r"part 0 has columns of something else: 'k'\. Let `read` drop or encode them"):
+        VAETransformer(**SMALL).fit(Chunks(parts[1:], lambda part: part))
+    with pytest.raises(ValueError, match=r"part 1 has columns of something else: 'k'"):
+        VAETransformer(**SMALL).fit(Chunks([parts[0], parts[1][["k"]]], lambda part: part))
 
 
 @pytest.mark.parametrize("kind", ["map", "CSR", "chunks"])

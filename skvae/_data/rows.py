@@ -212,7 +212,7 @@ class Chunks:
     ------
     ValueError
         If there is no part, or `n_buffered` is less than 1; when rows are read, if a part has other columns than the
-        first one.
+        first one, in another order, or some that are no numbers.
 
     Examples
     --------
@@ -249,22 +249,29 @@ class ChunkRows(RowSource):
         self._held = OrderedDict()
 
     @cached_property
-    def starts(self):
-        """Index of each part's first row, and the number of rows."""
-        return np.cumsum([0, *(len(self._part(i)) for i in range(len(self.all_parts)))])
+    def _sizes(self):
+        """Number of rows and dtype of each part."""
+        return [(len(part), part.dtype) for part in map(self._part, range(len(self.all_parts)))]
 
     @cached_property
-    def _like(self):
-        """No rows, of the shape and dtype that all parts must have."""
-        return self._part(0)[:0]
+    def starts(self):
+        """Index of each part's first row, and the number of rows."""
+        return np.cumsum([0, *(n_rows for n_rows, _ in self._sizes)])
 
     @cached_property
     def shape(self):
-        return int(self.starts[-1]), self._like.shape[1]
+        return int(self.starts[-1]), self._like[0][1]
 
     @cached_property
     def dtype(self):
-        return self._like.dtype
+        """Of the numbers of all parts: a file of whole numbers may follow one of others, or come before it."""
+        return np.result_type(*(dtype for _, dtype in self._sizes))
+
+    @cached_property
+    def _like(self):
+        """Shape of the first part, and names of its columns if they have any."""
+        self._part(0)
+        return self._first
 
     def __getstate__(self):
         return vars(self) | {"_held": OrderedDict()}
@@ -274,17 +281,31 @@ class ChunkRows(RowSource):
         if i in self._held:
             self._held.move_to_end(i)
             return self._held[i]
-        values = np.asarray(self.read(self.all_parts[i]))
-        first = values if i == 0 else self._like
-        if values.ndim != 2 or values.shape[1] != first.shape[1] or not np.can_cast(values, first.dtype, "same_kind"):
-            raise ValueError(
-                f"The parts of X must be tables of the same columns: part {i} has shape {values.shape} and dtype "
-                f"{values.dtype}, and the first one has {first.shape[1:]} columns of dtype {first.dtype}."
-            )
+        part = self.read(self.all_parts[i])
+        values, names = _numbers_of(part, i), _names_of(part)
+        if i == 0:
+            self._first = values.shape, names
+        self._check_columns(values.shape, names, i)
         self._held[i] = values
         while len(self._held) > self.n_buffered:
             self._held.popitem(last=False)
         return values
+
+    def _check_columns(self, shape, names, i):
+        """Refuse part `i` if it has other columns than the first one."""
+        first_shape, first_names = self._first if i == 0 else self._like
+        if len(shape) != 2 or shape[1] != first_shape[1]:
+            raise ValueError(
+                f"The parts of X must be tables of the same columns: part {i} has shape {shape}, and the first one has "
+                f"{first_shape[1:]} columns."
+            )
+        if names is None or first_names is None or names == first_names:
+            return
+        own, first = next(pair for pair in zip(names, first_names, strict=True) if pair[0] != pair[1])
+        raise ValueError(
+            f"The parts of X must be tables of the same columns: part {i} has {own!r} where the first one has "
+            f"{first!r}. Let `read` give all parts the same names in the same order, as frame[names] does."
+        )
 
     def _read(self, rows):
         rows = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
@@ -302,6 +323,37 @@ class ChunkRows(RowSource):
         rank = np.empty(len(self.starts), dtype=np.int64)
         rank[of_part[np.sort(places)]] = np.arange(len(places))
         return rows[np.argsort(rank[of_part] // self.n_buffered, kind="stable")]
+
+
+def _names_of(part):
+    """The names of the columns of a frame, or of an arrow table; None where they have none."""
+    names = getattr(part, "column_names", getattr(part, "columns", None))
+    return None if names is None else list(names)
+
+
+def _numbers_of(part, i):
+    """The rows of part `i` as an array of numbers, NaN where one is missing."""
+    values = np.asarray(part)
+    if values.ndim != 2 or values.dtype.kind in "biuf":
+        return values
+    columns, names = [_floats_of(column) for column in values.T], _names_of(part) or range(values.shape[1])
+    if strange := [name for name, column in zip(names, columns, strict=True) if column is None]:
+        raise ValueError(
+            f"The parts of X must be tables of numbers, and part {i} has columns of something else: "
+            f"{', '.join(map(repr, strange[:10]))}. Let `read` drop or encode them, as OneHotEncoder does, or fit to a "
+            "DataFrame of all rows, whose text and dates are taken as they are."
+        )
+    return np.array(columns, dtype=float).T.reshape(values.shape)
+
+
+def _floats_of(cells):
+    """A column of objects as float64; None where some are no numbers."""
+    if cells.dtype.kind not in "OUS":
+        return None
+    try:  # pandas has no float for what is missing
+        return np.array([np.nan if type(cell).__name__ == "NAType" else cell for cell in cells.tolist()], dtype=float)
+    except (TypeError, ValueError):
+        return None
 
 
 def _mapped(X):
