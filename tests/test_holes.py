@@ -127,6 +127,14 @@ def test_rows_know_nothing_of_their_neighbours():
     assert np.array_equal(filled[~np.isnan(X)], X[~np.isnan(X)])
 
 
+def test_rows_with_holes_keep_their_digits_beside_complete_ones():
+    X = np.random.default_rng(0).poisson(50, (20, 60)).astype(float)
+    X[::2, 0] = np.nan
+    vae = VAETransformer(2, **SMALL | {"early_stopping": False}, likelihood="poisson", n_draws=5).fit(X)
+    alone = [vae.score_samples(X[i : i + 1])[0] for i in range(4)]
+    np.testing.assert_array_equal(vae.score_samples(X)[:4], alone)
+
+
 def test_columns_and_rows_without_a_value():
     X = load_wine().data.copy()
     X[:, 3], X[5] = np.nan, np.nan

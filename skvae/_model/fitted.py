@@ -85,7 +85,7 @@ class Model:
         if incomplete.all() or not incomplete.any():
             return function(X, bool(incomplete.all()) and len(X) > 0)
         complete, others = function(X[~incomplete], False), function(X[incomplete], True)
-        result = np.empty((len(X), *complete.shape[1:]), complete.dtype)
+        result = np.empty((len(X), *complete.shape[1:]), np.result_type(complete, others))
         result[~incomplete], result[incomplete] = complete, others
         return result
 
