@@ -20,6 +20,7 @@ from sklearn.utils._param_validation import InvalidParameterError
 from skvae import VAETransformer, load
 from skvae._data.marginals import fit_knots, from_scores, to_scores
 from skvae._data.table import Table
+from skvae._estimator.generation import reconstructed
 from skvae._model.columns import Categorical, Columns, Ordinal
 from skvae.likelihoods import LIKELIHOODS, Bernoulli, Gaussian, Likelihood, Poisson
 from skvae.metrics import column_gains, reconstruction_error
@@ -572,6 +573,17 @@ def test_rows_stand_under_the_conditions_that_they_are_given():
     assert (
         reconstruction_error(VAETransformer(**SMALL | linear).fit(rows), rows) < 0.5
     )  # not the batches' variance of 6
+
+
+def test_rows_under_an_unknown_condition_are_reconstructed():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=60), "b": rng.normal(size=60), "site": ["u", "v", "w"] * 20})
+    vae = VAETransformer(**SMALL, early_stopping=False, condition_features=["site"]).fit(frame)
+    new = frame.replace({"site": {"w": "new"}})
+    both = reconstruction_error(vae, frame[frame["site"] != "w"]), reconstruction_error(vae, new[new["site"] == "new"])
+    assert reconstruction_error(vae, new) == pytest.approx((2 * both[0] + both[1]) / 3)
+    found, known = (reconstructed(vae, rows)[0] for rows in (new, frame))
+    pd.testing.assert_frame_equal(found[:2], known[:2])
 
 
 def test_float32_stays_in_tables_of_several_kinds():

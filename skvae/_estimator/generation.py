@@ -192,7 +192,8 @@ class GenerationMixin:
         if isinstance(conditions, dict):
             table.check_given(conditions)
         values = table.partial({} if conditions is None else conditions, "conditions")
-        return self._typical(table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:])
+        features = table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:]
+        return self._typical(features)
 
     def _any_conditions(self, n_samples, random_state):
         """Draw the conditions of that many training rows, or None."""
@@ -256,4 +257,7 @@ def reconstructed(estimator, X):
     Z, table = np.asarray(estimator.transform(X)), getattr(estimator, "_table", None)
     if table is None or not table.n_context:
         return estimator.inverse_transform(Z), slice(None)
-    return estimator.inverse_transform(Z, conditions=X), [not column.given for column in table.columns]
+    with own_settings():
+        given = estimator._check_X(X)[:, -table.n_context :]  # unknown categories are missing, as in `score`
+        means = estimator._fitted.expectation(Z.astype(np.float32, copy=False), estimator._typical(given))
+    return means, [not column.given for column in table.columns]
