@@ -566,6 +566,9 @@ def test_rows_stand_under_the_conditions_that_they_are_given():
     assert vae.inverse_transform(Z, conditions={"year": 2030})["year"].tolist() == [2030, 2030]
     with pytest.raises(ValueError, match="'a', which is not among condition_features"):
         vae.inverse_transform(Z, conditions={"a": 1.0})
+    for far in (np.inf, -np.inf, 1e300):
+        with pytest.raises(ValueError, match="conditions contains infinity or a value too large"):
+            vae.inverse_transform(Z, conditions={"year": far})
     batch = 5.0 * rng.integers(0, 2, 200)
     factor = rng.normal(size=(200, 1))
     rows = np.column_stack([factor + 0.3 * rng.normal(size=(200, 2)) + batch[:, None], batch])

@@ -193,6 +193,7 @@ class GenerationMixin:
             table.check_given(conditions)
         values = table.partial({} if conditions is None else conditions, "conditions")
         features = table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:]
+        self._fitted.check_context(features)
         return self._typical(features)
 
     def _any_conditions(self, n_samples, random_state):

@@ -212,13 +212,22 @@ class Model:
         """Draws that `function` makes of latent coordinates and what is given, if anything, in the container of X."""
         return self.table.compose(self.table.values_of(self._features_of(function, z, context), drawn=True))
 
+    def _context_in_units(self, context: np.ndarray) -> np.ndarray:
+        """What is given (n, n_context), in the model's units."""
+        n, offset, scale = context.shape[1], np.asarray(self.offset), np.asarray(self.scale)
+        return (context - offset[-n:]) / scale[-n:]
+
+    def check_context(self, context: np.ndarray) -> None:
+        """Refuse conditions that float32 does not hold, as `scaled` does rows."""
+        if (np.abs(self._context_in_units(context)) > np.finfo(np.float32).max).any():
+            raise ValueError("Input conditions contains infinity or a value too large for dtype('float32').")
+
     def _features_of(self, function: Callable, z: np.ndarray, context: np.ndarray | None) -> np.ndarray:
         """What `function` makes of latent coordinates and of what is given, and that: (n, ..., n_features)."""
         if context is None:
             return self._decoded(function, z)
-        n, (offset, scale) = context.shape[1], (np.asarray(self.offset), np.asarray(self.scale))
-        given = (context - offset[-n:]) / scale[-n:]
-        both = np.hstack([z, given]).astype(np.float32)
+        n = context.shape[1]
+        both = np.hstack([z, self._context_in_units(context)]).astype(np.float32)
         features = self._decoded(lambda rows: function(rows[:, :-n], rows[:, -n:]), both)
         beside = context if features.ndim == 2 else np.repeat(context[:, None], features.shape[1], axis=1)
         return np.concatenate([features, beside], axis=-1)
