@@ -9,6 +9,7 @@ from functools import partial
 import joblib
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import safetensors.torch
 import torch
@@ -457,6 +458,27 @@ def test_tables_of_words_are_trained_on_to_the_same_bits(way, tmp_path):
     vae = small().fit(frame)
     kept = way(vae, tmp_path)
     np.testing.assert_array_equal(kept.partial_fit(frame).transform(frame), vae.partial_fit(frame).transform(frame))
+
+
+COLUMNS = {
+    "Index": (pd.Index(["kind", "level"]), ["kind", "level"]),
+    "Series": (pd.Series([False, True, True]), [False, True, True]),
+    "polars": (pl.Series(["kind"]), ["kind"]),
+    "text": (np.array(["kind", "level"]), ["kind", "level"]),
+    "objects": (np.array(["kind", 2], dtype=object), ["kind", 2]),
+    "extension": (pd.array([2], dtype="Int64"), [2]),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_names_of_columns_are_kept_in_whatever_they_came(kind, tmp_path):
+    given, names = COLUMNS[kind]
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"size": rng.normal(size=60), "kind": rng.integers(0, 3, 60), "level": rng.integers(0, 2, 60)})
+    vae = small(categorical_features=given, hidden_layer_sizes=pd.Series([8]), warm_start=True).fit(frame)
+    kept = saved(vae, tmp_path)
+    assert (list(kept.categorical_features), list(kept.hidden_layer_sizes)) == (names, [8])
+    np.testing.assert_array_equal(kept.fit(frame).transform(frame), vae.fit(frame).transform(frame))
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)

@@ -20,6 +20,7 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 
 from .._data.column import Column
+from .._data.containers import objects_of
 from .._data.table import Table
 from .._fast.optimizers import OPTIMIZERS
 from .._model.build import REGISTRIES, build_vae
@@ -243,7 +244,7 @@ def _encode_parts(value, path, tensors):
         return os.fspath(value)
     elif isinstance(value, torch.device):
         tag, parts = "$device", str(value)
-    elif isinstance(value, np.ndarray) and value.dtype == object and all(type(name) is str for name in value.flat):
+    elif isinstance(value, np.ndarray) and value.size and all(isinstance(name, str) for name in value.flat):
         tag, parts = "$names", value.tolist()
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         tag, parts = "$array", torch.from_numpy(np.array(value, order="C"))  # a copy: it may be read-only
@@ -253,6 +254,8 @@ def _encode_parts(value, path, tensors):
         tag, parts = "$partial", [value.func.__name__, value.keywords]
     elif _CLASSES.get(type(value).__name__) is type(value):
         tag, parts = "$object", [type(value).__name__, _constructor_arguments(value)]
+    elif hasattr(value, "__array__"):  # names, flags or numbers in whatever holds them, such as an Index or a Series
+        return _encode(objects_of(value), path, tensors)
     else:
         raise TypeError(_refusal(path, value))
     return {tag: _encode(parts, path, tensors)}
