@@ -232,6 +232,19 @@ def test_what_only_pickle_can_keep(what, table, tmp_path):
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"older"]
 
 
+CATEGORIES = {"Interval": pd.interval_range(0, 3), "Timestamp": pd.date_range("2020", periods=3)}
+CATEGORIES["Period"] = CATEGORIES["Timestamp"].to_period("D")
+
+
+@pytest.mark.parametrize("kind", CATEGORIES)
+def test_categories_that_are_objects_are_refused_by_column(kind, tmp_path):
+    frame = pd.DataFrame({"x": np.linspace(0, 1, 30), "k": pd.Categorical(list(CATEGORIES[kind]) * 10)})
+    with pytest.raises(TypeError, match=rf"column 'k', which has categories of pandas\.{kind}: make them text"):
+        small().fit(frame).save(tmp_path / "vae")
+    vae = small().fit(frame.astype({"k": str}))
+    assert saved(vae, tmp_path).score(frame.astype({"k": str})) == vae.score(frame.astype({"k": str}))
+
+
 LEFT_OUT = {
     "callbacks": lambda folder: {"callbacks": [Report(), ("own", Report())]},
     "random_state": lambda folder: {"random_state": np.random.RandomState(0)},

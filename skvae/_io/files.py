@@ -262,8 +262,21 @@ def _encode_parts(value, path, tensors):
 
 
 def _constructor_arguments(value):
+    if isinstance(value, Column):
+        _check_levels(value)
     names = [name for name, p in inspect.signature(type(value)).parameters.items() if p.kind not in _VARIADIC]
     return {name: getattr(value, name) for name in names}
+
+
+def _check_levels(column):
+    """Refuse categories that are objects."""
+    strange = [type(level) for level in column.levels or () if not isinstance(level, str | int | float | None)]
+    if strange:
+        kind = f"{strange[0].__module__.partition('.')[0]}.{strange[0].__qualname__}"
+        raise TypeError(
+            f"save cannot keep column {column.name!r}, which has categories of {kind}: make them text, as by "
+            ".astype(str), before fit, or use pickle, which keeps any object."
+        )
 
 
 _DECODERS = {
