@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline
 from skorch.callbacks import (
     Callback,
     Checkpoint,
+    EpochTimer,
     LoadInitState,
     LRScheduler,
     MlflowLogger,
@@ -636,3 +637,12 @@ def test_a_refusal_to_go_on_leaves_the_net_as_it_was(table):
     with pytest.raises(ValueError, match="leaves none to train on"):
         vae.set_params(warm_start=True, callbacks=[Stops()], **wrong).fit(X)
     assert (vae.net_.criterion_, vae.net_.lr, vae.net_.callbacks_) == (objective, lr, [])
+
+
+def test_a_callback_that_is_none_is_off(table):
+    X = table()
+    plain = VAETransformer(2, max_iter=2, **SMALL).fit(X)
+    vae = VAETransformer(2, max_iter=2, **SMALL, callbacks=[("timer", EpochTimer()), ("off", None)], warm_start=True)
+    np.testing.assert_array_equal(vae.fit(X).transform(X), plain.transform(X))
+    assert [name for name, _ in vae.net_.callbacks_] == ["timer"]
+    assert vae.set_params(callbacks=[("timer", None)]).fit(X).net_.callbacks_ == []

@@ -224,11 +224,12 @@ def likelihood_of(table, given):
 
 def shallow_copies(callbacks):
     """Copies of skorch callbacks, or of (name, callback) pairs, which name each other where the originals do: training
-    leaves the user's own untouched."""
+    leaves the user's own untouched. A callback that is None, which switches its name off, stays None."""
     given = [pair[1] if isinstance(pair, tuple) else pair for pair in callbacks or ()]
     copies = {id(callback): copy.copy(callback) for callback in given}
     for made in copies.values():
-        vars(made).update({name: copies[id(part)] for name, part in vars(made).items() if id(part) in copies})
+        if made is not None:
+            vars(made).update({name: copies[id(part)] for name, part in vars(made).items() if id(part) in copies})
     return [
         (pair[0], copies[id(part)]) if isinstance(pair, tuple) else copies[id(part)]
         for pair, part in zip(callbacks or (), given, strict=True)
