@@ -33,6 +33,13 @@ def _unit(parts):
     return np.where(mean > 0, mean, 1.0)
 
 
+def _weights(parts):
+    """The weights of parts that some rows lack something of, which add up to 1: a table whose rows are all repeated
+    lacks no nearest rows."""
+    counts = parts.mean(axis=0) > 0
+    return WEIGHTS if counts.all() or not counts.any() else WEIGHTS / WEIGHTS[counts].sum()
+
+
 class _Nearby:
     """Rows that neighbours are sought among."""
 
@@ -166,8 +173,8 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         some = subsample(len(X), MAX_ROWS, seed)
         rows = X[some] if isinstance(X, RowSource) else _safe_indexing(X, some)
         parts = self._measure(rows)
-        self._unit = _unit(parts)
-        self.offset_ = self._offset(-parts / self._unit @ WEIGHTS)
+        self._unit, self._weights = _unit(parts), _weights(parts)
+        self.offset_ = self._offset(-parts / self._unit @ self._weights)
         return self
 
     def score_samples(self, X):
@@ -184,7 +191,7 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
             High is ordinary. The mean over the training rows is about -1.
         """
         X = self._check(X)
-        return np.concatenate([-self._parts(part) / self._unit @ WEIGHTS for part in parts_of(X)])
+        return np.concatenate([-self._parts(part) / self._unit @ self._weights for part in parts_of(X)])
 
     def decision_function(self, X):
         """`score_samples` less `offset_`: negative for outliers.

@@ -63,6 +63,16 @@ def test_score_by_hand(line):
     assert fitted.score_samples(rows).mean() == pytest.approx(-1)
 
 
+def test_rows_that_all_have_twins_score_about_minus_one():
+    bits = pd.DataFrame(np.random.default_rng(0).random((120, 3)) < 0.5, columns=list("abc"))
+    bits["d"] = bits["a"]
+    fitted = detector().fit(bits)
+    assert fitted._weights[2] > 0.5  # though no row lacks a near one
+    assert fitted.score_samples(bits).mean() == pytest.approx(-1)
+    odd = bits.head(1).assign(d=~bits["a"].head(1))
+    assert fitted.score_samples(odd) < fitted.score_samples(bits).min()
+
+
 def test_planted_rows_are_found(line):
     """Columns that are ordinary one by one, but not together."""
     rows, fitted = line
