@@ -476,10 +476,17 @@ def _trial_output(network: nn.Module, n_inputs: int, whose: str) -> Tensor:
 
 
 def check_network(network: Architecture, spec: NetworkSpec) -> None:
-    """Refuse a network of a user's own class that was built to other sizes than it was asked for."""
+    """Refuse a network of a user's own class that does not end in a linear layer, or was built to other sizes than it
+    was asked for."""
     if type(network) in (*ARCHITECTURES.values(), Custom):
         return
     whose = f"The {'decoder' if spec.n_raw else 'encoder'} that {type(network).__name__} builds"
+    head = getattr(network, "head", None)
+    if lacks := [name for name in ("weight", "bias") if not isinstance(getattr(head, name, None), Tensor)]:
+        raise ValueError(
+            f"{whose} must end in `head`, a linear layer with weight and bias, as spec.linear(n_inputs, "
+            f"{spec.n_outputs}) makes it. Got {type(head).__name__} without {' and '.join(lacks)}."
+        )
     output = _trial_output(network, spec.n_inputs, whose)
     if output.shape != (2, spec.n_outputs):
         raise ValueError(

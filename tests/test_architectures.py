@@ -316,6 +316,27 @@ def test_own_architecture_of_the_wrong_size_is_named(table, n_steps):
     assert n_steps == []
 
 
+class WithoutBias(Architecture):
+    def build(self, spec):
+        self.hidden = nn.Identity()
+        self.head = nn.Linear(spec.n_inputs, spec.n_outputs, bias=False)
+
+
+class Wrapped(TooWide):
+    def build(self, spec):
+        super().build(spec)
+        self.head = nn.Sequential(self.head)
+
+
+@pytest.mark.parametrize(
+    ("own", "found"), [(WithoutBias(), "Linear without bias"), (Wrapped(), "Sequential without weight and bias")]
+)
+def test_own_architecture_without_a_linear_head_is_named(own, found, table, n_steps):
+    with pytest.raises(ValueError, match=rf"builds must end in `head`, a linear layer .* Got {found}\."):
+        VAETransformer(2, architecture=own, max_iter=2).fit(table())
+    assert n_steps == []
+
+
 class InPlace(Architecture):
     def build(self, spec):
         self.hidden = nn.Hardtanh(inplace=True)

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from dataclasses import replace
 from itertools import combinations, cycle, product
 
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 import torch
 
 from skvae import VAETransformer
-from skvae._model.build import REGISTRIES, resolve
+from skvae._model.build import REGISTRIES, check_objective, resolve
 from skvae.architectures import ARCHITECTURES, MLP, Conv
 from skvae.likelihoods import LIKELIHOODS, Gaussian
 from skvae.metrics import log_likelihood
-from skvae.objectives import ELBO, IWAE, OBJECTIVES, BetaTC
-from skvae.priors import PRIORS, Mixture, StandardNormal
+from skvae.objectives import ELBO, IWAE, OBJECTIVES, BetaTC, Objective
+from skvae.priors import PRIORS, Mixture, Prior, StandardNormal
 
 SMALL = {"hidden_layer_sizes": (6,), "max_iter": 2, "early_stopping": False, "n_draws": 4, "random_state": 0}
 
@@ -204,6 +205,99 @@ def test_a_log_prob_that_is_summed_is_refused(table, n_steps):
     with pytest.raises(ValueError, match=r"^Summed\.log_prob must return a value for each feature.* Do not sum"):
         VAETransformer(2, likelihood=Summed()).fit(table())
     assert n_steps == []
+
+
+class OwnPrior(Prior):
+    def log_prob(self, z):
+        return -0.5 * z.square().sum(-1)
+
+    def sample(self, n, generator):
+        return torch.randn(n, self.z_dim, generator=generator)
+
+
+class UnitsApart(OwnPrior):
+    def log_prob(self, z):
+        return -0.5 * z.square()
+
+
+class SummedBy1(OwnPrior):
+    def log_prob(self, z):
+        return -0.5 * z.square().sum(1)
+
+
+class Columnwise(OwnPrior):
+    def sample(self, n, generator):
+        return super().sample(n, generator).T
+
+
+class Unbuilt(OwnPrior):
+    def build(self, z_dim, n_features, generator):
+        self.scale = torch.ones(z_dim)
+
+
+class OwnObjective(Objective):
+    def forward(self, vae, batch):
+        log_prob, kl = vae(replace(batch, eps=torch.randn_like(batch.eps)))  # of the global stream
+        return log_prob - kl, log_prob, kl
+
+
+class OneTerm(OwnObjective):
+    def forward(self, vae, batch):
+        return super().forward(vae, batch)[0]
+
+
+class Averaged(OwnObjective):
+    def forward(self, vae, batch):
+        return tuple(term.mean() for term in super().forward(vae, batch))
+
+
+class ThreeDraws(OwnObjective):
+    n_draws = 3
+
+
+OWN_MISTAKES = [
+    (UnitsApart(), r"UnitsApart\.log_prob must return a value for each point.*\(2, 3\)\. Got \(2, 3, 2\)"),
+    (SummedBy1(), r"SummedBy1\.log_prob must return a value for each point.*\(2, 3\)\. Got \(2, 2\)"),
+    (Columnwise(), r"Columnwise\.sample must return a row for each point.*\(3, 2\)\. Got \(2, 3\)"),
+    (Unbuilt(), r"Unbuilt\.build must call super\(\)\.build\(z_dim, n_features, generator\) first"),
+    (OneTerm(), r"OneTerm\.forward must return three tensors of shape \(batch,\).* Got 1 value"),
+    (Averaged(), r"Averaged\.forward must return three tensors.*: here \(32,\)\. Got \(\) instead"),
+    (ThreeDraws(), r"ThreeDraws\.forward must return three tensors.* Got \(3, 32\) instead"),
+]
+
+
+@pytest.mark.parametrize(("own", "message"), OWN_MISTAKES, ids=[type(own).__name__ for own, _ in OWN_MISTAKES])
+def test_mistakes_in_own_components_are_refused_before_training(own, message, table, n_steps):
+    kind = "prior" if isinstance(own, Prior) else "objective"
+    vae = VAETransformer(2, early_stopping=False, **{kind: own})
+    with pytest.raises(ValueError, match=message):
+        vae.fit(table())
+    assert n_steps == []
+
+
+def test_another_objective_is_looked_at_before_training_goes_on(table, n_steps):
+    vae = fitted(table(), warm_start=True)
+    objective, n_steps[:] = vae.net_.criterion_, []
+    with pytest.raises(ValueError, match=r"Averaged\.forward must return three tensors"):
+        vae.set_params(objective=Averaged()).fit(table())
+    assert n_steps == []
+    assert vae.net_.criterion_ is objective
+
+
+def test_a_look_at_an_own_objective_changes_nothing(table, global_streams, monkeypatch):
+    X = table(n_rows=60)
+    X[::3, 0] = np.nan
+    options = {"objective": OwnObjective(), "architecture": MLP(dropout=0.2), "prior": OwnPrior()}
+    torch.manual_seed(0)
+    vae = fitted(X, **options)
+    before, objective = global_streams(), OwnObjective()
+    for n_rows in (1, 60):
+        check_objective(objective, vae.module_, torch.from_numpy(X[:n_rows]).float())
+    assert global_streams() == before
+    assert not vae.module_.training
+    monkeypatch.setattr("skvae._estimator.training.check_objective", lambda *args: None)
+    torch.manual_seed(0)
+    np.testing.assert_array_equal(fitted(X, **options).transform(X), vae.transform(X))
 
 
 def test_the_encoder_sees_noise_of_the_linear_model_up_to_a_share_of_the_feature(table):

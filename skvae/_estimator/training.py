@@ -25,6 +25,7 @@ from .._fast.optimizers import optimizer_of
 from .._model.build import (
     REGISTRIES,
     SklearnCallbacks,
+    check_objective,
     guess_likelihood,
     input_noise,
     layer_sizes,
@@ -456,7 +457,9 @@ def go_on(estimator, X, asked, one_epoch):
         net.set_callbacks(shallow_copies(given))
         net.given_callbacks_ = given
     if has_changed("objective", then, asked):
-        net.set_objective(resolve("objective", estimator.objective))
+        objective = resolve("objective", estimator.objective)
+        check_objective(objective, net.module_, split.x)
+        net.set_objective(objective)
     if has_changed("learning_rate", then, asked):
         net.set_params(lr=estimator.learning_rate)
         for group in net.optimizer_.param_groups:
@@ -475,6 +478,7 @@ def begin(estimator, X, taken, one_epoch):
     start = partial(started_models, recipe, *rows, objective.kl_weight, alike=isinstance(X, Shards))
     with threads_for(len(x) * X.shape[1] ** 2):
         model, *others = start()
+        check_objective(objective, model, x)
         noise = input_noise(model, x, objective.kl_weight, few=len(x) < CROSS_FIT_ROWS)
         split.awake = partial(start, awake=True) if says_nothing(model) else None
     if isinstance(X, Shards):

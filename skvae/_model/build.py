@@ -12,8 +12,10 @@ import torch
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 
+from .._data.batch import Batch
 from .._data.holes import without_holes
 from .._data.rows import dtype_of, gathered, row_blocks
+from .._data.split import Rows
 from .._fast.optimizers import optimizer_of, shown
 from .._system.random import INIT_STREAM, PRIOR_STREAM, generator, subsample
 from .._training.guard import StopTraining
@@ -21,10 +23,10 @@ from ..architectures import ARCHITECTURES, Architecture, NetworkSpec, check_netw
 from ..callbacks import REPORT_ROWS
 from ..inits import INITS, Init, LinearInit
 from ..likelihoods import LIKELIHOODS, Bernoulli, Likelihood
-from ..objectives import OBJECTIVES
+from ..objectives import OBJECTIVES, Objective
 from ..priors import PRIORS, Prior
 from .columns import Categorical, Columns, MarginalBackground, Ordinal
-from .component import Component
+from .component import Component, Epochal
 from .gaussian import Background, LinearGaussian
 from .linear import linear_start
 from .module import VAE
@@ -32,6 +34,7 @@ from .module import VAE
 _MAX_NOISE, _MAX_NOISE_OF_FEW = 0.5, 0.25  # of the encoder's inputs, in standard deviations of the feature
 _MANY_ROWS = 1000  # from which on two hidden layers serve better than one
 _FAR_LEVELS = 0.5  # in the same unit
+_ROWS_TO_LOOK_AT = 32  # fewer than most batches: an objective may need some for what it estimates in a batch
 
 REGISTRIES: dict[str, Mapping[str, type[Component]]] = {
     "likelihood": LIKELIHOODS,
@@ -100,6 +103,8 @@ def build_vae(
         network.build(spec)
         check_network(network, spec)
     prior.build(z_dim, n_features + n_context, rng)
+    if getattr(prior, "z_dim", None) != z_dim:
+        raise ValueError(f"{type(prior).__name__}.build must call super().build(z_dim, n_features, generator) first.")
     with torch.no_grad():
         encoder.head.weight[z_dim:] *= 0.5  # He's start is meant for log-variances, and these are log-scales
     linear: dict[str, Any] = {}
@@ -136,6 +141,51 @@ def _check_log_prob(likelihood: Likelihood, x: Tensor) -> None:
         )
 
 
+def _check_shape(found: Any, wanted: tuple[int, ...], what: str) -> None:
+    """Refuse what a method of the user's own has returned if it is no tensor of that shape; `what` says the rule."""
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != wanted:
+        raise ValueError(f"{what}: here {wanted}. Got {shape} instead.")
+
+
+def _check_prior(prior: Prior) -> None:
+    """Refuse a prior of the user's own whose log-densities are not by point, or whose draws are no points."""
+    if type(prior) in PRIORS.values():
+        return
+    name, z_dim = type(prior).__name__, prior.z_dim
+    n = z_dim + 1  # so that no dimension is taken for another
+    with torch.random.fork_rng(devices=[]):
+        log_prob, draws = prior.log_prob(torch.zeros(2, n, z_dim)), prior.sample(n, generator(0))
+    _check_shape(log_prob, (2, n), f"{name}.log_prob must return a value for each point, of shape z.shape[:-1]")
+    _check_shape(draws, (n, z_dim), f"{name}.sample must return a row for each point, of shape (n, z_dim)")
+
+
+def check_objective(objective: Objective, vae: VAE, x: Any) -> None:
+    """Refuse an objective of the user's own that does not give three values for each row, of which it sees the first
+    ones in `x`. What it does to its copies stays there."""
+    if type(objective) in OBJECTIVES.values():
+        return
+    objective, vae, rng = copy.deepcopy(objective).to(x.device).train(), copy.deepcopy(vae).train(), generator(0)
+    rows = torch.arange(min(_ROWS_TO_LOOK_AT, len(x)))
+    n_draws = (objective.n_draws,) if objective.n_draws > 1 else ()
+    with torch.random.fork_rng(devices=[]):
+        fields = Rows(x[rows], vae).take(rows, rng)
+        eps = torch.randn(*n_draws, len(rows), vae.prior.z_dim, generator=rng).to(fields["x"])
+        for part in [*vae.modules(), *objective.modules()]:
+            if isinstance(part, Epochal):
+                part.begin_epoch(1, 100, rng)
+        _check_terms(objective(vae, Batch(**fields, eps=eps)), (len(rows),), type(objective).__name__)
+
+
+def _check_terms(terms: Any, wanted: tuple[int, ...], name: str) -> None:
+    parts = terms if isinstance(terms, tuple | list) else [terms]
+    what = f"{name}.forward must return three tensors of shape (batch,), value, reconstruction and KL of each row"
+    if len(parts) != 3:
+        raise ValueError(f"{what}. Got {len(parts)} value(s) instead.")
+    for part in parts:
+        _check_shape(part, wanted, what)
+
+
 def started_vae(
     recipe: dict[str, Any], x: Tensor, rows: Tensor, kl_weight: float, near: VAE | None = None, awake: bool = False
 ) -> VAE:
@@ -150,6 +200,7 @@ def started_vae(
         inputs = vae.likelihood.inputs(filled[some])
         seen = inputs if context is None else torch.cat([inputs, context[some]], -1)
         vae.prior.start(seen, generator(seed, PRIOR_STREAM))
+        _check_prior(vae.prior)
         if vae.filler is not None:
             vae.filler.mean.copy_(inputs.mean(0))
     if isinstance(recipe["init"], LinearInit):
