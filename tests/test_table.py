@@ -672,6 +672,24 @@ def test_counts_beside_words_stay_counts_where_that_is_asked_for(likelihood):
         VAETransformer(**SMALL, likelihood=likelihood, marginal="quantile").fit(frame)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # the columns are independent
+@pytest.mark.parametrize("likelihood", ["poisson", Poisson(size_factor="sum"), "bernoulli"], ids=str)
+def test_dates_are_no_counts(likelihood):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.integers(0, 2, (200, 2)), columns=["a", "b"])
+    frame["day"] = pd.Timestamp("1969-06-01") + pd.to_timedelta(rng.integers(0, 400, 200), unit="D")  # some below 0
+    params = SMALL | {"max_iter": 1, "early_stopping": False}
+    vae = VAETransformer(**params, likelihood=likelihood).fit(frame)
+    dates, numbers = vae.likelihood_.parts
+    assert isinstance(dates, Gaussian)
+    assert isinstance(numbers, Bernoulli if likelihood == "bernoulli" else Poisson)
+    assert vae._table.columns[2].marginal == "quantile"
+    assert vae.sample(400, noise=True, random_state=0)["day"].nunique() > 100
+    assert np.isfinite(vae.score(frame))
+    alone = VAETransformer(**params, likelihood=likelihood).fit(frame[["day"]])
+    assert isinstance(alone.likelihood_, Gaussian)
+
+
 def test_chunks_widen_ranges_and_warn_of_categories_that_come_late():
     rng = np.random.default_rng(0)
     counts = rng.poisson(np.linspace(1, 100, 200)[:, None] * [1, 2, 3])

@@ -51,12 +51,15 @@ class Table:
         Of an array that is given back.
     conditions : ndarray of shape (n, n_context), default=None
         Features that are given, of some of the training rows.
+    are_apart : bool, default=False
+        Whether numbers go by a likelihood that does not take any number: dates, which have a Gaussian, do not share it.
     """
 
     container: str
     columns: list
     dtype: str = "float64"
     conditions: Any = None
+    are_apart: bool = False
 
     @classmethod
     def of(cls, X, categorical_features="from_dtype", likelihoods=None, conditions=()):
@@ -152,7 +155,8 @@ class Table:
 
     def look_at(self, values, marginal, as_they_are=False):
         """Choose each column's marginal; "auto" is "standardize" in a table of numbers, or where numbers are to stay
-        `as_they_are`, and "quantile" in others."""
+        `as_they_are`, and "quantile" in others and for dates."""
+        self.are_apart, of_dates = as_they_are, "quantile" if marginal == "auto" else marginal
         if marginal == "auto":
             marginal = "standardize" if self._is_of_numbers or as_they_are else "quantile"
         if self.gives_floats and marginal == "standardize":
@@ -160,7 +164,7 @@ class Table:
         if isinstance(values, RowSource):
             return self._look_at_rows(values)
         for column, part in zip(self.columns, values.T, strict=True):
-            column.look_at(part.astype(float), marginal)
+            column.look_at(part.astype(float), of_dates if column.kind == "date" else marginal)
 
     def _look_at_rows(self, rows):
         """Take note of the range of whole numbers, without their columns at hand."""
@@ -221,7 +225,7 @@ class Table:
     @property
     def groups(self):
         """Lists of columns that share a likelihood, in the order of their features: Gaussian ones first."""
-        kinds = {"gaussian": [], "ordinal": [], "flag": [], "categorical": []}
+        kinds = {"gaussian": [], "numbers": [], "ordinal": [], "flag": [], "categorical": []}
         context = [i for i, column in enumerate(self.columns) if column.given]
         for i, column in enumerate(self.columns):
             own = column.likelihood
@@ -232,8 +236,10 @@ class Table:
             elif column.marginal == "spike":
                 kinds["gaussian"].append(i)
                 kinds["flag"].append(i)
+            elif column.marginal in ("ordinal", "categorical"):
+                kinds[column.marginal].append(i)
             else:
-                kinds[{"ordinal": "ordinal", "categorical": "categorical"}.get(column.marginal, "gaussian")].append(i)
+                kinds["numbers" if self.are_apart and column.kind != "date" else "gaussian"].append(i)
         return {kind: places for kind, places in (kinds | {"context": context}).items() if places}
 
     def modelled(self, values):

@@ -255,7 +255,7 @@ def _is_binary(values):
 
 def likelihood_of(table, given):
     """The likelihood of a table whose columns are of several kinds; `given` holds for numeric columns of which nothing
-    else is said."""
+    else is said, and for dates if it takes any number."""
     named = given if isinstance(given, (str, Likelihood)) and given != "auto" else None
     known = {"ordinal": Ordinal, "categorical": Categorical, "flag": Bernoulli}
     parts, sizes = [], []
@@ -268,9 +268,10 @@ def likelihood_of(table, given):
             levels = [[len(column.levels) for column in columns]] if kind != "flag" else []
             parts.append(known[kind](*levels))
         else:
-            parts.append(resolve("likelihood", columns[0].likelihood or named or "gaussian"))
+            own = "gaussian" if table.are_apart and kind == "gaussian" else named
+            parts.append(resolve("likelihood", columns[0].likelihood or own or "gaussian"))
         sizes.append(sum(widths))
-    return parts[0] if len(parts) == 1 and "gaussian" in table.groups else Columns(parts, sizes)
+    return parts[0] if len(parts) == 1 and table.groups.keys() & {"gaussian", "numbers"} else Columns(parts, sizes)
 
 
 def shallow_copies(callbacks):
