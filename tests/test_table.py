@@ -647,6 +647,7 @@ def test_numbers_that_are_no_level_lose_by_their_distance():
     assert (np.diff(scores[:5]) < 0).all()
     assert scores[4] < scores[0] - 1000
     assert (np.diff(scores[5:8]) < 0).all()
+    assert vae.score_samples(rows.head(1).assign(rooms=1e200)) == -np.inf  # and no warning
     assert scores[0] - scores[1] == pytest.approx(np.log(2) + 0.25)  # a step, and levels of variance 2
     whole = pd.DataFrame({"rooms": np.repeat(np.arange(-9, 14), 2), "kind": ["a", "b"] * 23})
     seen = whole["rooms"].between(0, 4)

@@ -173,4 +173,5 @@ def _loss(levels, places, values):
     levels = np.asarray(levels)
     distance = np.abs(np.nan_to_num(values - levels[places.astype(int)]))
     step, width = (np.diff(levels).min(), levels.std()) if len(levels) > 1 else (1.0, 1.0)
-    return np.log1p(distance / step) + 0.5 * (distance / width) ** 2
+    with np.errstate(over="ignore"):  # of a value so far away that nothing is as unlikely
+        return np.log1p(distance / step) + 0.5 * (distance / width) ** 2
