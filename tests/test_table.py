@@ -819,6 +819,10 @@ def test_nanoseconds_are_given():
     vae = VAETransformer(**SMALL).fit(pd.DataFrame({"day": days, "x": np.arange(100.0)}))
     drawn = vae.sample(3, given={"day": days.to_numpy()[:3]}, random_state=0)
     assert (drawn["day"] == days[:3]).all()
+    for some in (np.array([days[0].to_datetime64(), "NaT"], dtype="M8[ns]"), pd.Series([days[0], pd.NaT])):
+        drawn = vae.sample(2, given={"day": some}, random_state=0)["day"]
+        assert drawn[0] == days[0]
+        assert drawn.notna().all()
 
 
 @pytest.mark.parametrize("far", [1e6, 1e8, 1e17])

@@ -44,6 +44,7 @@ def is_missing(cell):
         cell is None
         or type(cell).__name__ in ("NAType", "NaTType")
         or (isinstance(cell, (float, np.floating)) and np.isnan(cell))
+        or (isinstance(cell, (np.datetime64, np.timedelta64)) and np.isnat(cell))
     )
 
 
