@@ -220,10 +220,11 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         return np.full(self.n_features_in_, limits)
 
     def _limited(self, filled, missing):
-        """Numbers that were filled in within their limits, and 0 in columns without any value."""
+        """Numbers that were filled in within their limits, and 0 in columns without any value that are kept."""
         if is_frame(filled):
             columns = self.estimator_._table.columns
-            numbers = [i for i in np.flatnonzero(self._empty) if columns[i].kind == "numeric"]
+            empty = np.flatnonzero(self._empty) if self.keep_empty_features else []
+            numbers = [i for i in empty if columns[i].kind == "numeric"]
             return with_zeros(filled, numbers, missing)
         if holds_words(filled):
             return filled

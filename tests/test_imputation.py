@@ -120,7 +120,9 @@ def test_arrays_of_words_are_filled_where_the_model_takes_them():
 def test_columns_without_any_value_of_a_frame_are_zero():
     frame = pd.DataFrame({"a": np.arange(40.0), "b": np.arange(40.0)[::-1], "e": np.nan})
     imputer = VAEImputer(VAETransformer(2, max_iter=3, random_state=0), keep_empty_features=True, sample_posterior=True)
-    for X in (frame, pl.DataFrame(frame), frame.astype({"e": object})):
+    untyped = pl.DataFrame(frame).with_columns(e=pl.lit(None))
+    assert VAEImputer(SMALL).fit_transform(untyped).columns == ["a", "b"]
+    for X in (frame, pl.DataFrame(frame), frame.astype({"e": object}), untyped):
         assert (np.asarray(imputer.fit_transform(X)["e"], dtype=float) == 0).all()
 
 

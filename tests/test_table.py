@@ -4,6 +4,7 @@ import copy
 import datetime
 import itertools
 import pickle
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.utils._param_validation import InvalidParameterError
 
-from skvae import VAETransformer, load
+from skvae import VAEImputer, VAETransformer, load
 from skvae._data.marginals import fit_knots, from_scores, to_scores
 from skvae._data.table import Table
 from skvae._estimator.generation import reconstructed
@@ -601,6 +602,46 @@ def test_no_likelihood_of_a_column_is_as_the_default():
     X = load_iris().data
     vae = VAETransformer(**SMALL, likelihood={}).fit(X)
     np.testing.assert_array_equal(vae.transform(X), VAETransformer(**SMALL).fit(X).transform(X))
+
+
+@pytest.mark.parametrize("late", ["late", datetime.datetime(2024, 1, 1)], ids=str)
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+@pytest.mark.parametrize("beside", [[1.0, 2.0], ["a", "b"]], ids=str)  # a table of numbers, and one of several kinds
+def test_what_comes_in_a_column_that_had_no_value_counts_as_missing(library, late, beside):
+    numbers = np.random.default_rng(0).normal(size=40)
+    make = partial(pd.DataFrame, dtype=object) if library == "pandas" else pl.DataFrame
+    none, some = (make({"x": numbers, "k": beside * 20, "note": note}) for note in ([None] * 40, [None, late] * 20))
+    vae = VAETransformer(2, max_iter=1, early_stopping=False, random_state=0).fit(none)
+    np.testing.assert_array_equal(vae.score_samples(some), vae.score_samples(none))
+    assert vae.impute(some)["x"].to_list() == none["x"].to_list()
+    vae.partial_fit(some)
+    imputer = VAEImputer(VAETransformer(2, max_iter=1, early_stopping=False)).fit(none)
+    assert list(imputer.transform(some).columns) == ["x", "k"]
+
+
+def test_dates_are_refused_where_numbers_were():
+    frame = pd.DataFrame({"x": np.arange(40.0), "k": ["a", "b"] * 20})
+    vae = VAETransformer(**SMALL).fit(frame)
+    dates = pd.date_range("2024", periods=40)
+    for X in (frame.assign(x=dates), pl.DataFrame({"x": dates.to_numpy(), "k": ["a", "b"] * 20})):
+        with pytest.raises(ValueError, match="'x' holds dates or times, and held numbers in fit"):
+            vae.transform(X)
+
+
+def test_numbers_that_are_categories_keep_the_dtype_of_polars():
+    codes = np.arange(40) % 4
+    columns = {"code": pl.Series(codes, dtype=pl.Int8), "half": pl.Series(codes / 2, dtype=pl.Float32)}
+    columns["price"] = pl.Series(codes).cast(pl.Decimal(8, 2))
+    frame = pl.DataFrame(columns | {"x": np.random.default_rng(0).normal(size=40)})
+    vae = VAETransformer(2, categorical_features=list(columns), max_iter=1, early_stopping=False, random_state=0)
+    assert vae.fit(frame).sample(3, random_state=0).schema == frame.schema
+
+
+def test_intervals_are_refused_as_periods_are(n_steps):
+    frame = pd.DataFrame({"x": np.arange(20.0), "i": pd.arrays.IntervalArray.from_breaks(range(21))})
+    with pytest.raises(ValueError, match=r"X has cells that are neither numbers, text nor dates.*: 'i'"):
+        VAETransformer(2).fit(frame)
+    assert n_steps == []
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])

@@ -59,8 +59,15 @@ def holds_words(X):
 
 
 def has_own_numbers(X):
-    """Tell whether X is a DataFrame with columns that NumPy has no numbers for as they stand: of objects, or sparse."""
-    return is_frame(X) and any(getattr(dtype, "kind", "") == "O" or _is_sparse(dtype) for dtype in set(X.dtypes))
+    """Tell whether X is a DataFrame with columns that NumPy has no numbers for as they stand: sparse, or of objects,
+    text or dates."""
+    return is_frame(X) and not all(map(_is_of_numbers, set(X.dtypes)))
+
+
+def _is_of_numbers(dtype):
+    if hasattr(dtype, "is_numeric"):  # polars
+        return dtype.is_numeric() or str(dtype) == "Boolean"
+    return dtype.kind in tuple("biufc") and not _is_sparse(dtype)
 
 
 def _is_sparse(dtype):
@@ -161,7 +168,10 @@ def with_zeros(frame, places, missing):
     for place in places:
         cells = cells_of(frame)[place][1]
         zeros = library.Series(np.zeros(len(frame)))
-        zeros = zeros.astype(cells.dtype) if container == "pandas" else zeros.cast(cells.dtype)
+        if container == "pandas":
+            zeros = zeros.astype(cells.dtype)
+        elif cells.dtype.is_numeric():  # else a column of no type but that of holes
+            zeros = zeros.cast(cells.dtype)
         frame = _PUT[container](library, frame, place, cells, zeros, missing[:, place])
     return frame
 
@@ -225,6 +235,8 @@ def _polars_series(polars, column, values, dtype=None):
         series = polars.Series(column.cells(values), dtype=kind)
         if dtype.startswith("Enum"):
             return series.cast(polars.Enum(column.levels))
+        if series.dtype.is_numeric():
+            return series.cast(_polars_number(polars, dtype), strict=False)
         return series.cast(polars.Categorical) if dtype.startswith("Categorical") else series
     if column.kind == "date":
         series = polars.Series(_dates(values)).set(polars.Series(holes), None)
@@ -234,8 +246,12 @@ def _polars_series(polars, column, values, dtype=None):
     series = polars.Series(np.round(values) if "Int" in dtype else values)
     if "Int" in dtype and holes.any():
         series = series.set(polars.Series(holes), None)
+    return series.cast(_polars_number(polars, dtype), strict=False)
+
+
+def _polars_number(polars, dtype):
     digits = re.fullmatch(r"Decimal\(precision=(\d+), scale=(\d+)\)", dtype)
-    return series.cast(polars.Decimal(*map(int, digits.groups())) if digits else getattr(polars, dtype), strict=False)
+    return polars.Decimal(*map(int, digits.groups())) if digits else getattr(polars, dtype)
 
 
 def _polars_dates(polars, series, dtype):

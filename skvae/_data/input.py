@@ -36,7 +36,7 @@ def plain(X):
     X = held(X)
     if isinstance(X, np.ndarray):
         X = X if X.dtype.isnative else X.astype(X.dtype.newbyteorder("="))
-    if any(map(_is_date, np.ravel(getattr(X, "dtype", [])))):
+    if any(map(is_date, np.ravel(getattr(X, "dtype", [])))):
         raise ValueError(words("Dates or times were passed for X, but numbers are required", _not_numbers(X)))
     return X
 
@@ -53,7 +53,7 @@ def _sparse_from_tensor(X):
     return coo_array((X.values().numpy(), X.indices().numpy()), shape=X.shape)
 
 
-def _is_date(dtype):
+def is_date(dtype):
     return getattr(dtype, "kind", "") in ("M", "m") or (hasattr(dtype, "is_temporal") and dtype.is_temporal())
 
 

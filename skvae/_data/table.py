@@ -6,6 +6,7 @@ beside the scores of the rest.
 """
 
 import copy
+import re
 import warnings
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -28,11 +29,11 @@ from .containers import (
     kind_of,
     objects_of,
 )
-from .input import is_number, words
+from .input import is_date, is_number, words
 from .rows import RowSource, gathered, row_blocks
 
 _MAX_CONDITIONS = 2_500
-_NUMBERS = ("int", "uint", "float", "double", "decimal", "null", "sparse")
+_NUMBERS = re.compile(r"u?int\d|float|double|decimal|null")  # and no interval
 _TEXTS = ("category", "categorical", "enum", "string", "bool", "object", "large_string")
 _CATEGORIES = (str, bool, np.bool_, int, float, np.number)
 
@@ -342,7 +343,7 @@ def _kind(cells):
         return name, _kind_of_objects(cells) if lower == "object" else "categorical"
     if lower.startswith("date"):
         return name, "date"
-    return name, "numeric" if lower.startswith(_NUMBERS) else "unknown"
+    return name, "numeric" if _NUMBERS.match(lower) else "unknown"
 
 
 def _kind_of_objects(cells):
@@ -415,9 +416,13 @@ def _numbers(column, cells):
         )
     if column.kind == "date":
         return days_of(cells)
+    if column.is_empty and kind_of(cells) not in tuple("biuf"):
+        cells = [cell if is_number(cell) else None for cell in objects_of(cells)]
+    elif is_date(getattr(cells, "dtype", None)):  # NumPy would take them for numbers
+        raise ValueError(f"Column {column.name!r} holds dates or times, and held numbers in fit.")
     if hasattr(cells, "to_numpy") and hasattr(cells, "iloc"):
         return cells.to_numpy(dtype=float, na_value=np.nan)
-    if kind_of(cells) == "O":
+    if kind_of(cells) in ("O", ""):
         cells = [np.nan if is_missing(cell) else cell for cell in objects_of(cells)]
     return np.array(cells, dtype=float)
 
