@@ -11,6 +11,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from dateutil import tz
 from scipy.stats import norm
 from sklearn.base import clone
 from sklearn.datasets import load_iris
@@ -635,6 +636,49 @@ def test_numbers_that_are_categories_keep_the_dtype_of_polars():
     frame = pl.DataFrame(columns | {"x": np.random.default_rng(0).normal(size=40)})
     vae = VAETransformer(2, categorical_features=list(columns), max_iter=1, early_stopping=False, random_state=0)
     assert vae.fit(frame).sample(3, random_state=0).schema == frame.schema
+
+
+@pytest.mark.parametrize("zone", ["dateutil/Europe/Berlin", tz.tzutc(), datetime.timezone(datetime.timedelta(hours=2))])
+def test_time_zones_come_back(zone):
+    frame = pd.DataFrame({"x": np.arange(40.0), "when": pd.date_range("2024", periods=40, tz=zone)})
+    vae = VAETransformer(2, max_iter=1, early_stopping=False, random_state=0).fit(frame)
+    assert vae.sample(2, random_state=0).dtypes.equals(frame.dtypes)
+    filled = vae.impute(frame.assign(when=frame["when"].mask(frame["x"] < 3)))
+    assert filled.dtypes.equals(frame.dtypes)
+    assert filled[3:].equals(frame[3:])
+
+
+@pytest.mark.parametrize("wrong", [[3.0, 3.0], np.ones((3, 1))], ids=["2", "(3, 1)"])
+def test_given_columns_of_other_lengths_are_named(wrong, skewed):
+    frame, vae = skewed
+    got = "2" if len(wrong) == 2 else r"an array of shape \(3, 1\)"
+    with pytest.raises(ValueError, match=f"`given` must have one row, or 3 rows .* Got {got} in column 'income'"):
+        vae.sample(3, given={"x": [5.0, 6.0, 7.0], "income": wrong})
+    assert vae.sample(3, given={"x": [5.0, 6.0, 7.0], "income": [3.0]})["income"].tolist() == [3.0] * 3
+
+
+@pytest.mark.parametrize("masked", [np.ma.masked_equal([[0.5, 0, 0]], 0), {0: 0.5, 1: np.ma.masked_equal([0.0], 0)}])
+def test_what_is_masked_is_not_given(masked, table):
+    vae = VAETransformer(2, max_iter=1, early_stopping=False, random_state=0).fit(table(n_features=3))
+    expected = vae.sample(2, given={0: 0.5}, random_state=0)
+    np.testing.assert_array_equal(vae.sample(2, given=masked, random_state=0), expected)
+
+
+def test_masked_words_and_dates_are_missing():
+    words = np.ma.array(np.array([["a", 1.0], ["b", 2.0]] * 20, dtype=object), mask=np.arange(80).reshape(40, 2) < 4)
+    vae = VAETransformer(2, categorical_features=[0], max_iter=1, early_stopping=False, random_state=0).fit(words)
+    assert vae._table.columns[0].levels == ["a", "b"]
+    days = pd.date_range("2024", periods=40)
+    vae = VAETransformer(2, max_iter=1, early_stopping=False).fit(pd.DataFrame({"day": days, "x": np.arange(40.0)}))
+    given = np.ma.array(days.to_numpy()[:2], mask=[True, False])
+    assert vae.sample(2, given={"day": given}, random_state=0)["day"][1] == days[1]
+
+
+def test_time_zones_without_a_name_are_refused(n_steps):
+    dates = pd.date_range("2024", periods=40, tz=tz.tzoffset("ship", 3600))
+    with pytest.raises(ValueError, match=r"time zone that has no name, in columns \['when'\].*tz_convert\('UTC'\)"):
+        VAETransformer(2).fit(pd.DataFrame({"x": np.arange(40.0), "when": dates}))
+    assert n_steps == []
 
 
 def test_intervals_are_refused_as_periods_are(n_steps):

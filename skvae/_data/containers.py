@@ -4,6 +4,7 @@ import datetime
 import importlib
 import re
 import sys
+from contextlib import suppress
 
 import numpy as np
 
@@ -74,9 +75,26 @@ def _is_sparse(dtype):
     return str(dtype).startswith("Sparse")
 
 
-def dense(dtype):
-    """The name of a dtype, or of what a sparse one holds."""
-    return str(dtype.subtype if _is_sparse(dtype) else dtype)
+def name_of(dtype):
+    """The name of a dtype, or of what a sparse one holds; one that gives a pandas time zone back where there is one."""
+    name = str(dtype.subtype if _is_sparse(dtype) else dtype)
+    zone = _zone_of(dtype) if hasattr(dtype, "tz") else None
+    return name if zone is None else f"datetime64[{dtype.unit}, {zone}]"
+
+
+def _zone_of(dtype):
+    """The name that gives the time zone of a pandas dtype back; None where there is none."""
+    text = str(dtype.tz)
+    for name in (text, "UTC", "dateutil/" + text.rpartition("zoneinfo/")[2].rstrip("')")):
+        with suppress(KeyError, ValueError, TypeError, AttributeError):
+            if type(dtype)(dtype.unit, name) == dtype:
+                return name
+    return None
+
+
+def has_odd_zone(cells):
+    """Tell whether cells have a time zone without a name."""
+    return hasattr(cells.dtype, "tz") and _zone_of(cells.dtype) is None
 
 
 def missing_cells(X):
@@ -154,7 +172,7 @@ def filled_frame(X, columns, values, missing, fitted):
         if (holes := missing[:, place]).any():
             says_nothing = holes.all() or kind_of(cells) == "O"
             known = columns[place].dtype if container == fitted else _USUAL[container][columns[place].kind]
-            dtype = known if says_nothing else dense(cells.dtype)
+            dtype = known if says_nothing else name_of(cells.dtype)
             made = make(library, columns[place], values[:, place], dtype)
             filled = put(library, filled, place, cells, made, holes)
     return filled

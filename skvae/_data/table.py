@@ -20,16 +20,17 @@ from .containers import (
     cells_of,
     container_of,
     days_of,
-    dense,
     filled_frame,
     frame_of,
+    has_odd_zone,
     is_bool,
     is_frame,
     is_missing,
     kind_of,
+    name_of,
     objects_of,
 )
-from .input import is_date, is_number, words
+from .input import is_date, is_number, unmasked, words
 from .rows import RowSource, gathered, row_blocks
 
 _MAX_CONDITIONS = 2_500
@@ -71,6 +72,11 @@ class Table:
         if strange := [column.name for column in columns if column.kind == "unknown"]:
             raise ValueError(
                 words("X has cells that are neither numbers, text nor dates with a time zone or none", strange)
+            )
+        if odd := [column.name for column, (_, cells) in zip(columns, cells_of(X), strict=True) if has_odd_zone(cells)]:
+            raise ValueError(
+                f"X has dates with a time zone that has no name, in columns {odd[:10]}: they could not be given back. "
+                "Convert them before, as by .dt.tz_convert('UTC')."
             )
         _mark(columns, categorical_features, X)
         if isinstance(categorical_features, str) and all(is_bool(column) for column in columns):
@@ -337,7 +343,7 @@ def _share(kind, column):
 
 def _kind(cells):
     """Return the dtype and the kind of a column; a sparse one comes back dense."""
-    name = dense(cells.dtype)
+    name = name_of(cells.dtype)
     lower = name.lower()
     if lower == "str" or lower.startswith(_TEXTS):
         return name, _kind_of_objects(cells) if lower == "object" else "categorical"
