@@ -650,7 +650,7 @@ def test_time_zones_come_back(zone):
 
 @pytest.mark.parametrize("wrong", [[3.0, 3.0], np.ones((3, 1))], ids=["2", "(3, 1)"])
 def test_given_columns_of_other_lengths_are_named(wrong, skewed):
-    frame, vae = skewed
+    _, vae = skewed
     got = "2" if len(wrong) == 2 else r"an array of shape \(3, 1\)"
     with pytest.raises(ValueError, match=f"`given` must have one row, or 3 rows .* Got {got} in column 'income'"):
         vae.sample(3, given={"x": [5.0, 6.0, 7.0], "income": wrong})

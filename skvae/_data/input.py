@@ -29,8 +29,7 @@ def plain(X):
         X = _sparse_from_tensor(X)
     if isinstance(X, torch.Tensor):
         return _from_tensor(X)
-    if isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X):
-        X = X.astype(np.result_type(X.dtype, np.float32)).filled(np.nan) if X.dtype.kind in "biuf" else X.filled(None)
+    X = unmasked(X)
     if isinstance(X, np.ndarray):
         X = np.asarray(X)  # no matrix, whose rows would stay matrices
     X = held(X)
@@ -39,6 +38,17 @@ def plain(X):
     if any(map(is_date, np.ravel(getattr(X, "dtype", [])))):
         raise ValueError(words("Dates or times were passed for X, but numbers are required", _not_numbers(X)))
     return X
+
+
+def unmasked(X):
+    """Return X with NaN, NaT or None in the place of cells that are masked."""
+    if not (isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X)):
+        return X
+    if X.dtype.kind in "biuf":
+        return X.astype(np.result_type(X.dtype, np.float32)).filled(np.nan)
+    if X.dtype.kind in "mM":
+        return X.filled(np.array("NaT", dtype=X.dtype))
+    return np.where(np.ma.getmaskarray(X), None, X.data.astype(object))
 
 
 def _from_tensor(X):

@@ -145,12 +145,19 @@ class Table:
         elif is_frame(given):
             cells = dict(cells_of(given))
         else:
-            rows = np.atleast_2d(np.asarray(given, dtype=object))
+            rows = np.atleast_2d(np.asarray(unmasked(given), dtype=object))
             if rows.shape[1] != len(self.columns):
                 raise ValueError(f"`{whose}` has {rows.shape[1]} columns, and X had {len(self.columns)}.")
             cells = {column.name: part for column, part in zip(self.columns, rows.T, strict=True)}
         known = [_named(self.columns, name) for name in cells]
-        values = np.full((max(map(len, cells.values()), default=1), len(self.columns)), np.nan)
+        n = max(map(len, cells.values()), default=1)
+        for name, part in cells.items():
+            if np.ndim(part) != 1 or len(part) not in (1, n):
+                got = f"an array of shape {np.shape(part)}" if np.ndim(part) != 1 else len(part)
+                raise ValueError(
+                    f"`{whose}` must have one row, or {n} rows as its longest column has. Got {got} in column {name!r}."
+                )
+        values = np.full((n, len(self.columns)), np.nan)
         for column, part in zip(known, cells.values(), strict=True):
             values[:, self.columns.index(column)] = _known(column, part, whose)
         return values
@@ -435,6 +442,7 @@ def _numbers(column, cells):
 
 def _given_cells(part):
     """A column that is given as an array, or its only cell: NumPy makes numbers of its own dates, as objects."""
+    part = unmasked(part)
     return np.atleast_1d(part if kind_of(part) == "M" else np.asarray(part, dtype=object))
 
 
