@@ -285,6 +285,11 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         X = plain(X)
         if holds_words(X) or isinstance(X, RowSource):
             validate_data(self, X, reset=reset, skip_check_array=True)
+            if reset and len(X) < 2:
+                raise ValueError(
+                    f"Found array with {len(X)} sample(s) (shape={X.shape}) while a minimum of 2 is required by "
+                    "VAEOutlierDetector."
+                )
             return X
         finite = "allow-nan" if get_tags(self).input_tags.allow_nan else True
         with advice(X):

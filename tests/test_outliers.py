@@ -204,6 +204,10 @@ def test_names_of_columns():
 REFUSED = [
     (np.full((10, 2), np.inf), "Input X contains infinity"),
     (np.ones((1, 2)), "minimum of 2 is required"),
+    (
+        pd.DataFrame(np.ones((1, 2))),
+        r"1 sample\(s\) .* minimum of 2 is required by VAEOutlierDetector",
+    ),
     (np.array([["a"], ["b"], ["c"]]), "Columns of X that are not numbers: 0"),
 ]
 
