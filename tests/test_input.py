@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 import torch
 
-from skvae import VAETransformer
+from skvae import VAEImputer, VAEOutlierDetector, VAETransformer
 from skvae.likelihoods import LIKELIHOODS
 
 SMALL = {"hidden_layer_sizes": (8,), "max_iter": 2, "early_stopping": False, "n_draws": 5, "random_state": 0}
@@ -105,6 +105,16 @@ def test_columns_that_are_not_numbers_are_named(kind, method, table, n_steps):
         return  # which are categories and dates
     with pytest.raises(ValueError, match=message):
         getattr(vae, method)(X.assign(c=NOT_NUMBERS[kind], e=NOT_NUMBERS[kind]))
+    assert n_steps == []
+
+
+def test_plans_and_objects_of_dates_are_refused_with_what_to_do(table, n_steps):
+    X = pl.DataFrame(table(), schema=NAMES)
+    for estimator in (VAETransformer(2), VAEImputer(), VAEOutlierDetector()):
+        with pytest.raises(TypeError, match=r"X is a LazyFrame, .* X\.collect\(\)"):
+            estimator.fit(X.lazy())
+    with pytest.raises(ValueError, match=r"not numbers: 'c'.*pandas\.to_datetime"):
+        VAETransformer(2).fit(pd.DataFrame(table(), columns=NAMES).assign(c=NOT_NUMBERS["day"]))
     assert n_steps == []
 
 

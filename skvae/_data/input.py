@@ -11,8 +11,8 @@ from .rows import RowSource, held
 _MAX_NAMES = 10  # of columns, in a message
 _TO_NUMBERS = (
     "Encode them before, as by OneHotEncoder(sparse_output=False), or fit to a DataFrame: its text and bool columns "
-    "are taken for categories, and its datetime columns for numbers; in an array, name the columns that are categories "
-    "in `categorical_features`."
+    "are taken for categories, and its datetime columns, as pandas.to_datetime makes them, for numbers; in an array, "
+    "name the columns that are categories in `categorical_features`."
 )
 
 
@@ -22,9 +22,13 @@ def plain(X):
 
     Raises
     ------
+    TypeError
+        If X is a plan of a table.
     ValueError
         If X has dates.
     """
+    if hasattr(X, "collect_schema") and not hasattr(X, "to_numpy"):  # polars' LazyFrame
+        raise TypeError(f"X is a {type(X).__name__}, which holds no rows yet. Pass X.collect().")
     if isinstance(X, torch.Tensor) and X.layout != torch.strided:
         X = _sparse_from_tensor(X)
     if isinstance(X, torch.Tensor):
