@@ -112,7 +112,9 @@ def test_arrays_of_words_are_filled_where_the_model_takes_them():
         [[x, kind] for x, kind in zip(rng.normal(size=80), rng.choice(["a", "b"], 80), strict=True)], dtype=object
     )
     X[::7, 1] = None
-    filled = VAEImputer(VAETransformer(2, categorical_features=[1], max_iter=3, random_state=0)).fit_transform(X)
+    imputer = VAEImputer(VAETransformer(2, categorical_features=[1], max_iter=3, random_state=0))
+    filled = imputer.fit_transform(X)
+    np.testing.assert_array_equal(imputer.fit_transform(X.tolist()), filled)
     assert set(filled[:, 1]) == {"a", "b"}
     assert (filled[1:7] == X[1:7]).all()
 

@@ -322,7 +322,10 @@ def test_arrays_of_words_are_taken_where_the_model_takes_them():
     )
     model = VAETransformer(2, categorical_features=[1], max_iter=3, random_state=0)
     detector = VAEOutlierDetector(model).fit(X)
-    assert detector.explain(X[:3]).shape == (3, 2)
+    expected = detector.explain(X[:3])
+    assert expected.shape == (3, 2)
+    for rows in (X.astype(str), X.tolist()):
+        np.testing.assert_array_equal(VAEOutlierDetector(model).fit(rows).explain(rows[:3]), expected)
     with pytest.raises(ValueError, match="categorical_features"):
         VAEOutlierDetector(VAETransformer(2)).fit(X)
 

@@ -108,7 +108,7 @@ def without_column(X, place):
     """Return X with all cells of one column missing."""
     container = container_of(X)
     if container == "array":
-        return np.where(np.arange(X.shape[1]) == place, np.nan, X)
+        return np.where(np.arange(X.shape[1]) == place, np.nan, X.astype(object) if X.dtype.kind in "US" else X)
     library = importlib.import_module(container)
     if container == "polars":
         return X.with_columns(library.lit(None).alias(X.columns[place]))

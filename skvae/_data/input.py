@@ -33,7 +33,7 @@ def plain(X):
         X = _sparse_from_tensor(X)
     if isinstance(X, torch.Tensor):
         return _from_tensor(X)
-    X = unmasked(X)
+    X = _objects_of_text(unmasked(X))
     if isinstance(X, np.ndarray):
         X = np.asarray(X)  # no matrix, whose rows would stay matrices
     X = held(X)
@@ -42,6 +42,12 @@ def plain(X):
     if any(map(is_date, np.ravel(getattr(X, "dtype", [])))):
         raise ValueError(words("Dates or times were passed for X, but numbers are required", _not_numbers(X)))
     return X
+
+
+def _objects_of_text(X):
+    """Return a list of rows with text among its cells as an array, in which numbers stay numbers, and others as X."""
+    rows = np.array(X, dtype=object) if isinstance(X, (list, tuple)) else np.empty(0)
+    return rows if rows.ndim == 2 and any(isinstance(cell, str) for cell in rows.flat) else X
 
 
 def unmasked(X):
