@@ -225,7 +225,7 @@ class VAEImputer(TransformerMixin, BaseEstimator):
             columns = self.estimator_._table.columns
             empty = np.flatnonzero(self._empty) if self.keep_empty_features else []
             numbers = [i for i in empty if columns[i].kind == "numeric"]
-            return with_zeros(filled, numbers, missing)
+            return with_zeros(filled, columns, numbers, missing)
         if holds_words(filled):
             return filled
         values = np.where(self._empty, 0.0, np.clip(filled, self._low, self._high)).astype(filled.dtype)

@@ -10,6 +10,7 @@ import skvae
 LAYERS = [
     [
         "_io.atomic",
+        "_data.arrow",
         "_data.batch",
         "_model.component",
         "_model.sums",
@@ -17,7 +18,6 @@ LAYERS = [
         "_system.device",
         "_data.holes",
         "_data.marginals",
-        "_data.containers",
         "_fast.optimizers",
         "_fast.products",
         "_data.rows",
@@ -30,6 +30,7 @@ LAYERS = [
         "_model.gaussian",
         "_model.likelihood",
         "_data.column",
+        "_data.containers",
         "_data.input",
         "_system.program",
         "_system.random",

@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import decimal
 import itertools
 import pickle
 from functools import partial
@@ -20,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils._param_validation import InvalidParameterError
 
 from skvae import VAEImputer, VAETransformer, load
+from skvae._data import arrow
 from skvae._data.marginals import fit_knots, from_scores, to_scores
 from skvae._data.table import Table
 from skvae._estimator.generation import reconstructed
@@ -672,6 +674,59 @@ def test_masked_words_and_dates_are_missing():
     vae = VAETransformer(2, max_iter=1, early_stopping=False).fit(pd.DataFrame({"day": days, "x": np.arange(40.0)}))
     given = np.ma.array(days.to_numpy()[:2], mask=[True, False])
     assert vae.sample(2, given={"day": given}, random_state=0)["day"][1] == days[1]
+
+
+ARROW = {
+    "int8": [3, None, -2, 5],
+    "halffloat": [0.5, None, 1.5, 2.25],
+    "float": [0.5, None, 1.5, 2.25],
+    "decimal128(8, 2)": [decimal.Decimal("1.25"), None, decimal.Decimal("-7.5"), decimal.Decimal(999)],
+    "null": [None] * 4,
+    "bool": [True, None, False, True],
+    "string": ["a", None, "b", "c"],
+    "dictionary<values=string, indices=int32, ordered=0>": ["a", None, "b", "c"],
+    "date32[day]": [datetime.date(1960, 1, 1), None, datetime.date(2024, 5, 1), datetime.date(2024, 5, 2)],
+    "date64[ms]": [datetime.date(2024, 1, 1), None, datetime.date(2024, 5, 1), datetime.date(2024, 5, 2)],
+    "timestamp[us]": [datetime.datetime(2024, 1, i, 12, 30) if i > 1 else None for i in range(1, 5)],
+    "timestamp[ns, tz=Europe/Berlin]": [datetime.datetime(2024, 1, i, 12) if i > 1 else None for i in range(1, 5)],
+}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("name", ARROW)
+def test_columns_of_arrow_come_back(name):
+    pytest.importorskip("pyarrow")
+    cells = pd.Series(arrow_cells(name, 20), dtype=pd.ArrowDtype(arrow_type(name)))
+    frame = pd.DataFrame({"x": np.random.default_rng(0).normal(size=80), "c": cells})
+    vae = VAETransformer(2, max_iter=1, early_stopping=False, random_state=0).fit(frame)
+    filled, drawn = vae.impute(frame), vae.sample(50, noise=True, random_state=0)
+    for rows in (filled, drawn, vae.inverse_transform(np.zeros((2, 2)))):
+        assert rows.dtypes.equals(frame.dtypes)
+        assert name == "null" or rows["c"].notna().all()
+    kept = frame["c"].notna()
+    assert filled["c"][kept].tolist() == frame["c"][kept].tolist()
+    if "date" in name or "timestamp" in name:
+        assert drawn["c"].between(frame["c"].min(), frame["c"].max()).all()
+    zeros = VAEImputer(VAETransformer(2, max_iter=1, early_stopping=False), keep_empty_features=True)
+    assert zeros.fit_transform(frame)["c"].notna().all()
+
+
+def arrow_type(name):
+    return arrow._type_of(pytest.importorskip("pyarrow"), name)
+
+
+def arrow_cells(name, n):
+    return pytest.importorskip("pyarrow").array(ARROW[name] * n, type=arrow_type(name))
+
+
+def test_types_of_arrow_that_are_no_columns_of_numbers_or_words_are_refused(n_steps):
+    pa = pytest.importorskip("pyarrow")
+    for cells in ([datetime.time(12)] * 40, [[1.0]] * 40, [datetime.timedelta(1)] * 40):
+        held = pa.array(cells)
+        frame = pd.DataFrame({"x": np.arange(40.0), "c": pd.Series(held, dtype=pd.ArrowDtype(held.type))})
+        with pytest.raises(ValueError, match=r"neither numbers, text nor dates .*: 'c'"):
+            VAETransformer(2).fit(frame)
+    assert n_steps == []
 
 
 def test_time_zones_without_a_name_are_refused(n_steps):

@@ -8,6 +8,8 @@ from contextlib import suppress
 
 import numpy as np
 
+from .arrow import SUFFIX, arrow_series, days_of_arrow, is_arrow
+
 _US_PER_DAY = 86_400 * 10**6
 
 
@@ -68,7 +70,7 @@ def has_own_numbers(X):
 def _is_of_numbers(dtype):
     if hasattr(dtype, "is_numeric"):  # polars
         return dtype.is_numeric() or str(dtype) == "Boolean"
-    return dtype.kind in tuple("biufc") and not _is_sparse(dtype)
+    return dtype.kind in tuple("biufc") and not _is_sparse(dtype) and not is_arrow(dtype)
 
 
 def _is_sparse(dtype):
@@ -126,6 +128,8 @@ def is_bool(column):
 
 def days_of(cells):
     """The cells of a column of dates as numbers, NaN where one is missing."""
+    if is_arrow(getattr(cells, "dtype", None)):
+        return days_of_arrow(cells)
     if getattr(getattr(cells, "dt", None), "tz", None) is not None:  # pandas
         cells = cells.dt.tz_convert("UTC").dt.tz_localize(None)
     elif getattr(getattr(cells, "dtype", None), "time_zone", None):  # polars
@@ -178,18 +182,16 @@ def filled_frame(X, columns, values, missing, fitted):
     return filled
 
 
-def with_zeros(frame, places, missing):
+def with_zeros(frame, columns, places, missing):
     """The frame with 0 in the cells of some columns that were missing."""
     container = container_of(frame)
-    library = importlib.import_module(container)
+    library, make = importlib.import_module(container), _SERIES[container]
     frame = frame.copy() if container == "pandas" else frame
     for place in places:
         cells = cells_of(frame)[place][1]
-        zeros = library.Series(np.zeros(len(frame)))
-        if container == "pandas":
-            zeros = zeros.astype(cells.dtype)
-        elif cells.dtype.is_numeric():  # else a column of no type but that of holes
-            zeros = zeros.cast(cells.dtype)
+        dtype = name_of(cells.dtype)
+        dtype = _USUAL[container]["numeric"] if dtype.lower().startswith("null") else dtype  # which holds no number
+        zeros = make(library, columns[place], np.zeros(len(frame)), dtype)
         frame = _PUT[container](library, frame, place, cells, zeros, missing[:, place])
     return frame
 
@@ -216,7 +218,8 @@ def _put_in_polars(polars, frame, place, cells, made, holes):
 
 def _in_range(values, dtype):
     """Values that a column of so many bits can hold: draws may lie beyond."""
-    bits = re.fullmatch(r"(float|u?int)(8|16|32|64)", dtype.lower())
+    name = dtype.removesuffix(SUFFIX).lower()
+    bits = re.fullmatch(r"(float|u?int)(8|16|32|64)", {"float": "float32", "halffloat": "float16"}.get(name, name))
     if not bits or bits[0] == "float64":
         return values
     limits = np.finfo(bits[0]) if bits[1] == "float" else np.iinfo(bits[0])
@@ -226,6 +229,8 @@ def _in_range(values, dtype):
 
 def _pandas_series(pandas, column, values, dtype=None):
     dtype, values = dtype or column.dtype, _in_range(values, dtype or column.dtype)
+    if dtype.endswith(SUFFIX):
+        return arrow_series(pandas, column, values, dtype)
     if column.kind == "categorical":
         cells = pandas.Series(column.cells(values), dtype=object)
         if dtype == "category":

@@ -34,8 +34,8 @@ from .input import is_date, is_number, unmasked, words
 from .rows import RowSource, gathered, row_blocks
 
 _MAX_CONDITIONS = 2_500
-_NUMBERS = re.compile(r"u?int\d|float|double|decimal|null")  # and no interval
-_TEXTS = ("category", "categorical", "enum", "string", "bool", "object", "large_string")
+_NUMBERS = re.compile(r"u?int\d|(half)?float|double|decimal|null")  # and no interval
+_TEXTS = re.compile(r"categor|enum|str$|object|(dictionary<values=)?((large_)?string|bool)|dictionary<values=u?int\d")
 _CATEGORIES = (str, bool, np.bool_, int, float, np.number)
 
 
@@ -352,9 +352,9 @@ def _kind(cells):
     """Return the dtype and the kind of a column; a sparse one comes back dense."""
     name = name_of(cells.dtype)
     lower = name.lower()
-    if lower == "str" or lower.startswith(_TEXTS):
+    if _TEXTS.match(lower):
         return name, _kind_of_objects(cells) if lower == "object" else "categorical"
-    if lower.startswith("date"):
+    if lower.startswith(("date", "timestamp")):
         return name, "date"
     return name, "numeric" if _NUMBERS.match(lower) else "unknown"
 
