@@ -79,6 +79,17 @@ def test_no_row_is_far_below_the_linear_model(seed):
     assert np.any(alone.score_samples(far) < background.numpy() + np.log(0.02) - 10)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_linear_start_that_stays_is_that_of_all_rows(seed):
+    """Those which are held out to judge training tell of factors, too."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(1200, 2)) @ rng.normal(size=(2, 6)) + rng.normal(size=(1200, 6))
+    trained, start = (VAETransformer(random_state=seed, **params).fit(X) for params in ({}, STILL))
+    assert len(trained.net_.history) > 1
+    own, expected = (vae.module_.state_dict() for vae in (trained, start))
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-9)  # of a step at a rate of 1e-12
+
+
 def three_clusters(n_rows, seed):
     """Rows around three points with a noisy column beside: mixtures fit them, factors do not."""
     rng = np.random.default_rng(seed)

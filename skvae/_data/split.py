@@ -44,6 +44,8 @@ class Split(Dataset):
         The table of several processes that the indices are of.
     awake : callable, default=None
         Makes all members at another start, for rows of which the linear model says nothing.
+    of_all : callable, default=None
+        Makes the one member at the linear start of all rows, of which some are held out.
     """
 
     x: Any
@@ -52,6 +54,7 @@ class Split(Dataset):
     others: Sequence[VAE] = ()
     shards: Shards | None = None
     awake: Callable[[], list[VAE]] | None = None
+    of_all: Callable[[], list[VAE]] | None = None
 
     def __len__(self) -> int:
         return len(self.train[0])

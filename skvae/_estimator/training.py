@@ -48,6 +48,7 @@ from .._training.net import build_net, train
 from .._training.processes import Shards, is_first, n_processes, of_first, together
 from .._training.schedule import CROSS_FIT_ROWS, N_FOLDS, Schedule
 from ..callbacks import REPORT_ROWS, Report
+from ..inits import LinearInit
 from ..likelihoods import LIKELIHOODS, Likelihood
 from ..priors import Mixture
 
@@ -474,15 +475,17 @@ def begin(estimator, X, taken, one_epoch):
     seed, (offset, scale) = taken.seed, _units(recipe["likelihood"], X, recipe["n_context"])
     x = scaled(X, offset, scale)
     split = split_of(estimator, x, seed, True, one_epoch)
-    rows = _rows_to_start_from(x, split.train, seed)
-    start = partial(started_models, recipe, *rows, objective.kl_weight, alike=isinstance(X, Shards))
+    table, shares = _rows_to_start_from(x, split.train, seed)
+    start = partial(started_models, recipe, table, kl_weight=objective.kl_weight, alike=isinstance(X, Shards))
     with threads_for(len(x) * X.shape[1] ** 2):
-        model, *others = start()
+        model, *others = start(shares)
         check_objective(objective, model, x)
         noise = input_noise(model, x, objective.kl_weight, few=len(x) < CROSS_FIT_ROWS)
-        split.awake = partial(start, awake=True) if says_nothing(model) else None
+        split.awake = partial(start, shares, awake=True) if says_nothing(model) else None
     if isinstance(X, Shards):
         noise = of_first(noise)
+    elif isinstance(recipe["init"], LinearInit) and len(shares) == 1 and len(shares[0]) < len(table):
+        split.of_all = partial(start, [torch.arange(len(table))])
     net = build_net(
         model.to(device),
         objective,

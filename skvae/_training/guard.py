@@ -293,9 +293,12 @@ class Guard:
             )
 
     def finish(self) -> None:
-        """Leave the best state, or the last one that is finite."""
+        """Leave the best state, or the last one that is finite. If the linear start is the best, it is that of all
+        rows."""
         if self.judge and self.states:
             self.net.stack_.load(self.states[0])
+            if self.split.of_all and self.best == self.first:
+                self.net.stack_.begin_from(self.split.of_all())
         elif self.states and not self.is_finite():
             self._go_back(f"the loss after epoch {len(self.net.history)} is not finite")
             for state in self.states[-2::-1]:  # each row was evaluated at one state only
