@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MAP_DIM = 2  # up to which the latent space is a map of the rows
 _PLACING = 4  # the rows of a map that are few find their places in this part of the steps
+_LITTLE = 0.01  # nats per row; the rows that were held out would tell as much
+_GENTLE = 0.01  # of the learning rate, from a start that nothing has bettered
 WARMUP = 50  # steps over which the learning rate rises
 _USUAL_ROWS = 32  # of a batch; a smaller one takes a shorter step
 _USUAL_FEATURES = 2000  # at most; a step on more moves each sum over them further
@@ -132,10 +134,11 @@ class Guard:
     are worse than the linear start at first: while nothing is better than that, there are twice as many steps from
     the last look that was better than the one before it. When the phase ends, training goes back to the
     best state and on from there without noise on the encoder's inputs, with the gradient of the bound as it is but for
-    a map, while the learning rate falls linearly to zero, within as many steps as the first phase had. Training ends
-    with these steps, or where the score again does not rise. Warm-up and the steps between looks go by the schedule's
-    `pace`. Where nothing is judged, the learning rate stays, the last state that a finite loss has confirmed is kept,
-    and training ends with its last one.
+    a map, while the learning rate falls linearly to zero, within as many steps as the first phase had: from a hundredth
+    of it if nothing was better than the start, as where columns are sums of others and any usual step is too long.
+    Training ends with these steps, or where the score again does not rise. Warm-up and the steps between looks go by
+    the schedule's `pace`. Where nothing is judged, the learning rate stays, the last state that a finite loss has
+    confirmed is kept, and training ends with its last one.
 
     An epoch whose loss is not finite is undone: training goes back to the state that is kept, with a new optimizer. The
     learning rate is halved the first time, quartered the second, and so on, and stays there.
@@ -157,6 +160,7 @@ class Guard:
         self.narrowness = min(1.0, _USUAL_FEATURES / split.x.shape[1])
         self.n_steps = self.progress = self.n_undone = 0
         self.turn = self.last = math.inf  # steps after which the second phase begins, and ends
+        self.second = 1.0  # factor of the learning rate in that phase
         self.before: dict[str, float] = {}  # this epoch, which may be undone
         self.seen: tuple[float, float, float] | None = None  # the last look
         self.best = self.former = self.first = -math.inf
@@ -172,7 +176,7 @@ class Guard:
         """The factor of the learning rate for the next step: one on few rows has a noisy gradient, and one on many
         features goes far."""
         warmth = min(1.0, (self.n_all_steps + 1) / self.warmup)
-        left = 1.0 if self.in_first_phase else (self.last - self.n_steps) / (self.last - self.turn)
+        left = 1.0 if self.in_first_phase else self.second * (self.last - self.n_steps) / (self.last - self.turn)
         return left * warmth * self.narrowness * min(1.0, self.n_step_rows / _USUAL_ROWS)
 
     @property
@@ -253,6 +257,7 @@ class Guard:
         if not self.in_first_phase:
             raise StopTraining
         self.turn = self.progress = self.n_steps
+        self.second = _GENTLE if self.best == self.first else 1.0
         self.last = self.turn + max(1, min(self.turn, self.budget - self.turn))
         self.net.stack_.load(self.states[0])
         for state in self.net.optimizer_.state.values():
@@ -293,11 +298,11 @@ class Guard:
             )
 
     def finish(self) -> None:
-        """Leave the best state, or the last one that is finite. If the linear start is the best, it is that of all
-        rows."""
+        """Leave the best state, or the last one that is finite. If nothing is much better than the
+        linear start, that of all rows is left."""
         if self.judge and self.states:
             self.net.stack_.load(self.states[0])
-            if self.split.of_all and self.best == self.first:
+            if self.split.of_all and self.best <= self.first + _LITTLE:
                 self.net.stack_.begin_from(self.split.of_all())
         elif self.states and not self.is_finite():
             self._go_back(f"the loss after epoch {len(self.net.history)} is not finite")
