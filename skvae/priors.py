@@ -54,8 +54,11 @@ class Prior(Component, ABC):
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw `n` latent points: (n, z_dim). The parameters are float64 where rows with holes are scored: let what you
-        draw have their dtype, as by ``noise.to(self.weight)``."""
+        """Draw `n` latent points: (n, z_dim).
+
+        The parameters are float64 where rows with holes are scored: let what you draw have their dtype, as by
+        ``noise.to(self.weight)``.
+        """
 
     def kl(self, mean: Tensor, log_scale: Tensor, z: Tensor) -> Tensor:
         """Split KL(N(mean, scale^2) || p(z)) into terms to be summed, in nats: (..., n_terms).

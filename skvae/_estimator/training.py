@@ -484,7 +484,7 @@ def begin(estimator, X, taken, one_epoch):
         split.awake = partial(start, shares, awake=True) if says_nothing(model) else None
     if isinstance(X, Shards):
         noise = of_first(noise)
-    elif isinstance(recipe["init"], LinearInit) and len(shares) == 1 and len(shares[0]) < len(table):
+    if isinstance(recipe["init"], LinearInit) and len(shares) == 1 and len(shares[0]) < len(table):
         split.of_all = partial(start, [torch.arange(len(table))])
     net = build_net(
         model.to(device),
