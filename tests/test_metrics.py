@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from scipy.sparse import csr_array
-from scipy.stats import multivariate_normal
+from scipy.stats import kurtosis, multivariate_normal
 from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
@@ -297,3 +297,20 @@ def test_metrics_refuse_what_is_no_number(table):
         log_likelihood(vae, table(), n_draws=None)
     with pytest.raises(ValueError, match="Seed must be between"):
         kl_split(vae, table(), random_state=-1)
+
+
+def test_what_a_column_says_of_itself_takes_no_help_of_others(monkeypatch):
+    """Of columns that are nearly constant, and copies of each other: alone, their noise has a higher floor."""
+    X = np.random.default_rng(0).normal(size=(300, 3))
+    X[:, 1:] = np.arange(300)[:, None] < 3
+    vae, floors, log_prob = VAETransformer(2, **SMALL).fit(X), [], Gaussian.log_prob
+
+    def spied(self, raw, x):
+        floors.append(self.floor[1].item())
+        return log_prob(self, raw, x)
+
+    monkeypatch.setattr(Gaussian, "log_prob", spied)
+    column_gains(vae, X)
+    alone = ((kurtosis(X[:, 1], fisher=False) - 1) / 300) ** 2
+    assert floors[0] == pytest.approx(alone, rel=1e-5)
+    assert max(floors[1:]) < alone / 2

@@ -298,8 +298,8 @@ class Guard:
             )
 
     def finish(self) -> None:
-        """Leave the best state, or the last one that is finite. If nothing is much better than the
-        linear start, that of all rows is left."""
+        """Leave the best state, or the last one that is finite; where nothing is much better than the linear start,
+        that of all rows."""
         if self.judge and self.states:
             self.net.stack_.load(self.states[0])
             if self.split.of_all and self.best <= self.first + _LITTLE:
