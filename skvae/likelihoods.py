@@ -48,8 +48,9 @@ class Gaussian(Likelihood):
         Least noise variance, as a fraction of a feature's variance. It keeps constant and duplicated columns from
         being a singularity of the density. Where the variance itself is hardly known, as that of a feature which is
         constant but for a few rows, the floor is the squared relative variance of its estimate,
-        ``((kurtosis - 1) / n_samples) ** 2``, if that is larger; but no more than the noise of the linear model that
-        training starts from, since other features may tell what a feature's own variance does not.
+        ``((kurtosis - 1) / n_samples) ** 2``, if that is larger; but no more than the share of the variance that is
+        noise to the linear model which training starts from, since other features may tell what a feature's own
+        variance does not.
     """
 
     floor: Tensor
@@ -90,9 +91,9 @@ class Gaussian(Likelihood):
         relative_variance = (fourth / variance.clamp(min=1e-12).square() - 1) / len(x)
         return variance * relative_variance.square()
 
-    def settle(self, noise: Tensor | None = None) -> None:
+    def settle(self, share: Tensor | None = None) -> None:
         if self.doubt is not None:
-            doubt = self.doubt if noise is None else torch.minimum(self.doubt, noise / _OVER_FLOOR)
+            doubt = self.doubt if share is None else torch.minimum(self.doubt, share / _OVER_FLOOR)  # of unit variance
             self.floor.copy_(doubt.clamp(min=self.noise_floor))
             self.doubt = None
 

@@ -90,6 +90,31 @@ def test_a_linear_start_that_stays_is_that_of_all_rows(seed):
     torch.testing.assert_close(own, expected, rtol=0, atol=1e-9)  # of a step at a rate of 1e-12
 
 
+@pytest.mark.parametrize("holes", [False, True])
+def test_the_background_is_that_of_all_rows(holes):
+    """However much better than its start a model has become, and wherever the rows lie that are held out."""
+    X = three_clusters(1200, seed=0)
+    if holes:
+        X[::10, 0] = np.nan
+    trained, start = (VAETransformer(1, random_state=0, **params).fit(X) for params in ({}, STILL))
+    assert trained.score(X) > start.score(X) + 0.25
+    own, expected = (vae.module_.background.state_dict() for vae in (trained, start))
+    torch.testing.assert_close(own, expected)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_only_held_out_rows_have_is_possible(seed):
+    """Columns of zeros but for one cell each: some of the cells are held out, and their columns constant without."""
+    rng = np.random.default_rng(seed)
+    X = np.zeros((1200, 24))
+    X[:, :4] = rng.normal(size=(1200, 2)) @ rng.normal(size=(2, 4)) + 0.1 * np.sin(rng.normal(size=(1200, 4)))
+    X[np.arange(20), np.arange(4, 24)] = 1.0
+    vae = VAETransformer(2, random_state=seed).fit(X)
+    standard = StandardScaler().fit_transform(X)
+    linear = floored_factor_analysis(standard, 2).score_samples(standard)
+    assert np.all(vae.score_samples(X)[:20] + np.log(X.std(axis=0)).sum() >= linear[:20] + np.log(0.01) - 1)
+
+
 def three_clusters(n_rows, seed):
     """Rows around three points with a noisy column beside: mixtures fit them, factors do not."""
     rng = np.random.default_rng(seed)

@@ -272,9 +272,9 @@ class Columns(Likelihood):
     def quantile(self, raw: Tensor, level: Tensor) -> Tensor:
         return self._join(lambda part, own, some: part.quantile(own, level), raw)
 
-    def settle(self, noise: Tensor | None = None) -> None:
+    def settle(self, share: Tensor | None = None) -> None:
         for part, some in self.split():
-            part.settle(None if noise is None else noise[some])
+            part.settle(None if share is None else share[some])
 
     def set_noise(self, variance: Tensor, raw: Tensor) -> None:
         for part, some in self.split():

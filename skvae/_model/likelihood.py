@@ -92,8 +92,9 @@ class Likelihood(Component, ABC):
         """Return the noise variance (n_features,) nearest to `variance` that the model can have for every row."""
         return variance
 
-    def settle(self, noise: Tensor | None = None) -> None:
-        """Fix what `start` left open, given the noise variance (n_features,) of a linear model, if there is one."""
+    def settle(self, share: Tensor | None = None) -> None:
+        """Fix what `start` left open, given the noise of a linear model, if there is one, as a share of each feature's
+        variance in the rows it was fitted to: (n_features,)."""
 
     def set_noise(self, variance: Tensor, raw: Tensor) -> None:
         """Make `variance` (n_features,) the noise at z = 0, if there is one; `raw` is the decoder's bias."""

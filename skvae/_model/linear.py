@@ -29,6 +29,7 @@ from .sums import blocks_of, total
 
 _MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
 _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not formed
+_TINY = 1e-30
 _ALIVE = 1e-3  # least signal-to-noise ratio of a unit: without any, its gradient would be zero
 _LITTLE = 0.25  # nats per row, of what columns tell of each other
 _PART = 0.9  # of a feature's variance that its unit stands for, where factors are none
@@ -372,6 +373,7 @@ def linear_start(
         x, context = x[few], None if context is None else context[few]
         observed, x = ~x.isnan(), without_holes(x)
     (y, nearest_noise), exact = _linearised(likelihood, raw, x), likelihood.is_normal
+    variance = y.square().mean(0)
     centre, slope = _line(likelihood.inputs(x), y)
     given, shift = None, x.new_zeros(())
     if context is not None:
@@ -385,12 +387,13 @@ def linear_start(
     else:
         former = near.completer if near is not None and exact else None
         mean, factors, noise = _complete(y, observed, z_dim, nearest_noise, seed, former)
+    likelihood.settle((noise / variance.clamp(min=_TINY)).to(raw))  # more than 1, where these rows do not tell
+    noise = nearest_noise(noise)
     model = _LinearModel.fit(factors, noise, z_dim)
     with torch.no_grad():
         raw[0] += mean + _means_of_real(likelihood, x)  # of these rows: where columns tell each other, it matters
         if observed is not None:
             centre = centre + torch.where(slope == 0, 0, mean / slope)
-        likelihood.settle(noise.to(raw))
         likelihood.set_noise(noise.to(raw), raw)
         _describe_background(vae, model, (x - shift).mean(0) + mean, raw)
         if vae.filler is not None:

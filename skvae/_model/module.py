@@ -208,6 +208,11 @@ class VAE(nn.Module):
             return log_prob
         return self.mixture(log_prob, self.background_log_prob(x, observed, context))
 
+    def background_state(self) -> dict[str, Tensor]:
+        """What `state_dict` has of the background."""
+        names = ("background.", "regression") if self.background is not None else ()
+        return {name: part for name, part in self.state_dict().items() if name.startswith(names)}
+
     def background_log_prob(self, x: Tensor, observed: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         """Log-density of rows, or of their observed cells, under the background: (batch,)."""
         assert self.background is not None

@@ -298,17 +298,24 @@ class Guard:
             )
 
     def finish(self) -> None:
-        """Leave the best state, or the last one that is finite; where nothing is much better than the linear start,
-        that of all rows."""
+        """Leave the best state, or the last one that is finite, with the linear model of all rows."""
         if self.judge and self.states:
             self.net.stack_.load(self.states[0])
-            if self.split.of_all and self.best <= self.first + _LITTLE:
-                self.net.stack_.begin_from(self.split.of_all())
+            if self.split.of_all:
+                self._take_over(self.split.of_all())
         elif self.states and not self.is_finite():
             self._go_back(f"the loss after epoch {len(self.net.history)} is not finite")
             for state in self.states[-2::-1]:  # each row was evaluated at one state only
                 if not self.is_finite():
                     self.net.stack_.load(state)
+
+    def _take_over(self, models: list[VAE]) -> None:
+        """Take the linear start of all rows where nothing is much better than that of some, and else its background."""
+        if self.best <= self.first + _LITTLE:
+            self.net.stack_.begin_from(models)
+        elif background := models[0].background_state():
+            for module in (self.net.stack_.members[0], self.net.stack_.averages[0]):
+                module.load_state_dict(background, strict=False)
 
     def is_finite(self) -> bool:
         """Tell whether the last step left finite terms of the bound, on some rows."""
