@@ -1,5 +1,6 @@
 import copy
 import re
+import warnings
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -13,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 from skorch.callbacks import (
+    BatchScoring,
     Callback,
     Checkpoint,
     EpochTimer,
@@ -646,3 +648,74 @@ def test_a_callback_that_is_none_is_off(table):
     np.testing.assert_array_equal(vae.fit(X).transform(X), plain.transform(X))
     assert [name for name, _ in vae.net_.callbacks_] == ["timer"]
     assert vae.set_params(callbacks=[("timer", None)]).fit(X).net_.callbacks_ == []
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "cv"])
+@pytest.mark.parametrize("place", ["__init__", "finish"])
+def test_ctrl_c_at_the_ends_of_a_training_that_goes_on(place, early_stopping, table, monkeypatch):
+    """It is heard, and a later fit goes on as one after a fit that was not interrupted."""
+    X, options = table(n_rows=100), SMALL | {"early_stopping": early_stopping}
+    vae = VAETransformer(2, max_iter=2, warm_start=True, **options).fit(X)
+    own, left = getattr(Guard, place), [1]
+
+    def interrupted(*args):
+        if left and left.pop():
+            raise KeyboardInterrupt
+        return own(*args)
+
+    monkeypatch.setattr(Guard, place, interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        vae.fit(X)
+    assert ("Training was interrupted" in str(caught.value)) == (place == "finish")
+    assert vae.n_iter_ == (2 if place == "__init__" else 4)
+    assert vae.net_.stack_ is None
+    expected = VAETransformer(2, max_iter=2, warm_start=True, **options).fit(X)
+    if place == "finish":
+        expected.fit(X)
+    np.testing.assert_array_equal(vae.transform(X), expected.transform(X))
+    np.testing.assert_array_equal(vae.fit(X).transform(X), expected.fit(X).transform(X))
+
+
+class Ends(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        raise SystemExit
+
+
+@pytest.mark.parametrize("how", ["a warning that is an error", "a program's end"])
+def test_a_training_that_goes_on_and_fails_changes_nothing(how, table):
+    X = table()
+    vae = VAETransformer(2, max_iter=6, batch_size=32, **SMALL).fit(X)
+    expected = vae.transform(X)
+    vae.set_params(warm_start=True)
+    if how == "a program's end":
+        with pytest.raises(SystemExit):
+            vae.set_params(callbacks=[Ends()]).fit(X)
+    else:
+        with warnings.catch_warnings(action="error"), pytest.raises(ConvergenceWarning, match="No latent unit is act"):
+            vae.set_params(objective=ELBO(beta=1e6), max_iter=300).fit(X)
+    assert vae.n_iter_ == len(vae.net_.history) == 6
+    np.testing.assert_array_equal(vae.transform(X), expected)
+
+
+def mean_of_predictions(net, X, y):
+    return float(np.mean(net.predict(X)))
+
+
+def test_scores_of_batches_see_their_rows(table):
+    X = table()
+    scores = BatchScoring(mean_of_predictions, on_train=True, name="score")
+    vae = VAETransformer(2, max_iter=2, batch_size=len(X), callbacks=[scores], **SMALL).fit(X)
+    assert len(vae.net_.history) == 2
+    assert np.isfinite(vae.net_.history[:, "score"]).all()
+    X[0, 0] = np.nan
+    with pytest.raises(ValueError, match="Rows of a batch with holes or conditions are not those of X"):
+        VAETransformer(2, max_iter=2, callbacks=[scores], **SMALL).fit(X)
+
+
+def test_a_rate_of_zero_trains_nothing(table):
+    X = table()
+    vae = VAETransformer(2, max_iter=2, warm_start=True, **SMALL).fit(X)
+    before = [part.clone() for part in vae.net_.module_.parameters()]
+    vae.net_.set_params(lr=0.0)
+    assert vae.fit(X).n_iter_ == 4
+    assert all(map(torch.equal, vae.net_.module_.parameters(), before))

@@ -16,6 +16,7 @@ from skvae._training import checkpoint as _checkpoint
 from skvae._training.net import Net
 from skvae.architectures import Custom
 from skvae.likelihoods import Gaussian
+from skvae.objectives import Objective
 
 SMALL = {"hidden_layer_sizes": (8,), "batch_size": 16, "max_iter": 8, "early_stopping": True, "random_state": 0}
 
@@ -288,3 +289,35 @@ def test_what_is_frozen_stays_frozen(early_stopping, table, tmp_path):
     expected = estimator(**params).fit(X).transform(X)
     die(tmp_path, X, 3, **params)
     np.testing.assert_array_equal(estimator(tmp_path, **params).fit(X).transform(X), expected)
+
+
+class Annealed(Objective):
+    """Keeps what it goes on from in a buffer."""
+
+    is_bound = False
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("beta", torch.ones(()))
+
+    def forward(self, vae, batch):
+        log_prob, kl = vae(batch)
+        if vae.training:
+            self.beta.mul_(1.1).clamp_(max=20)
+        return log_prob - self.beta * kl, log_prob, kl
+
+
+class Fails(Callback):
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == 4:
+            raise RuntimeError("once")
+
+
+@pytest.mark.usefixtures("each_epoch")
+def test_the_objective_goes_on_from_its_state(table, tmp_path):
+    X, options = table(n_rows=80), SMALL | {"early_stopping": False}
+    expected = bits(VAETransformer(2, objective=Annealed(), **options).fit(X), X)
+    vae = VAETransformer(2, objective=Annealed(), checkpoint=tmp_path, **options)
+    with pytest.raises(RuntimeError, match="once"):
+        clone(vae).set_params(callbacks=[Fails()]).fit(X)
+    assert bits(vae.fit(X), X) == expected

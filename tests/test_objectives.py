@@ -435,3 +435,14 @@ def test_weights_are_constant_at_the_exact_posterior(name, make_vae, normal):
     vae, x = exact_vae(make_vae), normal(200, 4, dtype=torch.float64)
     value, *_ = OBJECTIVES[name](3)(vae, Batch(x, normal(3, 200, 2, dtype=torch.float64)))
     torch.testing.assert_close(value, exact_log_prob(vae, x), rtol=1e-10, atol=1e-10)
+
+
+def test_parameters_of_an_objective_are_refused(table, n_steps):
+    class Learned(ELBO):
+        def __init__(self):
+            super().__init__()
+            self.log_beta = torch.nn.Parameter(torch.zeros(()))
+
+    with pytest.raises(ValueError, match="Learned has the parameter 'log_beta', and the parameters of an objective"):
+        VAETransformer(2, objective=Learned(), max_iter=2).fit(table())
+    assert n_steps == []

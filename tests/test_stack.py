@@ -1,14 +1,19 @@
 import copy
 import pickle
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.optim import SGD
 
 import skvae._fast.gradient
 from skvae import VAETransformer
 from skvae._data.batch import Batch
 from skvae._training.net import Net
 from skvae._training.stack import Stack
+from skvae.architectures import Custom
 from skvae.inits import LinearInit
 from skvae.likelihoods import Gaussian
 
@@ -164,3 +169,28 @@ def test_a_fitted_net_keeps_no_second_copy(table):
     storages = {part.untyped_storage().data_ptr() for part in vae.net_.module_.parameters()}
     assert len(storages) == len([*vae.net_.module_.parameters()])
     assert pickle.loads(pickle.dumps(vae)).partial_fit(table()).n_iter_ == 4
+
+
+class Scaled(nn.Module):
+    """A network whose first parameter is a number."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.layer = nn.Linear(n_features, 16)
+
+    def forward(self, x):
+        return torch.tanh(self.scale * self.layer(x))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop", "nadam", partial(SGD, momentum=0.9)], ids=str)
+def test_parameters_without_dimensions_are_trained_on(optimizer, table):
+    X, options = table(), {"optimizer": optimizer, "learning_rate": 1e-3, **SMALL, "max_iter": 1}
+    vae = VAETransformer(2, architecture=Custom(Scaled(X.shape[1]), Scaled(2)), **options)
+    for _ in range(4):
+        vae.partial_fit(X)
+    state = vae.net_.optimizer_.state
+    for part in vae.module_.parameters():
+        own = {key: value.shape for key, value in state.get(part, {}).items()}
+        assert all(shape == part.shape for key, shape in own.items() if key not in ("step", "mu_product"))
+    assert np.isfinite(vae.score(X))

@@ -551,7 +551,7 @@ def test_sizes_may_be_any_whole_number(table):
         np.testing.assert_array_equal(small(one).fit(X).transform(X), expected)
 
 
-@pytest.mark.parametrize("device", ["nope", "cuda:99", torch.device("cuda", 99), "meta"])
+@pytest.mark.parametrize("device", ["nope", "cuda:99", torch.device("cuda", 99), "meta", "hpu"])
 def test_missing_device(device, table, n_steps):
     X = table()
     vae = small().fit(X)

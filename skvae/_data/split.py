@@ -127,6 +127,10 @@ def whole(x: Any) -> Split:
 
 def tensor_of(data: Any) -> Tensor:
     """Return the rows of an array, a tensor or a data set of skorch's or torch's."""
+    if isinstance(data, Batch):
+        if data.observed is not None or data.context is not None:
+            raise ValueError("Rows of a batch with holes or conditions are not those of X: let the function look at X.")
+        return data.x
     if isinstance(data, TensorDataset):
         return data.tensors[0]
     if isinstance(data, Dataset):

@@ -165,6 +165,11 @@ def check_objective(objective: Objective, vae: VAE, x: Any) -> None:
     ones in `x`. What it does to its copies stays there."""
     if type(objective) in OBJECTIVES.values():
         return
+    if learned := [name for name, _ in objective.named_parameters()]:
+        raise ValueError(
+            f"{type(objective).__name__} has the parameter {learned[0]!r}, and the parameters of an objective are not "
+            "trained: make it a buffer, or a parameter of the prior or of the likelihood."
+        )
     objective, vae, rng = copy.deepcopy(objective).to(x.device).train(), copy.deepcopy(vae).train(), generator(0)
     rows = torch.arange(min(_ROWS_TO_LOOK_AT, len(x)))
     n_draws = (objective.n_draws,) if objective.n_draws > 1 else ()

@@ -169,7 +169,7 @@ class Ordinal(Likelihood):
         return self._level(raw[..., 0, :] + scale * level.logit())
 
 
-_END = 40.0  # a cut that no logistic variable passes
+_END = 1e4  # a cut that no logistic variable passes, in units that are at least exp(-_MOST_LOG_SCALE)
 
 
 class Columns(Likelihood):

@@ -24,7 +24,7 @@ def device_here(device: str | torch.device) -> str:
 def _exists(device: str | torch.device) -> bool:
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         return False
     return True
 

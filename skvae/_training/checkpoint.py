@@ -19,7 +19,7 @@ from .._data.rows import RowSource
 from .._io.atomic import replace_file
 from .processes import is_first, of_first
 
-_LAYOUT = 6  # of the file; other ones are not read
+_LAYOUT = 7  # of the file; other ones are not read
 _SECONDS, _SHARE = 5.0, 0.02  # least time between two files, and the most of the training time that they may take
 
 _NOT_COMPARED = ("callbacks", "checkpoint", "n_draws", "random_state", "verbose")

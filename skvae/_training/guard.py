@@ -331,11 +331,13 @@ def unchanged_if_refused(net: "Net | None") -> Iterator[None]:
         yield
         return
     own, recipe, history, frozen = vars(net).copy(), net.recipe_.copy(), list(net.history), net.frozen
-    parts: list[Any] = [net.module_, net.average_, net.optimizer_]
+    parts: list[Any] = [net.module_, net.average_, net.criterion_, net.optimizer_]
     states = [copy.deepcopy(part.state_dict()) for part in parts]
     try:
         yield
-    except Exception:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
         net.__dict__.clear()
         net.__dict__.update(own, recipe_=recipe)
         net.history[:] = history

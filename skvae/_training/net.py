@@ -235,13 +235,14 @@ class Net(NeuralNet):
         """Return all that training goes on from; the callbacks keep the rest."""
         parts = {"tensors": self.stack_.whole_state(), "optimizer": self.optimizer_.state_dict()}
         scalars = {"lr": self.lr, "n_steps": self.n_steps_, "history": list(self.history), "frozen": self.frozen}
-        return {**parts, **scalars, "guard": self.guard_.state()}
+        return {**parts, **scalars, "objective": self.criterion_.state_dict(), "guard": self.guard_.state()}
 
     def load_training_state(self, state: dict) -> None:
         self.stack_.load_whole(state["tensors"])
         self.optimizer_.load_state_dict(state["optimizer"])
         self.lr, self.n_steps_, self.history[:] = state["lr"], state["n_steps"], state["history"]
         self.freeze(state["frozen"])
+        self.criterion_.load_state_dict(state["objective"])
         self.guard_.load(state["guard"])
 
     # Data
@@ -306,6 +307,17 @@ class Net(NeuralNet):
         names = {part: name for name, part in self.module_.named_parameters()}
         groups = [[names[part] for part in group["params"]] for group in own.param_groups]
         self.stack_ = Stack([self.module_, *split.others], averages, groups, self._elementwise)
+        try:
+            self._set_up(own, split)
+            yield
+        finally:
+            if self.optimizer_ is not own:
+                self.optimizer_ = self.stack_.give_back(self.optimizer_)
+            self.stack_.release()
+            self.__dict__.update(dict.fromkeys(_IN_TRAINING))
+
+    def _set_up(self, own: torch.optim.Optimizer, split: Split) -> None:
+        """Make what trains the stack: the optimizer of all members goes on from the net's `own`."""
         self.fast_ = fast_elbo(self.stack_, self.criterion_)
         parts = [part for module in (*self.stack_.members, self.criterion_) for part in module.train().modules()]
         self.epochal_ = [part for part in parts if isinstance(part, Epochal)]
@@ -315,12 +327,6 @@ class Net(NeuralNet):
         self.optimizer_ = self.stack_.optimizer_from(own, self.optimizer, options)
         self.replay_ = Replay(self) if Replay.covers(self) else None
         self.guard_ = Guard(self, split, self.schedule_)
-        try:
-            yield
-        finally:
-            self.optimizer_ = self.stack_.give_back(self.optimizer_)
-            self.stack_.release()
-            self.__dict__.update(dict.fromkeys(_IN_TRAINING))
 
     @contextmanager
     def own_optimizer(self) -> Iterator[torch.optim.Optimizer | None]:
@@ -360,10 +366,20 @@ class Net(NeuralNet):
             if self.is_shared:  # other processes are elsewhere
                 raise
             self.interrupted_ = True  # for the caller to see: the state is whole, and can be used
-        self.guard_.finish()
+        self._finish()
         if self.is_shared:
             self.stack_.share_buffers()
         return self
+
+    def _finish(self) -> None:
+        """Leave the state that is kept, though a Ctrl-C comes meanwhile."""
+        try:
+            self.guard_.finish()
+        except KeyboardInterrupt:
+            if self.is_shared:
+                raise
+            self.interrupted_ = True
+            self.guard_.finish()
 
     def _fit_on(self, *args: Any, **kwargs: Any) -> None:
         """skorch's loop, until training ends or an epoch has diverged and was undone."""
@@ -534,7 +550,7 @@ class Net(NeuralNet):
 
 def _bounded(weight_decay: float, lr: float) -> float:
     """A step shrinks no weight past zero."""
-    return min(weight_decay, 1 / lr)
+    return min(weight_decay, 1 / lr) if lr else weight_decay
 
 
 def build_net(

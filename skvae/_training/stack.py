@@ -20,6 +20,7 @@ from .._model.module import VAE
 from .processes import of_first
 
 _TINY = 1e-30
+_COUNTERS = ("step", "mu_product")  # of an optimizer's state, which are no numbers of each parameter
 
 
 def _changing(average: nn.Module, member: nn.Module) -> list[tuple[Any, ...]]:
@@ -120,7 +121,7 @@ class Stack:
                 optimizer.state.update(zip(group["params"], states, strict=True))
                 continue
             optimizer.state[flat] = {
-                key: torch.cat([state[key].flatten() for state in states]) if value.ndim else value.clone()
+                key: value.clone() if key in _COUNTERS else torch.cat([state[key].flatten() for state in states])
                 for key, value in states[0].items()
             }
 
