@@ -11,7 +11,8 @@ from sklearn.utils._mask import _get_mask
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import _check_feature_names_in, check_is_fitted, validate_data
 
-from ._data.containers import container_of, holds_words, is_frame, is_missing, missing_cells, with_zeros
+from ._data.cells import is_missing
+from ._data.containers import container_of, holds_words, is_frame, missing_cells, with_zeros
 from ._data.input import advice, plain
 from ._estimator.inference import as_it_was_if_refused
 from ._transformer import VAETransformer
@@ -124,9 +125,19 @@ class VAEImputer(TransformerMixin, BaseEstimator):
         X, missing = self._checked(X, reset=True)
         model = VAETransformer(random_state=self.random_state) if self.estimator is None else clone(self.estimator)
         self._low, self._high = self._check_limits()
-        self.estimator_ = model.fit(X)
         self._empty, self._flagged = missing.all(axis=0), np.flatnonzero(missing.any(axis=0))
+        self._check_flag_names()
+        self.estimator_ = model.fit(X, None)
         return self
+
+    def _check_flag_names(self):
+        """Refuse columns that have the names of indicators."""
+        names = self._names(None)
+        if self.add_indicator and (twice := sorted(set(self._flag_names(names)) & set(names))):
+            raise ValueError(
+                f"X has a column {twice[0]!r}, which is the name of an indicator of missing cells. Rename or drop it, "
+                "or set add_indicator=False."
+            )
 
     def transform(self, X):
         """Fill the missing cells of X.

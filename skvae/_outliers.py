@@ -174,7 +174,7 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
         rows = X[some] if isinstance(X, RowSource) else _safe_indexing(X, some)
         parts = self._measure(rows)
         self._unit, self._weights = _unit(parts), _weights(parts)
-        self.offset_ = self._offset(-parts / self._unit @ self._weights)
+        self.offset_ = self._offset(self._weighed(parts))
         return self
 
     def score_samples(self, X):
@@ -191,7 +191,12 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
             High is ordinary. The mean over the training rows is about -1.
         """
         X = self._check(X)
-        return np.concatenate([-self._parts(part) / self._unit @ self._weights for part in parts_of(X)])
+        return np.concatenate([self._weighed(self._parts(part)) for part in parts_of(X)])
+
+    def _weighed(self, parts):
+        """Scores of rows, given how strange they are in each way (n_samples, n_parts), a sum by row: a product of
+        matrices has other last bits for other numbers of rows."""
+        return -(np.ascontiguousarray(parts) / self._unit * self._weights).sum(axis=1)
 
     def decision_function(self, X):
         """`score_samples` less `offset_`: negative for outliers.

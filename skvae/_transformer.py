@@ -420,7 +420,7 @@ class VAETransformer(
         Z : ndarray of shape (n_samples, z_dim)
             Posterior means, float32.
         """
-        return self._map_parts(X, lambda part: self._fitted.encode(self._check_X(part))[0])
+        return self._map_parts(X, lambda *part: self._fitted.encode(self._check_X(*part))[0])
 
     @own_settings()
     def posterior(self, X):
@@ -436,7 +436,7 @@ class VAETransformer(
         mean, std : ndarray of shape (n_samples, z_dim)
             Parameters of the diagonal Gaussian, float32.
         """
-        both = self._map_parts(X, lambda part: np.hstack(self._fitted.encode(self._check_X(part))))
+        both = self._map_parts(X, lambda *part: np.hstack(self._fitted.encode(self._check_X(*part))))
         mean, log_scale = np.split(both, 2, axis=1)
         return mean, np.exp(log_scale)
 
@@ -460,9 +460,9 @@ class VAETransformer(
         """
         return self._map_parts(X, self._scores)
 
-    def _scores(self, X):
+    def _scores(self, X, header):
         """`score_samples` of rows that memory holds."""
-        X, excess = self._check_rows(X)
+        X, excess = self._check_rows(X, header)
         return self._fitted.scores(X, self.n_draws) - excess
 
     def score(self, X, y=None):

@@ -21,7 +21,7 @@ from ._data.holes import without_holes
 from ._data.input import plain
 from ._data.rows import MAX_HELD, RowSource, parts_of
 from ._data.split import Rows
-from ._estimator.generation import as_numbers, reconstructed, stream_of
+from ._estimator.generation import as_numbers, reconstructed, stream_of, table_of
 from ._estimator.pipelines import last_step
 from ._model.module import MODERATE
 from ._model.refine import Refined, draws_with
@@ -382,7 +382,7 @@ def reconstruction_error(estimator, X):
     >>> print(f"{reconstruction_error(PCA(2).fit(X), X):.4f}")
     0.0253
     """
-    table = getattr(estimator, "_table", None)
+    table = table_of(estimator, X)
     if table is not None and (words := [c.name for c in table.columns if c.kind == "categorical" and not c.given]):
         raise ValueError(
             f"reconstruction_error squares differences of numbers, and columns {words} of X hold categories. "

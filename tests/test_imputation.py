@@ -8,6 +8,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from sklearn.datasets import load_iris, load_wine
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -150,3 +151,20 @@ def test_limits_that_are_no_numbers_are_named(limit, table, n_steps):
 def test_imputers_are_equal_after_pickle(table):
     imputer = VAEImputer(VAETransformer(2, max_iter=1, early_stopping=False), random_state=0).fit(table())
     assert joblib.hash(pickle.loads(pickle.dumps(imputer))) == joblib.hash(imputer)
+
+
+@pytest.mark.parametrize("library", [pd, pl])
+def test_an_indicator_takes_no_column_of_the_user(library):
+    b = np.random.default_rng(0).normal(size=60)
+    X = library.DataFrame({"a": [None, *b[1:]], "missingindicator_a": b})
+    with pytest.raises(ValueError, match="X has a column 'missingindicator_a', which is the name of an indicator"):
+        VAEImputer(SMALL, add_indicator=True).fit(X)
+    assert VAEImputer(SMALL).fit_transform(X).shape == (60, 2)
+
+
+def test_a_fitted_model_fills_as_it_is():
+    X = load_wine().data
+    vae = VAETransformer(2, max_iter=2, random_state=0).fit(X)
+    holes = np.where(np.random.default_rng(0).random(X.shape) < 0.1, np.nan, X)
+    filled = VAEImputer(FrozenEstimator(vae)).fit(X).transform(holes)
+    np.testing.assert_array_equal(filled, vae.impute(holes))

@@ -8,6 +8,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
+from sklearn.base import clone
 
 from skvae import VAEImputer, VAEOutlierDetector, VAETransformer
 from skvae.likelihoods import LIKELIHOODS
@@ -153,3 +154,18 @@ def test_tensors_without_values_are_refused(method, table):
     vae = VAETransformer(2, **SMALL).fit(table())
     with pytest.raises(ValueError, match="'meta', which holds no values"):
         getattr(vae, method)(torch.empty(3, 5, device="meta"))
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize("kind", [VAETransformer, VAEImputer, VAEOutlierDetector])
+def test_na_in_objects_is_missing(kind, as_list):
+    frame = pd.DataFrame(
+        {"a": pd.array([1, None, 3] * 20, dtype="Int64"), "b": np.random.default_rng(0).normal(size=60)}
+    )
+    model = VAETransformer(2, **SMALL)
+    make, method = (kind, "score_samples") if kind is VAEOutlierDetector else (kind, "transform")
+    estimator = model if kind is VAETransformer else make(model, random_state=0)
+    rows = frame.to_numpy()
+    found = getattr(estimator.fit(rows.tolist() if as_list else rows), method)(rows)
+    floats = frame.to_numpy(dtype=float, na_value=np.nan)
+    np.testing.assert_array_equal(found, getattr(clone(estimator).fit(floats), method)(floats))

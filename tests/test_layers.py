@@ -8,6 +8,7 @@ import pytest
 import skvae
 
 LAYERS = [
+    ["_data.cells"],
     [
         "_io.atomic",
         "_data.arrow",

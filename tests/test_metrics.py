@@ -10,12 +10,12 @@ from scipy.linalg import sqrtm
 from scipy.sparse import csr_array
 from scipy.stats import kurtosis, multivariate_normal
 from sklearn import config_context
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.metrics import mean_squared_error
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from skvae import VAETransformer, metrics
 from skvae._data import rows as _rows
@@ -216,6 +216,26 @@ def test_log_likelihood_of_a_table_that_is_not_held(table, monkeypatch):
     held = log_likelihood(vae, X, n_draws=50)
     monkeypatch.setattr("skvae._data.rows.MAX_HELD", 0)
     assert log_likelihood(vae, csr_array(X), n_draws=50) == pytest.approx(held, abs=1e-4)
+
+
+def test_reconstruction_error_through_a_pipeline_is_under_the_conditions_of_the_row():
+    rng = np.random.default_rng(0)
+    X = np.column_stack([rng.normal(size=(60, 3)), rng.choice([0.0, 10.0], 60)])
+    X[:, :3] += X[:, 3:]
+    vae = VAETransformer(2, condition_features=[3], **SMALL).fit(X)
+    expected = reconstruction_error(vae, X)
+    assert expected < 2  # and some 25 under other conditions
+    assert reconstruction_error(make_pipeline(FunctionTransformer(), vae), X) == expected
+    before = StandardScaler().fit(X)
+    through = reconstruction_error(make_pipeline(before, clone(vae).fit(before.transform(X))), X)
+    assert through == pytest.approx(expected, rel=0.5)
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(d=np.where(X[:, 3] > 5, "y", "x"))
+    frame["a"] = frame["a"].round().astype("Int64").mask(rng.random(60) < 0.1)
+    vae = VAETransformer(2, condition_features=["d"], **SMALL).fit(frame)
+    assert reconstruction_error(make_pipeline(FunctionTransformer(), vae), frame) == reconstruction_error(vae, frame)
+    words = make_pipeline(FunctionTransformer(), VAETransformer(2, **SMALL).fit(frame))
+    with pytest.raises(ValueError, match=r"columns \['d'\] of X hold categories"):
+        reconstruction_error(words, frame)
 
 
 def test_reconstruction_error_takes_what_the_model_takes():

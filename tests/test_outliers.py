@@ -367,3 +367,13 @@ def test_output_in_frames_changes_no_score(kind, table):
 
 def test_a_detector_of_something_else_can_be_shown():
     assert "foo" in VAEOutlierDetector("foo")._repr_html_()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_row_alone_is_what_it_is_among_others(seed):
+    """With 101 rows and a tenth of outliers `offset_` is a row's own score, where its last bit decides."""
+    rows = np.random.default_rng(seed).normal(size=(101, 4))
+    fitted = VAEOutlierDetector(VAETransformer(2, **SMALL), contamination=0.1, random_state=0).fit(rows)
+    scores = fitted.score_samples(rows)
+    assert fitted.offset_ in scores
+    np.testing.assert_array_equal(np.concatenate([fitted.score_samples(row[None]) for row in rows]), scores)

@@ -235,7 +235,35 @@ def test_parts_may_be_of_several_kinds_of_numbers():
     np.testing.assert_array_equal(Chunks([bits, bits / 3]).rows[:], np.concatenate([bits, bits / 3]))
     two = [part.assign(twice=2 * part["w"]) for part in (whole, holed)]
     vae, all_rows = VAETransformer(1, **SMALL), np.concatenate(two)
-    np.testing.assert_array_equal(clone(vae).fit(Chunks(two)).transform(all_rows), vae.fit_transform(all_rows))
+    np.testing.assert_array_equal(clone(vae).fit(Chunks(two)).transform(Chunks(two)), vae.fit_transform(all_rows))
+
+
+def test_parts_may_be_masked_or_sparse():
+    X = numbers("float32", 60)
+    masked = np.ma.masked_greater(X, 1.0)
+    assert np.ma.is_masked(masked)
+    for whole, parts in ((masked, [masked[:40], masked[40:]]), (X, [sparse.csr_array(X[:7]), sparse.csr_array(X[7:])])):
+        vae = VAETransformer(2, **SMALL).fit(whole)
+        np.testing.assert_array_equal(VAETransformer(2, **SMALL).fit(Chunks(parts)).transform(X), vae.transform(X))
+        assert vae.score(Chunks(parts)) == vae.score(whole)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_parts_have_names(many, request):
+    if many:
+        request.getfixturevalue("small_memory")
+    frame = pd.DataFrame(numbers("float64", 90), columns=[f"x{i}" for i in range(numbers("float64").shape[1])])
+    parts, other = [frame[:50], frame[50:]], frame[frame.columns[::-1]]
+    of_frame, of_parts = (VAETransformer(2, **SMALL).fit(X) for X in (frame, Chunks(parts)))
+    np.testing.assert_array_equal(of_parts.feature_names_in_, frame.columns)
+    for vae in (of_frame, of_parts, VAETransformer(2, **SMALL).partial_fit(Chunks(parts))):
+        np.testing.assert_allclose(vae.score_samples(Chunks(parts)), vae.score_samples(frame), rtol=1e-12)
+        for method in (vae.transform, vae.posterior, vae.score_samples, vae.impute, vae.partial_fit):
+            with pytest.raises(ValueError, match="The feature names should match those that were passed during fit"):
+                method(Chunks([other]))
+        vae.partial_fit(Chunks(parts))
+    with pytest.raises(TypeError, match="Feature names are only supported if all input features have string names"):
+        VAETransformer(2, **SMALL).fit(Chunks([frame.rename(columns={"x0": 0})]))
 
 
 @pytest.mark.parametrize("cells", [["a", "b"], pd.to_datetime(["2020", None])], ids=["text", "dates"])

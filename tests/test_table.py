@@ -1061,3 +1061,94 @@ def test_whole_numbers_of_their_own_type_stay_whole(skewed):
     means = vae.inverse_transform(vae.transform(frame))
     assert means["visits"].dtype == "int64"
     assert means["visits"].between(0, frame["visits"].max()).all()
+
+
+def test_a_row_of_pandas_is_given_by_its_names():
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=list("abc"))
+    vae = VAETransformer(**SMALL).fit(frame)
+    for row in (pd.Series({"c": 3.0, "a": 1.0}), pd.Series({"c": 3.0, "b": np.nan, "a": 1.0})):
+        drawn = vae.sample(1, given=row, random_state=0)
+        pd.testing.assert_frame_equal(drawn, vae.sample(1, given={"a": 1.0, "c": 3.0}, random_state=0))
+        assert drawn[["a", "c"]].to_numpy().tolist() == [[1.0, 3.0]]
+    vae = VAETransformer(**SMALL, condition_features=["c"]).fit(frame)
+    assert vae.inverse_transform([[0, 0]], conditions=pd.Series({"c": 5.0}))["c"].tolist() == [5.0]
+
+
+def test_a_flagged_number_is_known_as_float32():
+    rng = np.random.default_rng(0)
+    price = np.where(rng.random(150) < 0.4, 9.99, rng.gamma(2, 10, 150))
+    frame = pd.DataFrame({"price": price, "kind": rng.choice(["a", "b"], 150)})
+    vae = VAETransformer(**SMALL).fit(frame)
+    assert vae._table.columns[0].spike == 9.99
+    scores = vae.score_samples(frame.astype({"price": "float32"}))
+    np.testing.assert_allclose(scores, vae.score_samples(frame), atol=1e-4)  # of the others' rounding
+    assert vae.sample(1, given={"price": np.float32(9.99)}).shape == (1, 2)
+
+
+def test_observed_cells_keep_their_bits_whatever_the_dtype_of_fit():
+    X = np.random.default_rng(0).normal(loc=[0, 0, 123456789], size=(60, 3))
+    vae = VAETransformer(**SMALL).fit(X.astype(np.float32))
+    holes = X.copy()
+    holes[0, 0] = np.nan
+    filled = vae.impute(holes)
+    assert filled.dtype == np.float64
+    np.testing.assert_array_equal(filled[1:], X[1:])
+    assert vae.impute(holes.astype(np.float32)).dtype == np.float32
+
+
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+def test_cells_of_arrays_of_objects_are_filled_as_their_columns_are():
+    rng, n = np.random.default_rng(0), 60
+    columns = {"n": rng.normal(size=n), "k": ["a", "b"] * 30, "b": [True, False] * 30}
+    frame = pd.DataFrame(columns | {"when": pd.date_range("2024-01-01", periods=n)})
+    vae, rows = VAETransformer(**SMALL).fit(frame), frame.to_numpy()
+    for i in range(4):
+        rows[i, i] = None
+    filled = vae.impute(rows)
+    assert [type(filled[i, i]) for i in range(4)] == [float, str, bool, pd.Timestamp]
+    np.testing.assert_array_equal(filled[4:], rows[4:])
+
+
+def test_a_fill_value_in_a_small_unit_is_far_off():
+    frame = pd.DataFrame({"size": 1e-3 * np.random.default_rng(0).normal(size=60), "kind": ["a", "b"] * 30})
+    vae, far = VAETransformer(**SMALL).fit(frame), frame.copy()
+    far.loc[[0, 1], "size"] = [9.97e36, -9.97e36]
+    scores = vae.score_samples(far)
+    assert (scores[:2] < -1e60).all()
+    np.testing.assert_array_equal(scores[2:], vae.score_samples(frame)[2:])
+
+
+def test_nested_names_and_dtypes_of_categories_come_back():
+    X = np.random.default_rng(0).normal(size=(60, 4))
+    nested = pd.DataFrame(X, columns=pd.MultiIndex.from_product([["x", "y"], ["m", "s"]]))
+    assert VAETransformer(**SMALL).fit(nested).sample(3)["x"].shape == (3, 2)
+    small = pd.Series([1, 2, 3] * 20, dtype="int8").astype("category")
+    text = pd.Series(["u", "v"] * 30, dtype="string").astype("category")
+    frame = pd.DataFrame({"small": small, "text": text, "n": X[:, 0]})
+    vae, holed = VAETransformer(**SMALL).fit(frame), frame.copy()
+    holed.loc[0, ["small", "text"]] = [None, None]
+    for rows in (vae.sample(3), vae.impute(holed), pd.concat([frame, vae.sample(3)])):
+        assert (rows.dtypes == frame.dtypes).all()
+
+
+def test_what_was_dates_and_categories_that_are_not_used_are_named():
+    when, n = pd.date_range("2024-01-01", periods=60), np.random.default_rng(0).normal(size=60)
+    frame = pd.DataFrame({"n": n, "when": when})
+    vae = VAETransformer(**SMALL).fit(frame)
+    with pytest.raises(ValueError, match="Column 'when' held dates in fit, and does not now"):
+        vae.score(frame.assign(when=when.astype("int64")))
+    many = pd.CategoricalDtype([f"k{i}" for i in range(1000)])
+    frame = pd.DataFrame({"n": n, "kind": pd.Series(["k0", "k7"] * 30, dtype=many)})
+    with pytest.raises(ValueError, match=r"'kind' has 1000 categories .*cells of 2 of them.*remove_unused_categories"):
+        VAETransformer(**SMALL).fit(frame)
+    frame["kind"] = frame["kind"].cat.remove_unused_categories()
+    assert np.isfinite(VAETransformer(**SMALL).fit(frame).score(frame))
+
+
+@pytest.mark.parametrize("location", [-1000, -60, 0, 10, 35, 1000])
+@pytest.mark.parametrize("log_scale", [-5, 0, 2, 5])
+def test_levels_have_all_of_the_probability(location, log_scale):
+    levels = torch.arange(3.0)[:, None].double()
+    ordinal = built(Ordinal([3]), 1, levels)
+    raw = torch.tensor([[location], [log_scale]]).double().expand(3, 2, 1)
+    assert ordinal.log_prob(raw, levels).exp().sum().item() == pytest.approx(1, abs=1e-6)

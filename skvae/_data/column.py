@@ -9,6 +9,7 @@ from .marginals import fit_knots, from_scores, to_scores
 
 MAX_LEVELS = 255  # of a category, as in HistGradientBoosting
 _ORDINAL_SHARE = 0.1  # of the rows: fewer distinct numbers than that are levels
+_FLOAT32 = 6e-8  # rounding of a number that comes as float32
 _SPIKE_SHARE, _LEAST_SPIKE = 0.05, 2  # of the rows, and rows: a number that more of them share is flagged
 
 
@@ -40,6 +41,8 @@ class Column:
         What the user wants for it.
     ordered : bool, default=False
         Whether a pandas category has an order.
+    level_dtype : str, default=None
+        Of the categories of a pandas category.
     given : bool, default=False
         Whether it is given and not modelled.
     is_empty : bool, default=False
@@ -59,6 +62,7 @@ class Column:
     high: float = 0.0
     likelihood: Any = None
     ordered: bool = False
+    level_dtype: str | None = None
     given: bool = False
     is_empty: bool = False
 
@@ -108,9 +112,12 @@ class Column:
             features = np.eye(len(self.levels))[np.where(holes, 0, values).astype(int)]
             features[holes] = np.nan
             return features, 0.0
-        flag = np.where(holes, np.nan, values == self.spike)
+        if self.marginal == "quantile":
+            scores, log_slope = to_scores(values, self.knots, self.scores)
+            return scores[:, None], log_slope
+        flag = np.where(holes, np.nan, np.isclose(values, self.spike, rtol=_FLOAT32, atol=0))
         scores, log_slope = to_scores(np.where(flag == 1, np.nan, values), self.knots, self.scores)
-        return (np.column_stack([scores, flag]) if self.marginal == "spike" else scores[:, None]), log_slope
+        return np.column_stack([scores, flag]), log_slope
 
     @property
     def is_curved(self):

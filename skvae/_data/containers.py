@@ -9,6 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from .arrow import SUFFIX, arrow_series, days_of_arrow, is_arrow
+from .cells import is_missing, kind_of, objects_of
 
 _US_PER_DAY = 86_400 * 10**6
 
@@ -36,24 +37,6 @@ def cells_of(X):
         return [(name, X[name]) for name in X.columns]
     values = np.asarray(X)
     return list(enumerate((np.array(X, dtype=object) if values.dtype.kind in "US" else values).T))
-
-
-def objects_of(cells):
-    return cells.to_list() if hasattr(cells, "to_list") else list(cells)
-
-
-def is_missing(cell):
-    return (
-        cell is None
-        or type(cell).__name__ in ("NAType", "NaTType")
-        or (isinstance(cell, (float, np.floating)) and np.isnan(cell))
-        or (isinstance(cell, (np.datetime64, np.timedelta64)) and np.isnat(cell))
-    )
-
-
-def kind_of(cells):
-    """The letter that NumPy has for the dtype of cells, such as "O" for objects; "" where they have no such dtype."""
-    return getattr(getattr(cells, "dtype", None), "kind", "")
 
 
 def holds_words(X):
@@ -162,7 +145,9 @@ def frame_of(container, columns, values):
     library, make = importlib.import_module(container), _SERIES[container]
     made = [make(library, column, part) for column, part in zip(columns, values.T, strict=True)]
     frame = library.DataFrame({f"{i}": column for i, column in enumerate(made)})
-    frame.columns = [column.name for column in columns]
+    names = [column.name for column in columns]
+    is_nested = container == "pandas" and all(isinstance(name, tuple) for name in names)
+    frame.columns = library.MultiIndex.from_tuples(names) if is_nested else names
     return frame
 
 
@@ -234,7 +219,8 @@ def _pandas_series(pandas, column, values, dtype=None):
     if column.kind == "categorical":
         cells = pandas.Series(column.cells(values), dtype=object)
         if dtype == "category":
-            return cells.astype(pandas.CategoricalDtype([x for x in column.levels if x is not None], column.ordered))
+            levels = pandas.Index([x for x in column.levels if x is not None], dtype=column.level_dtype)
+            return cells.astype(pandas.CategoricalDtype(levels, column.ordered))
         return cells.astype(dtype) if not cells.isna().any() or dtype != "bool" else cells
     if column.kind == "date":
         dates = pandas.Series(_dates(values)).where(~np.isnan(values))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from scipy.sparse import coo_array
 
+from .cells import is_date, is_missing, is_number, unmasked
 from .rows import RowSource, held
 
 _MAX_NAMES = 10  # of columns, in a message
@@ -33,7 +34,7 @@ def plain(X):
         X = _sparse_from_tensor(X)
     if isinstance(X, torch.Tensor):
         return _from_tensor(X)
-    X = _objects_of_text(unmasked(X))
+    X = _objects(unmasked(X))
     if isinstance(X, np.ndarray):
         X = np.asarray(X)  # no matrix, whose rows would stay matrices
     X = held(X)
@@ -44,21 +45,15 @@ def plain(X):
     return X
 
 
-def _objects_of_text(X):
-    """Return a list of rows with text among its cells as an array, in which numbers stay numbers, and others as X."""
-    rows = np.array(X, dtype=object) if isinstance(X, (list, tuple)) else np.empty(0)
-    return rows if rows.ndim == 2 and any(isinstance(cell, str) for cell in rows.flat) else X
-
-
-def unmasked(X):
-    """Return X with NaN, NaT or None in the place of cells that are masked."""
-    if not (isinstance(X, np.ma.MaskedArray) and np.ma.is_masked(X)):
+def _objects(X):
+    """Return a list of rows with text among its cells as an array, in which numbers stay numbers, objects with None for
+    NA, and others as X."""
+    rows = np.array(X, dtype=object) if isinstance(X, (list, tuple)) else X
+    if not (isinstance(rows, np.ndarray) and rows.dtype == object and rows.ndim == 2):
         return X
-    if X.dtype.kind in "biuf":
-        return X.astype(np.result_type(X.dtype, np.float32)).filled(np.nan)
-    if X.dtype.kind in "mM":
-        return X.filled(np.array("NaT", dtype=X.dtype))
-    return np.where(np.ma.getmaskarray(X), None, X.data.astype(object))
+    if any(type(cell).__name__ == "NAType" for cell in rows.flat):
+        return np.where(np.vectorize(is_missing, otypes=[bool])(rows), None, rows)
+    return rows if any(isinstance(cell, str) for cell in rows.flat) else X
 
 
 def _from_tensor(X):
@@ -71,10 +66,6 @@ def _from_tensor(X):
 def _sparse_from_tensor(X):
     X = X.detach().cpu().to_sparse_coo().coalesce()
     return coo_array((X.values().numpy(), X.indices().numpy()), shape=X.shape)
-
-
-def is_date(dtype):
-    return getattr(dtype, "kind", "") in ("M", "m") or (hasattr(dtype, "is_temporal") and dtype.is_temporal())
 
 
 @contextmanager
@@ -119,11 +110,3 @@ def _columns(X):
 
 def _is_numeric(values):
     return values.dtype.kind in "biuf" or (values.dtype.kind in "OSUT" and all(map(is_number, values.flat)))
-
-
-def is_number(value):
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return value is None or type(value).__name__ == "NAType"  # pandas has no float for what is missing
-    return True

@@ -12,6 +12,8 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.utils import check_scalar
 
+from .cells import is_missing, unmasked
+
 # X keeps these until its rows are scaled; others become the first.
 DTYPES = (np.float64, np.float32, np.float16, np.uint8)
 MAX_HELD = 2**24  # values: a smaller table is better held as an array
@@ -198,8 +200,8 @@ class Chunks:
     ----------
     parts : sequence
         What `read` takes, one for each part.
-    read : callable, default=numpy.asarray
-        Makes an array-like of shape (n, n_features) of a part.
+    read : callable, default=None
+        Makes an array-like of shape (n, n_features) of a part; None for parts that are such tables.
     n_buffered : int, default=8
         Number of parts that are held in memory and shuffled together.
 
@@ -225,7 +227,7 @@ class Chunks:
     (2000, 1)
     """
 
-    def __init__(self, parts, read=np.asarray, n_buffered=8):
+    def __init__(self, parts, read=None, n_buffered=8):
         check_scalar(n_buffered, "n_buffered", Integral, min_val=1)
         self.rows = ChunkRows(parts, read, n_buffered)
 
@@ -269,9 +271,14 @@ class ChunkRows(RowSource):
 
     @cached_property
     def _like(self):
-        """Shape of the first part, and names of its columns if they have any."""
+        """Shape of the first part, and names of its columns and the part without its rows if they have any."""
         self._part(0)
         return self._first
+
+    @property
+    def header(self):
+        """What has the names of the columns, without rows; None if they have none."""
+        return self._like[2]
 
     def __getstate__(self):
         return vars(self) | {"_held": OrderedDict()}
@@ -281,10 +288,10 @@ class ChunkRows(RowSource):
         if i in self._held:
             self._held.move_to_end(i)
             return self._held[i]
-        part = self.read(self.all_parts[i])
+        part = self.all_parts[i] if self.read is None else self.read(self.all_parts[i])
         values, names = _numbers_of(part, i), _names_of(part)
         if i == 0:
-            self._first = values.shape, names
+            self._first = values.shape, names, None if names is None else part[:0]
         self._check_columns(values.shape, names, i)
         self._held[i] = values
         while len(self._held) > self.n_buffered:
@@ -293,7 +300,7 @@ class ChunkRows(RowSource):
 
     def _check_columns(self, shape, names, i):
         """Refuse part `i` if it has other columns than the first one."""
-        first_shape, first_names = self._first if i == 0 else self._like
+        first_shape, first_names, _ = self._first if i == 0 else self._like
         if len(shape) != 2 or shape[1] != first_shape[1]:
             raise ValueError(
                 f"The parts of X must be tables of the same columns: part {i} has shape {shape}, and the first one has "
@@ -333,7 +340,7 @@ def _names_of(part):
 
 def _numbers_of(part, i):
     """The rows of part `i` as an array of numbers, NaN where one is missing."""
-    values = np.asarray(part)
+    values = np.asarray(part.toarray() if issparse(part) else unmasked(part))
     if values.ndim != 2 or values.dtype.kind in "biuf":
         return values
     columns, names = [_floats_of(column) for column in values.T], _names_of(part) or range(values.shape[1])
@@ -350,8 +357,8 @@ def _floats_of(cells):
     """A column of objects as float64; None where some are no numbers."""
     if cells.dtype.kind not in "OUS":
         return None
-    try:  # pandas has no float for what is missing
-        return np.array([np.nan if type(cell).__name__ == "NAType" else cell for cell in cells.tolist()], dtype=float)
+    try:
+        return np.array([np.nan if is_missing(cell) else cell for cell in cells.tolist()], dtype=float)
     except (TypeError, ValueError):
         return None
 
@@ -396,6 +403,12 @@ def check_parts(X, function):
 def gathered(X, value):
     """Return the values that all processes make of their parts of the table `X`; `value` is this one's."""
     return X.gathered(value) if isinstance(X, RowSource) else [value]
+
+
+def header_of(X):
+    """Return what has the names of the columns of `Chunks`, which their rows lose; None where there is none."""
+    rows = X.rows if isinstance(X, Chunks) else X
+    return rows.header if isinstance(rows, ChunkRows) else None
 
 
 def dtype_of(X):

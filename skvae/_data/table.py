@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .._system.random import subsample
+from .cells import is_date, is_missing, is_number, kind_of, objects_of, unmasked
 from .column import MAX_LEVELS, Column
 from .containers import (
     cells_of,
@@ -25,12 +26,9 @@ from .containers import (
     has_odd_zone,
     is_bool,
     is_frame,
-    is_missing,
-    kind_of,
     name_of,
-    objects_of,
 )
-from .input import is_date, is_number, unmasked, words
+from .input import words
 from .rows import RowSource, gathered, row_blocks
 
 _MAX_CONDITIONS = 2_500
@@ -95,6 +93,7 @@ class Table:
         for column, (_, cells) in zip(columns, cells_of(X), strict=True):
             if column.kind == "categorical":
                 levels, column.ordered = _levels(cells, column)
+                column.level_dtype = _level_dtype(cells)
                 column.levels = levels or [None]  # of a column without any value, what stands there
         is_float32 = container == "array" and columns[0].dtype == "float32"
         return cls(container, columns, "float32" if is_float32 else "float64")
@@ -140,6 +139,8 @@ class Table:
     def partial(self, given, whose="given"):
         """Values of rows of which some columns are given, NaN in the others: (n, n_columns), float64. Messages say
         `whose` cells they are."""
+        if hasattr(given, "to_dict") and np.ndim(given) == 1:  # a row of pandas, whose cells have names
+            given = given.to_dict()
         if isinstance(given, dict):
             cells = {name: _given_cells(part) for name, part in given.items()}
         elif is_frame(given):
@@ -323,8 +324,12 @@ class Table:
         if is_frame(X):
             return filled_frame(X, self.columns, values, missing, self.container)
         if all(column.kind == "numeric" for column in self.columns):
-            return self._array(np.where(missing, values, own))
-        return np.where(missing, self._array(values), X if hasattr(X, "dtype") else np.array(X, dtype=object))
+            dtype = np.result_type(self.dtype, X.dtype) if kind_of(X) in tuple("biuf") else self.dtype
+            return np.where(missing, values, own).astype(dtype, copy=False)
+        made = self.compose(values)
+        if is_frame(made):  # of which each cell is what its column says
+            made = np.array([objects_of(cells) for _, cells in cells_of(made)], dtype=object).T
+        return np.where(missing, made, X if hasattr(X, "dtype") else np.array(X, dtype=object))
 
     def _array(self, values):
         if all(column.kind == "numeric" for column in self.columns):
@@ -405,8 +410,14 @@ def _named(columns, name):
 def _levels(cells, column):
     """Categories of a column in order, and whether a pandas category says that they are ordered."""
     declared = getattr(getattr(cells, "dtype", None), "categories", None)
-    found = declared if declared is not None else {cell for cell in objects_of(cells) if not is_missing(cell)}
+    found = {cell for cell in objects_of(cells) if not is_missing(cell)}
     levels = list(declared) if declared is not None else sorted(found, key=lambda cell: (type(cell).__name__, cell))
+    if len(levels) > MAX_LEVELS >= len(found):
+        raise ValueError(
+            f"Categorical feature {column.name!r} has {len(levels)} categories in its dtype, of which at most "
+            f"{MAX_LEVELS} can be modelled, and cells of {len(found)} of them: drop the others, as by "
+            ".cat.remove_unused_categories()."
+        )
     if len(levels) > MAX_LEVELS:
         raise ValueError(
             f"Categorical feature {column.name!r} is expected to have a cardinality <= {MAX_LEVELS} but actually has a "
@@ -414,6 +425,12 @@ def _levels(cells, column):
             "make it a numeric column if it holds numbers as text, or drop it if it only names its rows."
         )
     return [_plain(level) for level in levels], bool(getattr(cells.dtype, "ordered", False))
+
+
+def _level_dtype(cells):
+    """The name of the dtype of a pandas category's categories; None of other cells."""
+    categories = getattr(cells.dtype, "categories", None)
+    return name_of(categories.dtype) if hasattr(categories, "dtype") and hasattr(cells, "iloc") else None
 
 
 def _plain(value):
@@ -428,7 +445,10 @@ def _numbers(column, cells):
             [np.nan if is_missing(c) else codes.get(_plain(c), np.nan) for c in objects_of(cells)], dtype=float
         )
     if column.kind == "date":
-        return days_of(cells)
+        try:
+            return days_of(cells)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"Column {column.name!r} held dates in fit, and does not now: {error}.") from error
     if column.is_empty and kind_of(cells) not in tuple("biuf"):
         cells = [cell if is_number(cell) else None for cell in objects_of(cells)]
     elif is_date(getattr(cells, "dtype", None)):  # NumPy would take them for numbers

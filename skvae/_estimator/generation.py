@@ -5,14 +5,16 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array, check_random_state, check_scalar
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from .._data.containers import is_frame, kind_of
+from .._data.cells import kind_of
+from .._data.containers import cells_of, is_frame
 from .._data.holes import rows_with_holes
 from .._data.input import advice, plain
-from .._data.rows import RowSource
+from .._data.rows import RowSource, header_of
 from .._model.aggregate import draw_latents
 from .._system.program import own_settings
 from .._system.random import generator
@@ -223,15 +225,15 @@ class GenerationMixin:
 
     def _filled(self, X, n_draws, rng):
         """X without holes, in its container: expected, in a list of one, or a list of that many draws."""
-        X = plain(X)
+        header, X = header_of(X), plain(X)
         if not isinstance(X, RowSource):
-            return self._filled_part(X, n_draws, rng)
-        found = [self._filled_part(part, n_draws, rng) for part in X.parts()]
+            return self._filled_part(X, header, n_draws, rng)
+        found = [self._filled_part(part, header, n_draws, rng) for part in X.parts()]
         return [np.concatenate(same) for same in zip(*found, strict=True)]
 
-    def _filled_part(self, X, n_draws, rng):
+    def _filled_part(self, X, header, n_draws, rng):
         """The same for rows that memory holds."""
-        features, table = self._check_X(X), self._table
+        features, table = self._check_X(X, header), self._table
         holes = rows_with_holes(features)
         own = X if table.is_plain and kind_of(X) in set("biuf") else table.values(X)
         versions = np.repeat(table.values_of(features, n_draws is not None)[np.newaxis], n_draws or 1, axis=0)
@@ -246,18 +248,34 @@ class GenerationMixin:
         return [self._table.values_of(one, drawn=True) for one in self._draws_given(features, n_draws, rng)]
 
 
+def table_of(estimator, X):
+    """The table that X is one of: the estimator's, or that of a pipeline's last step if the frame X has its columns."""
+    steps = estimator if isinstance(estimator, Pipeline) else [estimator]
+    table = getattr(steps[-1], "_table", None)
+    if len(steps) == 1 or table is None:
+        return table
+    names = [name for name, _ in cells_of(X)] if is_frame(X) else None
+    return table if names == [column.name for column in table.columns] else None
+
+
 def as_numbers(estimator, X):
     """Rows as an array: of a frame's categories their places, of its dates days."""
-    if is_frame(X) and hasattr(estimator, "_table"):
-        return estimator._table.values(X)
-    return np.asarray(X, dtype=np.float64 if is_frame(X) else None)
+    if not is_frame(X):
+        return np.asarray(X)
+    table = table_of(estimator, X)
+    return np.asarray(X, dtype=np.float64) if table is None else table.values(X)
 
 
 def reconstructed(estimator, X):
     """E[x | z] at the posterior mean of each row, under the row's own conditions, and which columns are modelled."""
-    Z, table = np.asarray(estimator.transform(X)), getattr(estimator, "_table", None)
+    if isinstance(estimator, Pipeline) and len(estimator) > 1 and hasattr(estimator[-1], "_table"):
+        means, modelled = reconstructed(estimator[-1], estimator[:-1].transform(X))
+        rows = estimator[:-1].inverse_transform(means)
+        return rows, modelled if np.shape(rows)[1] == np.shape(means)[1] else slice(None)
+    Z, table = np.asarray(estimator.transform(X)), table_of(estimator, X)
     if table is None or not table.n_context:
         return estimator.inverse_transform(Z), slice(None)
+    estimator = estimator[-1] if isinstance(estimator, Pipeline) else estimator
     with own_settings():
         given = estimator._check_X(X)[:, -table.n_context :]  # unknown categories are missing, as in `score`
         means = estimator._fitted.expectation(Z.astype(np.float32, copy=False), estimator._typical(given))

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
 from .._data.input import plain
-from .._data.rows import RowSource
+from .._data.rows import RowSource, header_of
 from .._model.fitted import Model
 
 
@@ -32,13 +32,14 @@ class InferenceMixin:
         return Model(self._table, self.module_, net.offset, net.scale, net.device, net.seed, self._spread)
 
     def _map_parts(self, X, function):
-        """Apply `function` to X, or to the parts of a table that is not held: no row depends on its neighbours."""
+        """Apply `function` to X, or to the parts of a table that is not held: no row depends on its neighbours. Its
+        second argument has the names of the columns, where X itself has not."""
         check_is_fitted(self)
-        X = plain(X)
+        header, X = header_of(X), plain(X)
         if not isinstance(X, RowSource):
-            return function(X)
+            return function(X, header)
         found, end = None, 0
-        for part in map(function, X.parts()):
+        for part in (function(part, header) for part in X.parts()):
             found = np.empty((len(X), *part.shape[1:]), part.dtype) if found is None else found
             start, end = end, end + len(part)
             found[start:end] = part

@@ -17,7 +17,7 @@ from sklearn.utils.validation import _get_feature_names, check_is_fitted, valida
 from .._data.blocks import ScaledRows, location_scale, scaled
 from .._data.containers import has_own_numbers, is_frame
 from .._data.input import advice, plain
-from .._data.rows import DTYPES, ChunkRows, RowSource, check_parts, dtype_of, gathered, parts_of
+from .._data.rows import DTYPES, ChunkRows, RowSource, check_parts, dtype_of, gathered, header_of, parts_of
 from .._data.split import Split, folds, hold_out, whole
 from .._data.stream import MAX_KEPT, Stream
 from .._data.table import Table
@@ -91,8 +91,9 @@ class TrainingMixin:
     """Checks, and training from `fit` to a fitted model. A refusal sets nothing on the estimator."""
 
     def _fit(self, X, y, *, fresh, one_epoch=False):
-        X = shared(X, CROSS_FIT_ROWS)
-        taken = self._take_first(X, one_epoch) if fresh else self._take_more(X, one_epoch)
+        header, X = header_of(X), shared(X, CROSS_FIT_ROWS)
+        named = X if header is None else header
+        taken = self._take_first(X, named, one_epoch) if fresh else self._take_more(X, header, one_epoch)
         check_monitors(self.callbacks, *none_held_out(self, len(taken.values), fresh, one_epoch))
         former = None if fresh else self.net_
         stream, start = stream_before(self, taken.values, fresh, one_epoch).take(taken.values)
@@ -103,11 +104,11 @@ class TrainingMixin:
         with unchanged_if_refused(former):
             net, split = self._net_for(taken, start, former, stream, one_epoch)
             schedule = schedule_of(self, *taken.values.shape, one_epoch)
-            fitted = (net, taken.likelihood, X, taken.table)
-            with self._sklearn_callbacks(fitted, schedule.n_epochs, y) as callbacks:
+            fitted = (net, taken.likelihood, named, taken.table)
+            with self._sklearn_callbacks(fitted, schedule.n_epochs, X, y) as callbacks:
                 report = [Report()] if self.verbose and is_first() else []
                 train(net, split, schedule, [*callbacks, *report, *([checkpoint] if checkpoint else [])])
-        self._take_over(fitted, taken, start, stream, split)
+            self._take_over(fitted, taken, start, stream, split)
         if net.interrupted_:
             raise KeyboardInterrupt(
                 f"Training was interrupted. The model is fitted as it stands, after {self.n_iter_} epoch(s)."
@@ -116,20 +117,20 @@ class TrainingMixin:
             checkpoint.remove()
         return self
 
-    def _take_first(self, X, one_epoch):
-        """Take X for a fit from nothing."""
-        values, gain, likelihood, table = self._check_first(X, in_chunks=one_epoch)
+    def _take_first(self, X, named, one_epoch):
+        """Take X for a fit from nothing, whose columns have the names that `named` has."""
+        values, gain, likelihood, table = self._check_first(X, named, in_chunks=one_epoch)
         seed = of_first(int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max)))
         prior = prior_of(self)
         return Taken(values, gain, likelihood, prior, table, made_with(self._own_params, likelihood, prior), seed)
 
-    def _take_more(self, X, one_epoch):
+    def _take_more(self, X, header, one_epoch):
         """Take X for a fit that goes on, whose parameters must be those that the model was made with."""
         prior = self.net_.recipe_["vae"]["prior"]
         asked = made_with(self._own_params, self.likelihood_, prior)
         whose = "partial_fit" if one_epoch else "warm_start"
         check_unchanged(self._made_with, asked, whose, self.device, self.net_.device)
-        values, loss = self._check_rows(X, to_learn=True)
+        values, loss = self._check_rows(X, header, to_learn=True)
         self._table.warn_of_unknown(X, values)
         return Taken(values, -loss, self.likelihood_, prior, self._table.widened(values), asked, self.net_.seed)
 
@@ -161,13 +162,13 @@ class TrainingMixin:
         return net, split
 
     @contextmanager
-    def _sklearn_callbacks(self, fitted, n_epochs, y):
+    def _sklearn_callbacks(self, fitted, n_epochs, X, y):
         """Tell scikit-learn's callbacks of the fit; yields the skorch callback that tells them of its epochs. `fitted`
         is what `_set_fitted` takes."""
         if not hasattr(self, "_skl_callbacks"):
             yield []
             return
-        data = {"estimator": self, "X": fitted[2], "y": y}
+        data = {"estimator": self, "X": X, "y": y}
         context = self._init_callback_context(max_subtasks=n_epochs).call_on_fit_task_begin(**data)
         model = copy.copy(self)
         model._set_fitted(*fitted)
@@ -248,12 +249,12 @@ class TrainingMixin:
         if callable(self.optimizer):
             check_optimizer(*optimizer_of(self.optimizer), self.learning_rate)
 
-    def _check_first(self, X, in_chunks):
+    def _check_first(self, X, named, in_chunks):
         """Return validated features of X, the nats that log-likelihoods gain by them, the likelihood that the parameter
         stands for, and the table. Nothing is set on self, so that a refusal loses nothing."""
         table = self._table_of(X)
         with advice(X, [] if table is None else table.names_of_no_numbers):
-            _get_feature_names(X)  # refuses some
+            _get_feature_names(named)  # refuses some
             values = self._check_values_of(X if table is None or is_read(X, table) else table.values(X))
         table = Table.of_numbers(values, dtype_of(X)) if table is None else table
         likelihood = self.likelihood
@@ -295,19 +296,20 @@ class TrainingMixin:
         X.check(check)
         return X
 
-    def _check_X(self, X):
-        return self._check_rows(X)[0]
+    def _check_X(self, X, header=None):
+        return self._check_rows(X, header)[0]
 
-    def _check_rows(self, X, to_learn=False):
+    def _check_rows(self, X, header=None, to_learn=False):
         """Return validated features of X as the likelihood takes them, and the nats that each row's score loses by
         that, (n_samples,) or 0. Values of columns that nothing is known of are there `to_learn` from only."""
         check_is_fitted(self)
+        header = header_of(X) if header is None else header
         X, table = plain(X), self._table
         with advice(X, table.names_of_no_numbers):
-            if is_read(X, table) and not isinstance(X, RowSource):
+            if header is None and is_read(X, table) and not isinstance(X, RowSource):
                 values = validate_data(self, X, **_OPTIONS, reset=False)
             else:
-                validate_data(self, X, skip_check_array=True, reset=False)
+                validate_data(self, X if header is None else header, skip_check_array=True, reset=False)
                 values = self._check_values_of(X if is_read(X, table) else table.values(X))
         features, gain = table.features(values if to_learn else table.of_known(values))
         nearest = self._check_values(features, self.likelihood_, table.n_context)

@@ -19,8 +19,8 @@ import safetensors.torch
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from .._data.cells import objects_of
 from .._data.column import Column
-from .._data.containers import objects_of
 from .._data.table import Table
 from .._fast.optimizers import OPTIMIZERS
 from .._model.build import REGISTRIES, build_vae
