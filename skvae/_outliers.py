@@ -11,7 +11,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ._data.blocks import location_scale
-from ._data.containers import holds_words, without_column
+from ._data.containers import holds_words, with_column, without_column
 from ._data.input import advice, plain
 from ._data.rows import DTYPES, RowSource, parts_of
 from ._estimator.inference import as_it_was_if_refused
@@ -256,7 +256,8 @@ class VAEOutlierDetector(OutlierMixin, BaseEstimator):
             raise ValueError("explain takes columns away, and a likelihood with size_factor='sum' needs the whole row.")
         score = self.estimator_.score_samples
         known = score(X)
-        filled = (self.estimator_.impute(without_column(X, column)) for column in range(self.n_features_in_))
+        columns = range(self.n_features_in_)
+        filled = (with_column(X, self.estimator_.impute(without_column(X, column)), column) for column in columns)
         gains = np.column_stack([score(rows) - known for rows in filled])
         return np.where(np.isnan(self.estimator_._table.values(X)), 0.0, gains)
 

@@ -339,6 +339,7 @@ def column_gains(estimator, X, *, n_draws=10, random_state=0):
         fields = Rows(x, vae).take(torch.arange(len(x)))
         start = likelihood.start(without_holes(vae.parts(x)[0]))
         likelihood.settle()  # without another column's help
+        likelihood.set_noise(torch.ones_like(start[0]), start)  # of standardised features
         own = likelihood.log_prob(start.expand(len(x), *start.shape), fields["x"])
         mean, log_scale = vae.encode_batch(Batch(**fields, eps=x))
         total = torch.zeros_like(own)

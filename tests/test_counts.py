@@ -271,3 +271,28 @@ def test_known_exposure_by_a_condition():
     conditions = {12: [-0.5, 0.5]}
     low, high = vae.inverse_transform(np.zeros((2, 2)), conditions=conditions)[:, :12]
     np.testing.assert_allclose(np.log(high / low), 1.0, atol=0.15)
+
+
+@pytest.mark.parametrize("value", [1e20, 1e30, 9.97e36])
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial"])
+def test_a_fill_value_beside_a_hole_is_far_off(likelihood, value):
+    rng = np.random.default_rng(0)
+    X = rng.poisson(np.exp(0.8 * rng.normal(size=(300, 1)) + 1), size=(300, 4)).astype(float)
+    vae, rows = VAETransformer(2, likelihood=likelihood, **SMALL).fit(X), X[:5].copy()
+    rows[0, :2] = value, np.nan
+    rows[1, 2] = np.nan
+    scores = vae.score_samples(rows)
+    assert np.isfinite(scores).all()
+    assert scores[0] < -1e10
+    np.testing.assert_array_equal(scores[1:], vae.score_samples(rows[1:]))
+    assert np.isfinite(vae.impute(rows)).all()
+    assert np.isfinite(vae.transform(rows)).all()
+
+
+@pytest.mark.filterwarnings("ignore:Training diverged")
+def test_a_fill_value_in_training_is_trained_with_or_refused_in_words():
+    X = np.random.default_rng(0).poisson(3, size=(100, 4)).astype(float)
+    X[0, 0] = 9.97e36
+    assert np.isfinite(VAETransformer(2, likelihood="poisson", **SMALL).fit(X).score(X[1:]))
+    with pytest.raises(ValueError, match=r"^Training diverged: .* look for outliers in X"):
+        VAETransformer(2, likelihood="negative_binomial", **SMALL).fit(X)

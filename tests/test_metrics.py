@@ -334,3 +334,15 @@ def test_what_a_column_says_of_itself_takes_no_help_of_others(monkeypatch):
     alone = ((kurtosis(X[:, 1], fisher=False) - 1) / 300) ** 2
     assert floors[0] == pytest.approx(alone, rel=1e-5)
     assert max(floors[1:]) < alone / 2
+
+
+@pytest.mark.parametrize("noise", ["row", "feature", "shared"])
+def test_column_gains_are_over_the_normal_distribution_of_the_column(noise):
+    """Rows and draws of the posterior have the model's joint distribution, where it is linear and exact: what is left
+    of a column of unit variance is its noise."""
+    rng = np.random.default_rng(0)
+    X = rng.multivariate_normal(np.zeros(4), 0.4 * np.eye(4) + 0.6, size=4000)
+    linear = {"hidden_layer_sizes": (), "init": "linear", "max_iter": 1, "learning_rate": 1e-12}
+    vae = VAETransformer(1, likelihood=Gaussian(noise=noise), early_stopping=False, random_state=0, **linear).fit(X)
+    gain = 0.5 * np.log(1 / 0.4)
+    np.testing.assert_allclose(column_gains(vae, X, n_draws=20), gain, atol=0.05)  # a few errors of the variance

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from matplotlib import pyplot as plt
 from sklearn import config_context
@@ -377,3 +378,38 @@ def test_a_row_alone_is_what_it_is_among_others(seed):
     scores = fitted.score_samples(rows)
     assert fitted.offset_ in scores
     np.testing.assert_array_equal(np.concatenate([fitted.score_samples(row[None]) for row in rows]), scores)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("container", [np.asarray, pd.DataFrame, pl.DataFrame], ids=["array", "pandas", "polars"])
+def test_a_row_with_a_hole_is_explained_by_what_it_has(container, unit):
+    """The model is linear with one factor: what a column loses is known, and the unit of another has no say in it."""
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(400, 1)) + 0.3 * rng.normal(size=(400, 4))) * [1, 1, 1, unit]
+    linear = {"hidden_layer_sizes": (), "likelihood": Gaussian(noise="feature"), "max_iter": 3, "early_stopping": False}
+    names = list("abcd")
+    make = container if container is np.asarray else lambda X: container(dict(zip(names, X.T, strict=True)))
+    detector = VAEOutlierDetector(VAETransformer(1, **linear), random_state=0).fit(make(rows))
+    whole, holed = np.tile([[0.5, 0.5, 0.5, 0.5 * unit], [0.5, 2.5, 0.5, 0.5 * unit]], (2, 1)).reshape(2, 2, 4)
+    holed[:, 3] = np.nan
+    nats = detector.explain(make(holed))
+    assert (nats[:, 3] == 0).all()
+    np.testing.assert_allclose(nats[0, :3], 0, atol=0.1)
+    expected = detector.explain(make(whole))[1, 1]  # of which a third column tells a little more
+    assert nats[1, 1] == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_row_of_a_mixed_table_alone_is_what_it_is_among_others(seed):
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=120)
+    columns = {
+        "a": np.exp(z + 0.5 * rng.normal(size=120)),
+        "b": z + rng.normal(size=120),
+        "w": rng.choice(["u", "v"], 120),
+    }
+    frame = pd.DataFrame(columns)
+    frame = frame.mask(rng.random(frame.shape) < 0.15)
+    fitted = VAEOutlierDetector(VAETransformer(2, **SMALL), contamination=0.2, random_state=0).fit(frame)
+    alone = [fitted.score_samples(frame[i : i + 1]) for i in range(len(frame))]
+    np.testing.assert_array_equal(np.concatenate(alone), fitted.score_samples(frame))

@@ -1152,3 +1152,44 @@ def test_levels_have_all_of_the_probability(location, log_scale):
     ordinal = built(Ordinal([3]), 1, levels)
     raw = torch.tensor([[location], [log_scale]]).double().expand(3, 2, 1)
     assert ordinal.log_prob(raw, levels).exp().sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_conditions_that_are_drawn_are_those_of_rows_that_have_them():
+    rng, n = np.random.default_rng(0), 500
+    kind = rng.choice(["u", "v", "w"], n, p=[0.4, 0.3, 0.3])
+    x = pd.Series(kind).map({"u": 0.0, "v": 5.0, "w": 10.0}) + 0.5 * rng.normal(size=n)
+    frame = pd.DataFrame({"x": x, "y": x + rng.normal(size=n), "kind": kind, "size": rng.normal(3, 1, n)})
+    frame = frame.mask(rng.random(frame.shape) < [0, 0, 0.4, 0.4])
+    options = {"condition_features": ["kind", "size"], "random_state": 0, "max_iter": 60}
+    drawn = VAETransformer(1, **options).fit(frame).sample(2000, noise=True, random_state=0)
+    shares = drawn["kind"].value_counts(normalize=True)
+    expected = frame["kind"].value_counts(normalize=True)
+    np.testing.assert_allclose(shares[expected.index], expected, atol=4 * np.sqrt(0.25 / 2000))
+    means = drawn.groupby("kind")["x"].mean()
+    np.testing.assert_allclose(means[["u", "v", "w"]], [0, 5, 10], atol=0.7)
+    assert drawn["size"].isin(frame["size"]).all()
+
+
+def test_columns_without_any_value_are_missing_among_given_cells_too():
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=100), "e": np.nan})
+    frame["b"] = frame["a"] + rng.normal(size=100)
+    vae = VAETransformer(**SMALL).fit(frame)
+    none = vae.sample(3, given={"a": 1.0}, random_state=0)
+    far = vae.sample(3, given={"a": 1.0, "e": 1e6}, random_state=0)
+    pd.testing.assert_series_equal(far["b"], none["b"])
+    assert far["e"].tolist() == [1e6] * 3
+    vae = VAETransformer(**SMALL, condition_features=["e"]).fit(frame)
+    pd.testing.assert_frame_equal(
+        *(vae.inverse_transform([[1, 0]], conditions={"e": value})[["a", "b"]] for value in (0.0, 1e3))
+    )
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 7])
+def test_means_of_rows_have_the_bits_that_each_has_alone(n_rows):
+    frame = mixed()
+    vae = VAETransformer(**SMALL).fit(frame)
+    Z = np.random.default_rng(0).normal(size=(100, 2))
+    whole = vae.inverse_transform(Z)
+    parts = pd.concat([vae.inverse_transform(Z[i : i + n_rows]) for i in range(0, 100, n_rows)], ignore_index=True)
+    pd.testing.assert_frame_equal(parts, whole, check_exact=True)

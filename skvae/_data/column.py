@@ -127,7 +127,7 @@ class Column:
     def mean_of(self, nodes):
         """Mean values (n_samples,) over nodes of the features, of which a flag is the chance of the spike."""
         values = [self._values_of(features, with_chances=True) for features in nodes]
-        return self.rounded(np.mean(values, axis=0), drawn=False)
+        return self.rounded(np.stack(values, axis=1).mean(axis=1), drawn=False)  # the same sum for any number of rows
 
     def decode(self, features, drawn):
         """Values (n_samples,) of features, as the model draws or expects them."""

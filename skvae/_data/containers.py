@@ -102,6 +102,18 @@ def without_column(X, place):
     return X
 
 
+def with_column(X, other, place):
+    """Return X with a column of `other`, a table of the same kind, in the place of its own."""
+    container = container_of(X)
+    if container == "array":
+        return np.where(np.arange(X.shape[1]) == place, other, X)
+    if container == "polars":
+        return X.with_columns(other.to_series(place))
+    X = X.copy()
+    X.isetitem(place, other.iloc[:, place])
+    return X
+
+
 def is_bool(column):
     return column.dtype.lower().startswith("bool")
 

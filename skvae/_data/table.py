@@ -9,7 +9,7 @@ import copy
 import re
 import warnings
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,12 @@ class Table:
     def n_context(self):
         """Number of features that are given."""
         return sum(column.n_features for column in self.columns if column.given)
+
+    @property
+    def conditions_by_column(self):
+        """Slices of the features that are given, one for each of their columns."""
+        widths = [column.n_features for column in self.columns if column.given]
+        return [slice(end - width, end) for width, end in zip(widths, accumulate(widths), strict=True)]
 
     @property
     def is_identity(self):

@@ -194,14 +194,21 @@ class GenerationMixin:
         if isinstance(conditions, dict):
             table.check_given(conditions)
         values = table.partial({} if conditions is None else conditions, "conditions")
-        features = table.features(_as_many(values, n_samples, "conditions"))[0][:, -n:]
+        features = table.features(table.of_known(_as_many(values, n_samples, "conditions")))[0][:, -n:]
         self._fitted.check_context(features)
         return self._typical(features)
 
     def _any_conditions(self, n_samples, random_state):
         """Draw the conditions of that many training rows, or None."""
         known = self._table.conditions
-        return None if known is None else self._typical(known[random_state.randint(len(known), size=n_samples)])
+        if known is None:
+            return None
+        drawn = known[random_state.randint(len(known), size=n_samples)]
+        for some in self._table.conditions_by_column:
+            there, holes = known[~np.isnan(known[:, some.start]), some], np.isnan(drawn[:, some.start])
+            if holes.any() and len(there):
+                drawn[holes, some] = there[random_state.randint(len(there), size=holes.sum())]
+        return self._typical(drawn)
 
     def _typical(self, conditions):
         """The conditions with means in the place of missing ones."""
@@ -212,7 +219,8 @@ class GenerationMixin:
         values = self._table.partial(given)
         context = self._any_conditions(n_samples, random_state)
         values = _as_many(values, n_samples if context is not None else len(values), "given", n_samples)
-        features = self._check_values(self._table.features(values)[0], self.likelihood_, self._table.n_context)
+        features, _ = self._table.features(self._table.of_known(values))
+        features = self._check_values(features, self.likelihood_, self._table.n_context)
         if context is not None:
             own = features[:, -context.shape[1] :]
             own[...] = np.where(np.isnan(own), context, own)

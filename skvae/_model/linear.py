@@ -29,7 +29,7 @@ from .sums import blocks_of, total
 
 _MAX_ELEMENTS = 10_000_000  # rows are subsampled beyond this many values of x
 _MAX_COVARIANCE = 1_500  # features beyond which the covariance matrix is not formed
-_TINY = 1e-30
+_TINY, _FARTHEST = 1e-30, 1e15  # whose square float32 holds
 _ALIVE = 1e-3  # least signal-to-noise ratio of a unit: without any, its gradient would be zero
 _LITTLE = 0.25  # nats per row, of what columns tell of each other
 _PART = 0.9  # of a feature's variance that its unit stands for, where factors are none
@@ -126,7 +126,7 @@ def _scores(likelihood: Likelihood, raw: Tensor, x: Tensor) -> tuple[Tensor, Ten
     for block, slope in zip(blocks_of(x), blocks_of(slopes), strict=True):
         first, bend = likelihood.expansion(raw.expand(len(block), *raw.shape), block)
         slope.copy_(first)
-        curvature += bend.double().sum(0)
+        curvature += bend.double().nan_to_num(0.0, 0.0, 0.0).sum(0)  # float32 may hold none of a fill value
     typical = likelihood.at_start(x)
     if typical is not None:
         slopes /= _information(likelihood, raw, typical).sqrt()
@@ -448,4 +448,5 @@ def _view(likelihood: Likelihood, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise
     if likelihood.is_normal:
         return x - x.mean(0), likelihood.nearest_noise
     scores, curvature = _scores(likelihood, raw, x)
-    return scores.sub_(scores.mean(0)).div_(curvature.to(x.dtype)), lambda noise: 1 / curvature
+    view = scores.sub_(scores.mean(0)).div_(curvature.to(x.dtype)).clamp_(-_FARTHEST, _FARTHEST)
+    return view, lambda noise: 1 / curvature

@@ -20,6 +20,7 @@ from .gaussian import log_scales
 from .module import FARTHEST, MODERATE, VAE
 
 _MAX_STEPS = 3
+_ROUNDING = 1e-12  # of a matrix in float64, with something to spare
 _LEAST_STEP = 0.05  # of a difference quotient, in units of z
 _STRIDES = 159, 101  # of levels that go together by chance; coprime to their number
 
@@ -132,7 +133,8 @@ class Refined:
         jacobian = self._jacobian(z)
         gradient = (jacobian @ slope.unsqueeze(-1)).squeeze(-1) + _gradient(self.vae.prior, z)
         hessian = (jacobian * curvature.unsqueeze(1)) @ jacobian.mT
-        return gradient, torch.linalg.cholesky(hessian + torch.eye(z.shape[-1]).to(hessian))
+        least = 1 + _ROUNDING * hessian.diagonal(dim1=-2, dim2=-1).amax(-1)  # of a far row more than float64 adds to it
+        return gradient, torch.linalg.cholesky(hessian + torch.diag_embed(least.unsqueeze(-1).expand(z.shape)))
 
     def _jacobian(self, z: Tensor) -> Tensor:
         """Slopes of the first raw outputs in z, over about a standard deviation of it: (batch, z_dim, n_features)."""
