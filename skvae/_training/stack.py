@@ -78,8 +78,7 @@ class Stack:
 
     def _flat(self, modules: Sequence[nn.Module]) -> list[Tensor]:
         named = [dict(module.named_parameters()) for module in modules]
-        stacked = ([torch.stack([parts[name].data for parts in named]) for name in names] for names in self.groups)
-        return [torch.cat([part.flatten() for part in parts]) for parts in stacked]
+        return [torch.cat([parts[name].data.flatten() for name in names for parts in named]) for names in self.groups]
 
     def _views(self, flats: Sequence[Tensor]) -> dict[str, Tensor]:
         """Stacked parameters by name, (n_members, *shape), as views of the flat tensors."""
