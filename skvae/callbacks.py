@@ -11,6 +11,7 @@ import torch
 from sklearn.utils._param_validation import StrOptions, validate_parameter_constraints
 from skorch.callbacks import Callback
 
+from ._data.batch import Batch
 from ._data.split import Rows
 from ._model.component import COUNT, Counts
 from ._system.random import subsample
@@ -70,8 +71,7 @@ class Report(Callback):
 def _n_active(net, dataset):
     x, _ = dataset[subsample(len(dataset), REPORT_ROWS, net.seed)]
     with net.inference() as module:
-        rows = Rows(x, module)
-        mean, _ = module.encode_inputs(rows.seen(rows.take(torch.arange(len(x)))))
+        mean, _ = module.encode_batch(Batch(**Rows(x, module).take(torch.arange(len(x))), eps=x))
         return int(module.prior.active_units(mean).sum())
 
 

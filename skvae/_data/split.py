@@ -109,10 +109,6 @@ class Rows:
         fields = {name: part.view(*rows.shape, part.shape[-1]) for name, part in found.items()}
         return fields if rng is None else fields | {"x": self.module.likelihood.draw(fields["x"], rng)}
 
-    def seen(self, fields: dict[str, Tensor]) -> Tensor:
-        """What the encoder sees of the rows that have these fields."""
-        return fields["seen"] if "seen" in fields else self.module.likelihood.inputs(fields["x"])
-
 
 def _shuffled(x: Any, rows: Tensor, rng: torch.Generator) -> Tensor:
     """Indices of rows in the order of a pass: at random, or as a table that is not held can be read best."""
@@ -229,11 +225,12 @@ class TrainBatches:
         blur = _draws((1, self.width, x.shape[1]), len(self), rng, x.device)
         for (rows, weight), eps in zip(steps, noise, strict=True):
             own, at = self.split.own(rows)
-            fields = self.rows.take(own, rng)
-            if scale is not None and not self.split.awake and net.in_first_phase:  # which may end in mid-epoch
-                fields["seen"] = torch.addcmul(self.rows.seen(fields), next(blur)[:, at], scale)
             eps = eps[..., at, :].expand(*eps.shape[:-3], n_members, -1, -1)
-            yield Batch(**fields | net.phase, eps=eps, weight=weight[:, at]), None
+            fields = self.rows.take(own, rng) | {"eps": eps, "weight": weight[:, at]}
+            if scale is not None and not self.split.awake and net.in_first_phase:  # which may end in mid-epoch
+                seen = Batch(**fields).inputs(net.module_.likelihood)
+                fields["seen"] = torch.addcmul(seen, next(blur)[:, at], scale)
+            yield Batch(**fields | net.phase), None
 
     def _of_one(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices and weights of the rows of each step, (1, size) both, without a copy of a long order."""
