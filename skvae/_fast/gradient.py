@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .._data.batch import Batch
 from .._model.columns import Categorical, Ordinal
@@ -112,13 +113,6 @@ def fast_elbo(stack: Stack, objective: Any) -> "FastELBO | None":
     return None
 
 
-def _first_of_raw(grad: Tensor) -> Tensor:
-    """The gradient (..., n_raw, n_features) of the first raw output alone."""
-    first = torch.zeros_like(grad)
-    first[..., 0, :] = grad[..., 0, :]
-    return first
-
-
 class FastELBO:
     """The ELBO of all members of a stack, and its gradient, which is left in the stack's.
 
@@ -165,7 +159,7 @@ class FastELBO:
         kl_weight = weight if self.beta == 1 else self.beta * weight
         kl, kl_mean, kl_log_scale = self._kl_gradient(mean, log_scale, batch.eps, kl_weight)
         shared = {name: self.stack.gradients[name].clone() for name in self.shared}  # what the prior has left there
-        passed = _first_of_raw(grad_raw) if batch.for_map else grad_raw
+        passed = F.pad(grad_raw[..., :1, :], (0, 0, 0, grad_raw.shape[-2] - 1)) if batch.for_map else grad_raw
         grad_z = self._backward_decoder(z, grad_raw.flatten(2), passed.flatten(2))[..., : mean.shape[-1]]
         grad_log_scale = (grad_z * batch.eps).mul_(scale).add_(kl_log_scale)
         self._backward_encoder(inputs, grad_z + kl_mean, grad_log_scale)
