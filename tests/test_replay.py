@@ -71,7 +71,7 @@ def graphs(monkeypatch):
         return result, recorder.replay
 
     monkeypatch.setattr(replay, "captured", captured)
-    monkeypatch.setattr(replay, "own_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(Replay, "__init__", lambda self, net: (nets.append(net), init(self, net))[1])
     monkeypatch.setattr(Replay, "covers", lambda net: net.fast_ is not None and isinstance(net.optimizer_, Fused))
     return made

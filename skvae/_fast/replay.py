@@ -49,11 +49,6 @@ def captured(work: Callable[[], Any], stream: Any) -> tuple[Any, Callable[[], No
     return result, graph.replay
 
 
-def own_stream(device: Any) -> Any:
-    """A stream to capture on: torch's own for that is one of the whole process, and on one device."""
-    return torch.cuda.Stream(device)
-
-
 class Replay:
     """Takes the training steps of a net, by graphs where it can.
 
@@ -66,7 +61,7 @@ class Replay:
     def __init__(self, net: "Net") -> None:
         self.net: Any = net
         self.optimizer: Any = net.optimizer_
-        self.stream = own_stream(net.device)
+        self.stream = torch.cuda.Stream(net.device)  # torch's own for captures is the whole process's, on one device
         self.n_seen: Counter = Counter()
         self.steps: dict[Any, _Step] = {}
         self.made_for: Any = None
