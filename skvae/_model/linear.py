@@ -56,11 +56,9 @@ class _Factors:
     @cached_property
     def variance(self) -> Tensor:
         variance = total(block.double().square().sum(0) for block in blocks_of(self.y)) / len(self.y)
-        return (
-            variance
-            if self.hidden is None
-            else variance + (self.hidden.diagonal() if self.hidden.ndim == 2 else self.hidden)
-        )
+        if self.hidden is None:
+            return variance
+        return variance + (self.hidden.diagonal() if self.hidden.ndim == 2 else self.hidden)
 
     def __call__(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Largest eigenvalues and their vectors, of the covariance of y / sqrt(noise): (k,) and (n_features, k)."""
@@ -310,10 +308,9 @@ def _best_shrinkage(
     only, overstates the signal."""
     few = torch.from_numpy(subsample(len(x), _SHRINKAGE_ROWS, seed))
     eps = torch.randn(len(few), vae.prior.z_dim, generator=torch.Generator().manual_seed(seed))
-    batch = Batch(x[few], eps)
-    if context is not None:
-        seen = torch.cat([vae.likelihood.inputs(x[few]), context[few]], -1)
-        batch = Batch(x[few], eps, seen, context=context[few])
+    given = None if context is None else context[few]
+    seen = None if given is None else torch.cat([vae.likelihood.inputs(x[few]), given], -1)
+    batch = Batch(x[few], eps, seen, context=given)
 
     def bound(shrinkage: float) -> float:
         put(shrinkage=shrinkage)
