@@ -182,7 +182,7 @@ def started(make_vae, X, z_dim, beta=1.0, noise="shared"):
     vae = make_vae(Gaussian(noise=noise), n_features=X.shape[1], z_dim=z_dim)
     vae.linear_encoder = vae.linear_decoder = None
     x = torch.from_numpy(X).float()
-    linear_start(vae, x, vae.likelihood.start(x), beta=beta, seed=0)
+    linear_start(vae, x, vae.likelihood.start(x), beta=beta, seed=0, rows=torch.arange(len(x)))
     return vae.double()
 
 
@@ -236,7 +236,7 @@ def test_a_pixel_that_is_always_black(likelihood, make_vae):
     x = torch.rand(200, 4, generator=torch.Generator().manual_seed(0))
     x[:, 1], x[:, 3] = 0, 1
     vae = make_vae(LIKELIHOODS[likelihood](), n_features=4, z_dim=2, hidden_layer_sizes=())
-    linear_start(vae, x, vae.likelihood.start(x), beta=1.0, seed=0)
+    linear_start(vae, x, vae.likelihood.start(x), beta=1.0, seed=0, rows=torch.arange(len(x)))
     assert all(torch.isfinite(parameter).all() for parameter in vae.parameters())
 
 
@@ -290,7 +290,7 @@ def test_linear_gaussian_is_the_factor_analysis_it_was_set_to(z_dim, make_vae, n
     x = torch.from_numpy(standardised("wine"))
     vae = make_vae(Gaussian("feature"), n_features=x.shape[1], z_dim=z_dim).double()
     vae.background = LinearGaussian(x.shape[1], z_dim).double()
-    linear_start(vae, x, vae.likelihood.start(x), beta=1.0, seed=0)
+    linear_start(vae, x, vae.likelihood.start(x), beta=1.0, seed=0, rows=torch.arange(len(x)))
     weight = vae.decoder.head.weight
     noise = (2 * vae.likelihood.log_noise).exp() + vae.likelihood.floor
     exact = MultivariateNormal(x.mean(0), weight @ weight.T + noise.diag())
@@ -303,7 +303,7 @@ def test_linear_gaussian_knows_the_order_of_far_rows(size, make_vae, normal):
     x = torch.from_numpy(standardised("wine")).float()
     vae = make_vae(Gaussian("feature"), n_features=x.shape[1], z_dim=2)
     vae.background = LinearGaussian(x.shape[1], 2)
-    linear_start(vae, x, vae.likelihood.start(x), beta=1.0, seed=0)
+    linear_start(vae, x, vae.likelihood.start(x), beta=1.0, seed=0, rows=torch.arange(len(x)))
     far = size * torch.linspace(1, 1.01, 11)[:, None] * normal(13).sign()
     scores = vae.background.log_prob(far)
     assert torch.isfinite(scores).all()

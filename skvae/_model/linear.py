@@ -295,12 +295,6 @@ def _set_linear_maps(vae: VAE, weight: Tensor, bias: Tensor, loadings: Tensor, r
     decoder.weight[: len(loadings)] = loadings.to(decoder.weight)
 
 
-def _at_most(x: Tensor, n_rows: int, seed: int, rows: Tensor | None = None) -> Tensor:
-    """Return at most `n_rows` rows of `x`, or of those whose indices are `rows`."""
-    indices = subsample(len(x) if rows is None else rows, n_rows, seed)
-    return x if len(indices) == len(x) else x[torch.from_numpy(indices)]
-
-
 def _best_shrinkage(
     put: Callable[..., None], vae: VAE, x: Tensor, context: Tensor | None, beta: float, seed: int
 ) -> float:
@@ -336,7 +330,7 @@ def linear_start(
     *,
     beta: float,
     seed: int,
-    rows: Tensor | None = None,
+    rows: Tensor,
     near: VAE | None = None,
     awake: bool = False,
 ) -> None:
@@ -354,8 +348,8 @@ def linear_start(
         Weight of the KL term.
     seed : int
         Decides which rows are taken where all would be too many.
-    rows : Tensor of int, default=None
-        Indices of the rows to take; None takes all.
+    rows : Tensor of int
+        Indices of the rows to take.
     near : VAE, default=None
         A model at its start on similar rows, whose noise is then near.
     awake : bool, default=False
@@ -363,7 +357,8 @@ def linear_start(
         features, and not a saddle of the networks.
     """
     likelihood, z_dim = vae.likelihood, vae.prior.z_dim
-    x, context = vae.parts(_at_most(x, rows_to_start_from(x.shape[1]), seed, rows))
+    rows = torch.from_numpy(subsample(rows, rows_to_start_from(x.shape[1]), seed))
+    x, context = vae.parts(x if len(rows) == len(x) else x[rows])
     observed = observed_cells(x)
     if observed is not None:
         few = torch.from_numpy(subsample(len(x), _rows_for_em(x.shape[1], z_dim), seed))
