@@ -220,9 +220,6 @@ class Guard:
         if self.judge and len(self.net.history) == self.end and self.n_steps % self.every:
             self._look()
 
-    def on_step_begin(self, n_rows: int) -> None:
-        self.n_step_rows = n_rows  # of all processes
-
     def on_step_end(self) -> None:
         self.n_steps += 1
         if not self.judge:

@@ -503,7 +503,7 @@ class Net(NeuralNet):
                 if per_batch:
                     self.notify("on_batch_begin", batch=shown, training=True)
                     self.stack_.freeze()  # as a callback may have
-                self.guard_.on_step_begin(n_rows)
+                self.guard_.n_step_rows = n_rows  # of all processes
                 step = step_fn(batch, **fit_params)
                 sums.append((step["loss"], step["y_pred"]))
                 self.guard_.on_step_end()
