@@ -108,9 +108,7 @@ def covers(vae: VAE) -> bool:
 def fast_elbo(stack: Stack, objective: Any) -> "FastELBO | None":
     """The bound of all members with its gradient, where it is written here."""
     plain = type(objective) is ELBO and not objective.free_bits and not objective.warmup
-    if ENABLED and plain and covers(stack.members[0]):
-        return FastELBO(stack, float(objective.beta))
-    return None
+    return FastELBO(stack, float(objective.beta)) if ENABLED and plain and covers(stack.members[0]) else None
 
 
 class FastELBO:
@@ -138,9 +136,8 @@ class FastELBO:
         self.priors = [member.prior for member in members]
         takes_members = self.priors[0].takes_members
         self.prior = stack.joined("prior", last, by_row=False) if takes_members else None
-        looks_through = type(self.priors[0]).attach is not Prior.attach  # the encoder has gradients of the prior too
-        encoding = [name for name in stack.gradients if name.startswith(("encoder.", "linear_encoder."))]
-        self.shared = encoding if looks_through else []
+        encoding = () if type(self.priors[0]).attach is Prior.attach else ("encoder.", "linear_encoder.")
+        self.shared = [name for name in stack.gradients if name.startswith(encoding)]  # with gradients of the prior too
 
     @torch.inference_mode()
     def gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
