@@ -50,13 +50,7 @@ def captured(work: Callable[[], Any], stream: Any) -> tuple[Any, Callable[[], No
 
 
 class Replay:
-    """Takes the training steps of a net, by graphs where it can.
-
-    Parameters
-    ----------
-    net : Net
-        In training, with a gradient that is written by hand.
-    """
+    """Takes the training steps of a net whose gradient is written by hand, by graphs where it can."""
 
     def __init__(self, net: "Net") -> None:
         self.net: Any = net

@@ -54,17 +54,10 @@ def is_raised(error: BaseException) -> bool:
 
 
 class Judge:
-    """Scores the last members of a stack by the rows that they have not seen.
+    """Scores the last members of a stack by the rows of the `split` that they have not seen.
 
     A row's value is the objective's, with the bound in it replaced by that of the mixture with the linear background,
     which is what `score_samples` returns.
-
-    Parameters
-    ----------
-    net : Net
-        In training.
-    split : Split
-        Says which rows.
     """
 
     def __init__(self, net: "Net", split: Split) -> None:
