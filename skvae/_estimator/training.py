@@ -181,12 +181,7 @@ class TrainingMixin:
         rows = taken.values if start is None else start
         done._set_fitted(*fitted)
         done._made_with = taken.asked
-        try:
-            done._report(rows, stream, fresh=start is not None)
-        except KeyboardInterrupt:  # the training is worth another try, which ends in a moment
-            done._report(rows, stream, fresh=start is not None)
-            done.net_.interrupted_ = True
-        else:
+        if done.net_.despite_ctrl_c(partial(done._report, rows, stream, fresh=start is not None)):
             done._calibrate(split)
         self.__dict__ = vars(done)
 
@@ -231,7 +226,7 @@ class TrainingMixin:
                 "No latent unit is active: E[z | x] has at most 0.01 of the prior's variance (posterior collapse). The "
                 "features may be independent of each other; otherwise set objective='elbo' or init='linear'.",
                 ConvergenceWarning,
-                stacklevel=7,
+                stacklevel=8,
             )
 
     # Checks of parameters and of X

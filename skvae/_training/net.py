@@ -4,7 +4,7 @@ import copy
 import math
 import pickle
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -366,20 +366,22 @@ class Net(NeuralNet):
             if self.is_shared:  # other processes are elsewhere
                 raise
             self.interrupted_ = True  # for the caller to see: the state is whole, and can be used
-        self._finish()
+        self.despite_ctrl_c(self.guard_.finish)
         if self.is_shared:
             self.stack_.share_buffers()
         return self
 
-    def _finish(self) -> None:
-        """Leave the state that is kept, though a Ctrl-C comes meanwhile."""
+    def despite_ctrl_c(self, work: Callable[[], None]) -> bool:
+        """Do what ends a training, over again if a Ctrl-C comes meanwhile; returns whether none came."""
         try:
-            self.guard_.finish()
+            work()
+            return True
         except KeyboardInterrupt:
             if self.is_shared:
                 raise
             self.interrupted_ = True
-            self.guard_.finish()
+            work()
+            return False
 
     def _fit_on(self, *args: Any, **kwargs: Any) -> None:
         """skorch's loop, until training ends or an epoch has diverged and was undone."""
