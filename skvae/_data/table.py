@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from .._system.random import subsample
 from .cells import is_date, is_missing, is_number, kind_of, objects_of, unmasked
 from .column import MAX_LEVELS, Column
 from .containers import (
@@ -31,7 +30,6 @@ from .containers import (
 from .input import words
 from .rows import RowSource, gathered, row_blocks
 
-_MAX_CONDITIONS = 2_500
 _NUMBERS = re.compile(r"u?int\d|(half)?float|double|decimal|null")  # and no interval
 _TEXTS = re.compile(r"categor|enum|str$|object|(dictionary<values=)?((large_)?string|bool)|dictionary<values=u?int\d")
 _CATEGORIES = (str, bool, np.bool_, int, float, np.number)
@@ -233,10 +231,6 @@ class Table:
                     UserWarning,
                     stacklevel=7,
                 )
-
-    def conditions_in(self, features):
-        """What is given in some of the rows, to draw from."""
-        return np.array(features[subsample(len(features), _MAX_CONDITIONS, 0), -self.n_context :])
 
     @property
     def gives_floats(self):

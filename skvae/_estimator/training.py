@@ -440,7 +440,7 @@ def with_conditions(table, X, stream, seed):
     """The table with what is given in some of all rows so far, of which X are the latest, to draw from."""
     if not table.n_context:
         return table
-    found = table.conditions_in(X)
+    found = np.array(X[subsample(len(X), MAX_KEPT, 0), -table.n_context :])
     if table.conditions is not None:
         found = stream.mixed(table.conditions, found, len(X), seed)
     return replace(table, conditions=found)
