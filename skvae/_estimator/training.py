@@ -259,7 +259,6 @@ class TrainingMixin:
                 f"marginal='quantile' makes normal scores of numbers, which likelihood={likelihood!r} does not take. "
                 "Set marginal='auto', or likelihood='auto'."
             )
-        table.note_empty(values)
         table.look_at(values, self.marginal, as_they_are=has_support)
         if self._is_guessed and table.groups.keys() <= {"gaussian", "context"}:
             likelihood = guess_likelihood(X, None if in_chunks else table.modelled(values))
