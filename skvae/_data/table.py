@@ -62,14 +62,14 @@ class Table:
     @classmethod
     def of(cls, X, categorical_features="from_dtype", likelihoods=None, conditions=()):
         """The table that a frame is, or an array with text, before its values are looked at."""
-        container = container_of(X)
-        columns = [Column(name, *_kind(cells)) for name, cells in cells_of(X)]
+        container, found = container_of(X), cells_of(X)
+        columns = [Column(name, *_kind(cells)) for name, cells in found]
         _check_names([column.name for column in columns])
         if strange := [column.name for column in columns if column.kind == "unknown"]:
             raise ValueError(
                 words("X has cells that are neither numbers, text nor dates with a time zone or none", strange)
             )
-        if odd := [column.name for column, (_, cells) in zip(columns, cells_of(X), strict=True) if has_odd_zone(cells)]:
+        if odd := [name for name, cells in found if has_odd_zone(cells)]:
             raise ValueError(
                 f"X has dates with a time zone that has no name, in columns {odd[:10]}: they could not be given back. "
                 "Convert them before, as by .dt.tz_convert('UTC')."
@@ -88,7 +88,7 @@ class Table:
             column.given = True
         if columns and all(column.given for column in columns):
             raise ValueError("condition_features names all columns of X: there is nothing left to model.")
-        for column, (_, cells) in zip(columns, cells_of(X), strict=True):
+        for column, (_, cells) in zip(columns, found, strict=True):
             if column.kind == "categorical":
                 levels, column.ordered = _levels(cells, column)
                 column.level_dtype = _level_dtype(cells)
