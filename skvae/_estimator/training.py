@@ -535,13 +535,13 @@ def mean_gain(net, X, gain):
     return float(np.mean(gain) + sum(gathered(X, holes)) / len(X))
 
 
-def _units(likelihood, X, n_context=0):
+def _units(likelihood, X, n_context):
     """Location and scale of the model's units; of what is given, the mean and the standard deviation."""
-    if n_context:
-        n = X.shape[1] - n_context
-        units = zip(_units(likelihood, X[:, :n]), location_scale(X[:, n:]), strict=True)
-        return tuple(np.concatenate([np.broadcast_to(first, n), given]) for first, given in units)
-    return likelihood.location_scale(X)
+    if not n_context:
+        return likelihood.location_scale(X)
+    n = X.shape[1] - n_context
+    units = zip(likelihood.location_scale(X[:, :n]), location_scale(X[:, n:]), strict=True)
+    return tuple(np.concatenate([np.broadcast_to(first, n), given]) for first, given in units)
 
 
 def weight_decay_of(init, n_rows):

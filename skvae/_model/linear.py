@@ -424,13 +424,11 @@ def _describe_background(vae: VAE, model: _LinearModel, mean: Tensor, raw: Tenso
 
 def _linearised(likelihood: Likelihood, raw: Tensor, x: Tensor) -> tuple[Tensor, Noise]:
     """A Gaussian view of `x` around its mean, centred, with the noise that is nearest to a wished one."""
-    some = [features for _, features in likelihood.split()]
-    views, noises = zip(
-        *(_view(part, raw[: part.n_raw, own], x[:, own]) for part, own in likelihood.split()), strict=True
-    )
+    split = likelihood.split()
+    views, noises = zip(*(_view(part, raw[: part.n_raw, own], x[:, own]) for part, own in split), strict=True)
 
     def nearest(noise: Tensor) -> Tensor:
-        return torch.cat([near(noise[own]) for near, own in zip(noises, some, strict=True)])
+        return torch.cat([near(noise[own]) for near, (_, own) in zip(noises, split, strict=True)])
 
     return torch.cat(views, 1), nearest
 
