@@ -133,12 +133,9 @@ def background_of(likelihood: Likelihood, n_features: int, z_dim: int) -> Backgr
 
 def _check_log_prob(likelihood: Likelihood, x: Tensor) -> None:
     """Refuse a likelihood of the user's own whose `log_prob` is not by feature."""
-    shape = likelihood.log_prob(x.new_zeros(len(x), likelihood.n_raw, x.shape[1]), x).shape
-    if shape != x.shape:
-        raise ValueError(
-            f"{type(likelihood).__name__}.log_prob must return a value for each feature, of the shape of x: got "
-            f"{tuple(shape)} for {tuple(x.shape)}. Do not sum over the features."
-        )
+    found, name = likelihood.log_prob(x.new_zeros(len(x), likelihood.n_raw, x.shape[1]), x), type(likelihood).__name__
+    what = f"{name}.log_prob must return a value for each feature, of the shape of x. Do not sum over the features"
+    _check_shape(found, tuple(x.shape), what)
 
 
 def _check_shape(found: Any, wanted: tuple[int, ...], what: str) -> None:
