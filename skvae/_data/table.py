@@ -175,8 +175,9 @@ class Table:
     def look_at(self, values, marginal, as_they_are=False):
         """Choose each column's marginal; "auto" is "standardize" in a table of numbers, or where numbers are to stay
         `as_they_are`, and "quantile" in others and for dates. In memory, take note of columns without any value."""
-        for column, part in zip(self.columns, values.T, strict=True) if not isinstance(values, RowSource) else ():
-            column.is_empty = bool(np.isnan(part).all())
+        if not isinstance(values, RowSource):
+            for column, part in zip(self.columns, values.T, strict=True):
+                column.is_empty = bool(np.isnan(part).all())
         self.are_apart, of_dates = as_they_are, "quantile" if marginal == "auto" else marginal
         if marginal == "auto":
             marginal = "standardize" if self._is_of_numbers or as_they_are else "quantile"
