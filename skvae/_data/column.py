@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from .marginals import fit_knots, from_scores, to_scores
+from .marginals import ROUNDING, fit_knots, from_scores, to_scores
 
 MAX_LEVELS = 255  # of a category, as in HistGradientBoosting
 _ORDINAL_SHARE = 0.1  # of the rows: fewer distinct numbers than that are levels
-_FLOAT32 = 6e-8  # rounding of a number that comes as float32
 _SPIKE_SHARE, _LEAST_SPIKE = 0.05, 2  # of the rows, and rows: a number that more of them share is flagged
 
 
@@ -115,7 +114,7 @@ class Column:
         if self.marginal == "quantile":
             scores, log_slope = to_scores(values, self.knots, self.scores)
             return scores[:, None], log_slope
-        flag = np.where(holes, np.nan, np.isclose(values, self.spike, rtol=_FLOAT32, atol=0))
+        flag = np.where(holes, np.nan, np.isclose(values, self.spike, rtol=ROUNDING, atol=0))
         scores, log_slope = to_scores(np.where(flag == 1, np.nan, values), self.knots, self.scores)
         return np.column_stack([scores, flag]), log_slope
 

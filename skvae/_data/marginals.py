@@ -5,7 +5,7 @@ from scipy.stats import norm
 
 _MAX_KNOTS, _ROWS_PER_KNOT = 400, 10
 _LEAST_SLOPE = 5e-6  # interquartile ranges for each unit of the score, at least: ties are no singularity
-_ROUNDING = 6e-8  # of a number that comes as float32: the largest one is none beyond
+ROUNDING = 6e-8  # of a number that comes as float32
 _FARTHEST = 1e38  # score that float32 holds
 _WIDTHS = (0.25, 0.75), (0.05, 0.95), (0, 1)  # quantiles between which there may be one
 
@@ -37,8 +37,8 @@ def to_scores(values, knots, scores):
     the knots the map goes on as a straight line."""
     place = np.clip(np.searchsorted(knots, values, side="right") - 1, 0, len(knots) - 2)
     slope = np.diff(scores) / np.diff(knots)
-    low, high = knots[[0, -1]] + _ROUNDING * np.abs(knots[[0, -1]]) * [-1, 1]
-    beyond = (values < low) | (values > high)
+    low, high = knots[[0, -1]] + ROUNDING * np.abs(knots[[0, -1]]) * [-1, 1]
+    beyond = (values < low) | (values > high)  # the largest one as float32 is not
     end = np.clip(values, knots[0], knots[-1])
     tail = (scores[-1] - scores[0]) / (knots[-1] - knots[0])
     inside = scores[place] + (end - knots[place]) * slope[place]
