@@ -93,8 +93,7 @@ class Likelihood(Component, ABC):
         return variance
 
     def settle(self, share: Tensor | None = None) -> None:
-        """Fix what `start` left open, given the noise of a linear model, if there is one, as a share of each feature's
-        variance in the rows it was fitted to: (n_features,)."""
+        """Fix what `start` left open, given each feature's share of noise in a linear model, (n_features,), or none."""
 
     def set_noise(self, variance: Tensor, raw: Tensor) -> None:
         """Make `variance` (n_features,) the noise at z = 0, if there is one; `raw` is the decoder's bias."""
