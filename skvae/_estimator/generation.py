@@ -18,6 +18,7 @@ from .._data.rows import RowSource, header_of
 from .._model.aggregate import draw_latents
 from .._system.program import own_settings
 from .._system.random import generator
+from .pipelines import split
 
 _PARTICLES = 20  # for each draw given the same cells
 
@@ -276,14 +277,14 @@ def as_numbers(estimator, X):
 
 def reconstructed(estimator, X):
     """E[x | z] at the posterior mean of each row, under the row's own conditions, and which columns are modelled."""
-    if isinstance(estimator, Pipeline) and len(estimator) > 1 and hasattr(estimator[-1], "_table"):
-        means, modelled = reconstructed(estimator[-1], estimator[:-1].transform(X))
-        rows = estimator[:-1].inverse_transform(means)
+    if isinstance(estimator, Pipeline) and hasattr(estimator[-1], "_table"):
+        before, vae = split(estimator)
+        means, modelled = reconstructed(vae, before.transform(X))
+        rows = before.inverse_transform(means)
         return rows, modelled if np.shape(rows)[1] == np.shape(means)[1] else slice(None)
     Z, table = np.asarray(estimator.transform(X)), table_of(estimator, X)
     if table is None or not table.n_context:
         return estimator.inverse_transform(Z), slice(None)
-    estimator = estimator[-1] if isinstance(estimator, Pipeline) else estimator
     with own_settings():
         given = estimator._check_X(X)[:, -table.n_context :]  # unknown categories are missing, as in `score`
         means = estimator._fitted.expectation(Z.astype(np.float32, copy=False), estimator._typical(given))
