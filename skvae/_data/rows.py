@@ -271,14 +271,14 @@ class ChunkRows(RowSource):
 
     @cached_property
     def _like(self):
-        """Shape of the first part, and names of its columns and the part without its rows if they have any."""
+        """Shape of the first part, and the part without its rows if its columns have names."""
         self._part(0)
         return self._first
 
     @property
     def header(self):
         """What has the names of the columns, without rows; None if they have none."""
-        return self._like[2]
+        return self._like[1]
 
     def __getstate__(self):
         return vars(self) | {"_held": OrderedDict()}
@@ -291,7 +291,7 @@ class ChunkRows(RowSource):
         part = self.all_parts[i] if self.read is None else self.read(self.all_parts[i])
         values, names = _numbers_of(part, i), _names_of(part)
         if i == 0:
-            self._first = values.shape, names, None if names is None else part[:0]
+            self._first = values.shape, None if names is None else part[:0]
         self._check_columns(values.shape, names, i)
         self._held[i] = values
         while len(self._held) > self.n_buffered:
@@ -300,7 +300,8 @@ class ChunkRows(RowSource):
 
     def _check_columns(self, shape, names, i):
         """Refuse part `i` if it has other columns than the first one."""
-        first_shape, first_names, _ = self._first if i == 0 else self._like
+        first_shape, header = self._first if i == 0 else self._like
+        first_names = _names_of(header)
         if len(shape) != 2 or shape[1] != first_shape[1]:
             raise ValueError(
                 f"The parts of X must be tables of the same columns: part {i} has shape {shape}, and the first one has "

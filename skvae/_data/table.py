@@ -407,12 +407,12 @@ def _named(columns, name):
 def _levels(cells, column):
     """Categories of a column in order, and whether a pandas category says that they are ordered."""
     declared = getattr(getattr(cells, "dtype", None), "categories", None)
-    found = {cell for cell in objects_of(cells) if not is_missing(cell)}
-    levels = list(declared) if declared is not None else sorted(found, key=lambda cell: (type(cell).__name__, cell))
-    if len(levels) > MAX_LEVELS >= len(found):
+    found = declared if declared is not None else sorted(_distinct(cells), key=lambda c: (type(c).__name__, c))
+    levels = list(found)
+    if len(levels) > MAX_LEVELS >= len(used := _distinct(cells)):
         raise ValueError(
             f"Categorical feature {column.name!r} has {len(levels)} categories in its dtype, of which at most "
-            f"{MAX_LEVELS} can be modelled, and cells of {len(found)} of them: drop the others, as by "
+            f"{MAX_LEVELS} can be modelled, and cells of {len(used)} of them: drop the others, as by "
             ".cat.remove_unused_categories()."
         )
     if len(levels) > MAX_LEVELS:
@@ -422,6 +422,10 @@ def _levels(cells, column):
             "make it a numeric column if it holds numbers as text, or drop it if it only names its rows."
         )
     return [_plain(level) for level in levels], bool(getattr(cells.dtype, "ordered", False))
+
+
+def _distinct(cells):
+    return {cell for cell in objects_of(cells) if not is_missing(cell)}
 
 
 def _level_dtype(cells):

@@ -134,7 +134,7 @@ class Refined:
         gradient = (jacobian @ slope.unsqueeze(-1)).squeeze(-1) + _gradient(self.vae.prior, z)
         hessian = (jacobian * curvature.unsqueeze(1)) @ jacobian.mT
         least = 1 + _ROUNDING * hessian.diagonal(dim1=-2, dim2=-1).amax(-1)  # of a far row more than float64 adds to it
-        return gradient, torch.linalg.cholesky(hessian + torch.diag_embed(least.unsqueeze(-1).expand(z.shape)))
+        return gradient, torch.linalg.cholesky(hessian + least[:, None, None] * torch.eye(z.shape[-1]).to(hessian))
 
     def _jacobian(self, z: Tensor) -> Tensor:
         """Slopes of the first raw outputs in z, over about a standard deviation of it: (batch, z_dim, n_features)."""
